@@ -1,0 +1,97 @@
+"""Command lines of the jobs, made from the same values that the library takes."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, NoReturn, TypeVar
+
+import tyro
+
+from vamf import tracking, values
+from vamf.cluster.train import Scaling
+from vamf.experiment import Experiment
+
+T = TypeVar("T")
+
+Flat = Annotated[tyro.conf.AvoidSubcommands[Experiment], tyro.conf.arg(name="")]
+"""An experiment whose fields are options without a prefix: ``--optim.lr``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of every job that trains."""
+
+    experiment: Flat
+    set: tuple[str, ...] = ()
+    """More settings, as `name=value`: those absent above, such as `loss.anchor.weight=0.1`, or
+    another kind, such as `times.kind=UniformTimes`."""
+    scaling: Scaling = field(default_factory=Scaling)
+    """Processes, CPUs and GPUs."""
+    storage: Path = Path("runs")
+    """Folder for runs; on a cluster, one that all nodes see."""
+    tracking: str | None = None
+    """MLflow's tracking URI; by default MLFLOW_TRACKING_URI, or else a file in the storage."""
+    name: str | None = None
+    """Name of the run's folder in the storage; by default made from preset and time."""
+    dry_run: bool = False
+    """Print the resolved experiment and stop."""
+
+    def resolved(self) -> Experiment:
+        """The experiment with every option applied; ValueError names what is wrong."""
+        changes = dict(item.partition("=")[::2] for item in self.set)
+        experiment = self.experiment.override({k: _literal(v) for k, v in changes.items()})
+        self.scaling.check(experiment)
+        return experiment
+
+    def uri(self) -> str:
+        """Where MLflow keeps the runs; ValueError if it does not answer."""
+        uri = self.tracking or tracking.default_uri(self.storage)
+        tracking.check(uri)
+        return uri
+
+    def directory(self, prefix: str) -> Path:
+        """The run's folder; ValueError if a run of that name exists."""
+        name = self.name or f"{prefix}-{time.strftime('%Y%m%d-%H%M%S')}"
+        directory = self.storage.resolve() / name
+        if directory.exists():
+            raise ValueError(f"{directory} exists; choose another --name, or --resume it")
+        return directory
+
+
+def _literal(text: str) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def parse(
+    options: type[T], defaults: Mapping[str, T], argv: Sequence[str], what: str
+) -> tuple[str, T]:
+    """Reads `NAME [options]`, NAME one of ``defaults``; exits with one line for an unknown one."""
+    name = argv[0] if argv else "--help"
+    if name in defaults:
+        program = f"{Path(sys.argv[0]).stem} {name}"
+        return name, tyro.cli(options, default=defaults[name], args=argv[1:], prog=program)
+    if name not in ("-h", "--help"):
+        stop(f"unknown {what} {name!r}{values.nearest(name, defaults)}")
+    print(f"usage: NAME [options]; NAME --help lists the options of the {what} NAME:")
+    print("\n".join(f"  {known}" for known in defaults))
+    raise SystemExit(0)
+
+
+def guarded(action: Callable[[], T]) -> T:
+    """Runs ``action``; bad input ends the program with its one line."""
+    try:
+        return action()
+    except ValueError as error:
+        stop(str(error))
+
+
+def stop(line: str) -> NoReturn:
+    """Ends the program with one line on stderr."""
+    print(f"error: {line}", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,58 @@
+"""Runs a job on a Ray cluster: ``python -m jobs.submit [options] -- train digits ...``."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from vamf.cluster import submit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Runs a job on a Ray cluster: python -m jobs.submit [options] -- train digits ..."""
+
+    address: str = field(default_factory=submit.default_address)
+    """The cluster's dashboard; RAY_API_SERVER_ADDRESS or RAY_ADDRESS if set."""
+    working_dir: Path = Path()
+    """The folder that is uploaded: it holds vamf and jobs."""
+    env: tuple[str, ...] = ()
+    """Environment of the job: NAME=VALUE, or NAME for its value here. MLFLOW_* goes along."""
+    packages: tuple[str, ...] = ()
+    """Requirements the cluster lacks, to install for this job; its Python must have pip."""
+    detach: bool = False
+    """Do not follow the log."""
+    follow: str | None = None
+    """Follow the log of the job with this id."""
+    stop: str | None = None
+    """Stop the job with this id."""
+    status: str | None = None
+    """Print the state of the job with this id."""
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit status: 0 if the job succeeded."""
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    options = tyro.cli(Options, args=arguments[:split], prog="python -m jobs.submit")
+    actions = {submit.follow: options.follow, submit.stop: options.stop}
+    for action, job_id in (actions | {submit.status: options.status}).items():
+        if job_id:
+            return action(submit.connect(options.address), job_id)
+    submission = submit.Submission(
+        command=tuple(arguments[split + 1 :]),
+        address=options.address,
+        working_dir=options.working_dir,
+        env=submit.variables(options.env),
+        packages=options.packages,
+    )
+    job_id = submit.submit(submission)
+    print(f"Submitted {job_id}.\n{submit.hints(job_id)}\n", flush=True)
+    return 0 if options.detach else submit.follow(submit.connect(options.address), job_id)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except ValueError as error:
+        sys.exit(f"submit: {error}")

@@ -1,0 +1,61 @@
+"""Train one experiment: ``python -m jobs.train digits --beta.value 0.5``; ``--resume FOLDER``."""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from jobs import cli
+from vamf import tracking
+from vamf.cluster import connect
+from vamf.cluster.launch import Launch, launch, new, progress_bar, resumed
+from vamf.cluster.train import Scaling
+from vamf.experiment import Experiment
+from vamf.presets import PRESETS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume:
+    """Continue a run from its latest checkpoint."""
+
+    resume: Path
+    """The run's folder."""
+    scaling: Scaling = field(default_factory=Scaling)
+    """Processes, CPUs and GPUs."""
+    tracking: str | None = None
+    """MLflow's tracking URI; by default MLFLOW_TRACKING_URI, or else the file beside the run."""
+
+
+def main(argv: list[str]) -> None:
+    if any(argument.split("=")[0] == "--resume" for argument in argv):
+        again = tyro.cli(Resume, args=argv)
+        uri = again.tracking or tracking.default_uri(again.resume.resolve().parent)
+        experiment, start = cli.guarded(lambda: resumed(again.resume, uri))
+        run(experiment, start, again.scaling)
+        return
+    presets = {name: cli.Options(experiment=value) for name, value in PRESETS.items()}
+    preset, options = cli.parse(cli.Options, presets, argv, "preset")
+    experiment = cli.guarded(options.resolved)
+    if options.dry_run:
+        print(json.dumps(experiment.to_dict(), indent=2))
+        return
+    start = cli.guarded(lambda: new(options.directory(preset), options.uri(), preset))
+    run(experiment, start, options.scaling)
+
+
+def run(experiment: Experiment, start: Launch, scaling: Scaling) -> None:
+    """Trains, with a progress bar, and prints what was measured and where it is."""
+    cli.guarded(lambda: connect.prepare(scaling))
+    cli.guarded(experiment.evaluation.distance.prepare)
+    with progress_bar(start.directory, experiment.steps):
+        summary = cli.guarded(lambda: launch(experiment, start, scaling))
+    for name, measurement in summary.metrics.items():
+        print(f"{name:44} {measurement}")
+    print(f"run        {start.directory}")
+    print(f"compare    {tracking.ui_command(start.uri, start.directory.parent)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,260 @@
+"""Jobs on a Ray cluster: what is uploaded, what is refused, what comes back."""
+
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import cast
+
+import pytest
+from aiohttp import ClientError
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
+
+from jobs.submit import main
+from vamf.cluster import submit
+from vamf.cluster.submit import Submission
+
+JOB = """
+import os, sys, time
+print("variables", os.environ["GREETING"], os.environ["MLFLOW_TRACKING_URI"], sys.argv[1:])
+if "--wait" in sys.argv:
+    print("waiting")
+    time.sleep(600)
+for line in range(3):
+    print("line", line)
+    time.sleep(0.3)
+sys.exit(3 if "--fail" in sys.argv else 0)
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with one job, and things that have no business on a cluster."""
+    folder = tmp_path / "project"
+    for name, text in {
+        "jobs/__init__.py": "",
+        "jobs/bench.py": JOB,
+        "vamf/data/images.py": "",
+        "vamf/__pycache__/x.pyc": "",
+        "data/cifar.bin": "",
+        "runs/a/checkpoint.pt": "",
+        ".git/HEAD": "",
+        ".venv/bin/python": "",
+        "vamf.egg-info/PKG-INFO": "",
+        "mlflow.db": "",
+        "uv.lock": "",
+        "wheels/a.whl": "",
+        "notes/secret.txt": "",
+        ".gitignore": "/notes/\n",
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def bench(project: Path, *arguments: str, address: str = submit.LOCAL) -> Submission:
+    command = ("bench", *arguments)
+    env = {"GREETING": "hello"}
+    return Submission(command=command, working_dir=project, address=address, env=env)
+
+
+def test_only_code_is_uploaded(project: Path) -> None:
+    names = {str(path) for path in submit.uploaded(project)}
+    assert names == {".gitignore", "jobs/__init__.py", "jobs/bench.py", "vamf/data/images.py"}
+
+
+def test_a_folder_too_large_is_refused_with_its_largest_files(project: Path) -> None:
+    for index in range(12):
+        with (project / f"weights{index:02}.pt").open("wb") as file:
+            file.truncate((index + 1) * 10 * 2**20)  # sparse: takes no disk
+    with pytest.raises(ValueError, match=r"must stay below 512 MiB; got 780 MiB") as caught:
+        submit.submit(bench(project))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 11
+    assert lines[1].split() == ["120.0", "MiB", "weights11.pt"]
+    assert lines[10].split() == ["30.0", "MiB", "weights02.pt"]
+
+
+def test_an_unknown_job_is_refused_with_the_nearest_name(project: Path) -> None:
+    with pytest.raises(ValueError, match=r"got 'trian': 'train'\?"):
+        Submission(command=("trian", "digits"), working_dir=project)
+    with pytest.raises(ValueError, match=r"must be one of train, .*; got ''"):
+        Submission(command=(), working_dir=project)
+    with pytest.raises(ValueError, match=r"must hold jobs/train\.py; got"):
+        Submission(command=("train", "digits"), working_dir=project)
+
+
+def test_the_command_line_is_quoted(project: Path) -> None:
+    assert bench(project, "a b", "$HOME").entrypoint == "python -m jobs.bench 'a b' '$HOME'"
+
+
+def test_mlflow_variables_go_along_and_are_not_shown(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
+    submission = bench(project)
+    assert submission.runtime_env["env_vars"] == submission.variables
+    assert submission.variables["MLFLOW_TRACKING_PASSWORD"] == "hunter2"
+    assert submission.variables["GREETING"] == "hello"
+    assert "hunter2" not in repr(submission)
+    assert "hello" not in repr(submission)
+
+
+def test_variables_are_given_or_taken_from_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "hunter2")
+    monkeypatch.delenv("ABSENT", raising=False)
+    assert submit.variables(["A=b=c", "E=", "TOKEN"]) == {"A": "b=c", "E": "", "TOKEN": "hunter2"}
+    with pytest.raises(ValueError, match="must have a value here; got ABSENT"):
+        submit.variables(["ABSENT"])
+
+
+def test_the_address_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert submit.default_address() == submit.LOCAL
+    monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
+    assert submit.default_address() == "http://head:8265"
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://other:8265")
+    assert submit.default_address() == "http://other:8265"
+    with pytest.raises(ValueError, match=r"must be the dashboard's, .*; got head:6379"):
+        submit.connect("head:6379")
+
+
+def test_an_address_without_a_cluster_is_one_line(project: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        started = time.monotonic()
+        with pytest.raises(ValueError, match=f"must answer at http://127.0.0.1:{port}; got no"):
+            submit.submit(bench(project, address=f"http://ann:hunter2@127.0.0.1:{port}"))
+        assert time.monotonic() - started < 10
+    with pytest.raises(ValueError, match=r"got no answer \(ConnectionError\)") as caught:
+        submit.connect(f"http://ann:hunter2@127.0.0.1:{port}")
+    assert "hunter2" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+class Flickering:
+    """A cluster whose connections break in the middle of a job's log."""
+
+    log = "one\ntwo\nthree\nfour\n"
+
+    def __init__(self) -> None:
+        self.connections = 0
+
+    def get_job_info(self, job_id: str) -> JobDetails:
+        status = JobStatus.SUCCEEDED if self.connections == 3 else JobStatus.RUNNING
+        return JobDetails(type=JobType.SUBMISSION, entrypoint="", status=status, message="done")
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        self.connections += 1
+        for start in range(0, 7 * self.connections, 5):
+            yield self.log[start : start + 5]
+        if self.connections < 3:
+            raise ClientError("broken")
+
+
+def test_a_lost_connection_repeats_no_line_of_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    assert submit.follow(cast(JobSubmissionClient, Flickering()), "j") == 0
+    assert capsys.readouterr().out == Flickering.log + "Job j SUCCEEDED: done\n"
+
+
+def test_a_problem_is_told_in_one_line() -> None:
+    assert submit._brief("setup failed\nTraceback:\n  File\n\nNo module named pip\n") == (
+        "setup failed ... No module named pip"
+    )
+    assert (
+        submit._without("at http://ann:hunter2@x, 0", ["hunter2", "0"]) == "at http://ann:...@x, 0"
+    )
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.3)
+
+
+@pytest.mark.slow
+def test_a_job_is_followed_to_its_end(
+    ray_head: str, project: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")  # must not win over the option
+    options = ["--address", ray_head, "--working-dir", str(project), "--env", "GREETING=hello"]
+    assert main([*options, "--", "bench", "--steps", "3"]) == 0
+    out, err = capfd.readouterr()
+    assert "variables hello http://mlflow.example ['--steps', '3']\nline 0\nline 1\nline 2\n" in out
+    assert "SUCCEEDED" in out.splitlines()[-1]
+    assert err == ""
+    assert main([*options, "--", "bench", "--fail"]) == 1
+    out = capfd.readouterr().out
+    assert "FAILED: Job entrypoint command failed with exit code 3" in out.splitlines()[-1]
+    assert out.count("line 2") == 1
+
+
+@pytest.mark.slow
+def test_a_stopped_job_has_not_succeeded(
+    ray_head: str, project: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
+    job_id = submit.submit(bench(project, "--wait", address=ray_head))
+    client = submit.connect(ray_head)
+    wait_until(lambda: "waiting" in client.get_job_logs(job_id))
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(submit.follow(client, job_id)))
+    thread.start()
+    assert submit.stop(submit.connect(ray_head), job_id) == 0
+    thread.join(60)
+    assert codes == [1]
+    assert submit.status(client, job_id) == 0
+    assert f"Job {job_id} STOPPED" in capfd.readouterr().out
+    with pytest.raises(ValueError, match="must know the job; got"):
+        submit.follow(client, "raysubmit_none")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("answer", ["y\n", "n\n", None])
+def test_control_c_asks_whether_to_stop_the_job(
+    ray_head: str, project: Path, monkeypatch: pytest.MonkeyPatch, answer: str | None
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
+    job_id = submit.submit(bench(project, "--wait", address=ray_head))
+    client = submit.connect(ray_head)
+    wait_until(lambda: "waiting" in client.get_job_logs(job_id))
+    command = [sys.executable, "-m", "jobs.submit", "--address", ray_head, "--follow", job_id]
+    keyboard, terminal = pty.openpty()
+    follower = subprocess.Popen(
+        command,
+        stdin=terminal if answer else subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert follower.stdout is not None
+        for line in follower.stdout:
+            if line == "waiting\n":
+                break
+        follower.send_signal(signal.SIGINT)
+        os.write(keyboard, (answer or "").encode())
+        said = follower.communicate(timeout=60)[0]
+    finally:
+        follower.kill()
+        os.close(keyboard)
+        os.close(terminal)
+    assert follower.returncode == 130, said
+    assert "Traceback" not in said
+    if answer == "y\n":
+        assert f"Job {job_id} STOPPED" in said
+    else:
+        assert f"Job {job_id} goes on." in said
+        assert f"--stop {job_id}" in said
+        assert not submit.details(client, job_id).status.is_terminal()
+        assert submit.stop(client, job_id) == 0

@@ -1,0 +1,29 @@
+"""beta that moves over training: its shape, where it starts and ends, and when it arrives.
+
+Several parameters, some of which exist only for some shapes: grouped multivariate TPE.
+"""
+
+import optuna
+
+PRESET = "digits_search"
+OBJECTIVES = ("eval/loss_variance", "eval/distance")
+POINTS = (
+    {"beta.shape": "constant", "beta.value": 0.0},
+    {"beta.shape": "constant", "beta.value": 1.0},
+)
+
+
+def sampler(seed: int) -> optuna.samplers.BaseSampler:
+    """Tree-structured Parzen estimators that model the parameters of each shape together."""
+    return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+
+
+def space(trial: optuna.Trial) -> dict[str, float | str]:
+    """A constant beta, or one that moves from one value to another."""
+    shape = trial.suggest_categorical("beta.shape", ["constant", "linear", "cosine", "step"])
+    settings: dict[str, float | str] = {"beta.shape": str(shape)}
+    settings["beta.value"] = trial.suggest_float("beta.value", 0.0, 1.0)
+    if shape != "constant":
+        settings["beta.end"] = trial.suggest_float("beta.end", 0.0, 1.0)
+        settings["beta.finish"] = trial.suggest_float("beta.finish", 0.2, 1.0)
+    return settings

@@ -1,0 +1,86 @@
+"""Starting or joining a Ray cluster, quietly, with one clear line if it is not there."""
+
+import logging
+import os
+import socket
+from urllib.parse import urlsplit
+
+from vamf.cluster.train import Scaling
+
+CONNECT_SECONDS = 5.0
+"""How long an address may take to accept a connection."""
+
+
+def connect() -> None:
+    """Joins the cluster at ``RAY_ADDRESS``, or starts one on this machine.
+
+    Raises ValueError if nothing answers at the address.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    quieten()
+    address = os.environ.get("RAY_ADDRESS")
+    if address in (None, "", "local"):
+        # vamf keeps its data out of Ray's object store; the default would reserve a third of RAM.
+        ray.init(
+            include_dashboard=False,
+            object_store_memory=200 * 2**20,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+        return
+    _check(address)
+    ray.init(log_to_driver=False, logging_level=logging.ERROR)
+
+
+def prepare(scaling: Scaling, *, cluster: bool = False) -> None:
+    """Sees to it that what a run needs is there; a run of 0 workers alone needs no ``cluster``.
+
+    Raises ValueError if the cluster does not answer, or lacks what the run takes.
+    """
+    if scaling.workers == 0 and not cluster:
+        quieten()
+        return
+    connect()
+    workers = max(scaling.workers, 1)
+    require({"CPU": workers * scaling.cpus, "GPU": workers * scaling.gpus}, "the run")
+
+
+def _check(address: str) -> None:
+    if address == "auto":
+        return
+    parts = urlsplit(address if "://" in address else f"ray://{address}")
+    try:
+        socket.create_connection(
+            (parts.hostname or "", parts.port or 6379), CONNECT_SECONDS
+        ).close()
+    except OSError as error:
+        raise ValueError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from None
+
+
+def quieten() -> None:
+    """Keeps Ray's own lines off the terminal; they stay in its session's log files."""
+    for name in ("ray", "ray.train", "ray.tune", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def log_folder() -> str | None:
+    """Where the cluster that this process started keeps its full logs."""
+    import ray
+
+    node = ray._private.worker._global_node
+    return node.get_logs_dir_path() if node is not None else None
+
+
+def require(resources: dict[str, float], what: str) -> None:
+    """Raises ValueError unless the cluster has the resources at all: nothing must wait forever."""
+    import ray
+
+    have = ray.cluster_resources()
+    for name, amount in resources.items():
+        if amount > have.get(name, 0):
+            raise ValueError(
+                f"{what} needs {amount:g} {name}; the cluster has {have.get(name, 0):g} in all"
+            )

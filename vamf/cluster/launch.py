@@ -1,0 +1,136 @@
+"""One tracked run from beginning to end: its folder, its MLflow run, and an honest status."""
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from vamf import tracking
+from vamf.cluster.train import Scaling, fit, progress
+from vamf.experiment import Experiment
+from vamf.tracking import Run, Tracker
+from vamf.training.loop import Summary
+
+EXPERIMENT, RUN = "experiment.json", "run.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """What a run is called and where it is kept."""
+
+    directory: Path
+    """The run's folder."""
+    uri: str
+    """MLflow's tracking URI."""
+    name: str
+    """The run's name in MLflow."""
+    preset: str
+    """Name of the preset that the experiment came from."""
+    parent: Run | None = None
+    """The sweep that the run belongs to."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Further MLflow tags."""
+
+
+def new(directory: Path, uri: str, preset: str) -> Launch:
+    """A run by itself, named after its folder."""
+    return Launch(directory=directory, uri=uri, name=directory.name, preset=preset)
+
+
+def resumed(directory: Path, uri: str) -> tuple[Experiment, Launch]:
+    """The run in a folder, ready to go on; ValueError if there is none, or MLflow is away."""
+    directory = directory.resolve()
+    if not (directory / RUN).exists():
+        raise ValueError(f"no run in {directory}: {RUN} is missing")
+    tracking.check(uri)
+    return Experiment.load(directory / EXPERIMENT), new(directory, uri, preset="")
+
+
+def close_orphan(marker: Path, uri: str) -> None:
+    """Marks the run whose ``run.json`` this is as killed: nobody will go on with it."""
+    Tracker(Run(**json.loads(marker.read_text()) | {"uri": uri})).close("KILLED", "interrupted")
+
+
+def create(experiment: Experiment, start: Launch) -> Run:
+    """Makes the folder and the MLflow run of a new run, or rejoins those that are there.
+
+    Raises ValueError if the folder holds another experiment, or MLflow does not answer.
+    """
+    saved, marker = start.directory / EXPERIMENT, start.directory / RUN
+    if marker.exists():
+        if Experiment.load(saved) != experiment:
+            raise ValueError(f"{start.directory} holds another experiment")
+        run = Run(**json.loads(marker.read_text()) | {"uri": start.uri})
+        tracking.rejoin(run)
+        return run
+    start.directory.mkdir(parents=True, exist_ok=True)
+    experiment.save(saved)
+    run = tracking.create(
+        start.uri,
+        name=start.name,
+        params={"beta": experiment.beta.value, **experiment.flatten()},
+        tags=_tags(experiment, start),
+        spool=start.directory / "spool",
+        parent=start.parent,
+    )
+    # The address may hold credentials; it is given anew when the run is resumed.
+    marker.write_text(json.dumps(asdict(run) | {"uri": ""}))
+    Tracker(run).artifact(saved)
+    return run
+
+
+def _tags(experiment: Experiment, start: Launch) -> dict[str, str]:
+    return {
+        "preset": start.preset,
+        "beta": experiment.beta.label,
+        "seed": str(experiment.seed),
+        "git.commit": tracking.git_commit() or "unknown",
+        "directory": str(start.directory),
+        **start.tags,
+    }
+
+
+@contextmanager
+def closing(run: Run) -> Iterator[None]:
+    """Ends an MLflow run by what happens inside: finished, failed with its error, or killed."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        Tracker(run).close("KILLED", "interrupted")
+        raise
+    except BaseException as error:
+        Tracker(run).close("FAILED", f"{type(error).__name__}: {error}")
+        raise
+    Tracker(run).close("FINISHED")
+
+
+def launch(experiment: Experiment, start: Launch, scaling: Scaling, **hooks: Any) -> Summary:
+    """Trains a run, new or resumed, and tracks it; ``hooks`` are those of ``fit``."""
+    run = create(experiment, start)
+    with closing(run):
+        return fit(experiment, start.directory, run, scaling, **hooks)
+
+
+@contextmanager
+def progress_bar(directory: Path, steps: int) -> Iterator[None]:
+    """Shows, until the block ends, how far the run in a folder is."""
+    done = threading.Event()
+
+    def follow(bar: tqdm) -> None:
+        while not done.wait(0.5):
+            bar.update(progress(directory) - bar.n)
+        bar.update(progress(directory) - bar.n)
+
+    with tqdm(total=steps, initial=progress(directory), unit="step", dynamic_ncols=True) as bar:
+        thread = threading.Thread(target=follow, args=(bar,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()

@@ -1,0 +1,174 @@
+"""Training under Ray Train: the only module that imports it."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vamf.distributed import Workers
+from vamf.experiment import Experiment
+from vamf.tracking import Run, Tracker
+from vamf.training.loop import Session, Summary, train
+from vamf.training.trainer import NonFiniteLoss
+
+Report = Callable[[Mapping[str, Any]], None]
+
+PROGRESS = "progress"
+"""The file that holds the last reported step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """The processes of a run, and what each of them takes."""
+
+    workers: int = 0
+    """Ray Train workers that share each batch; 0 trains in this very process, without a cluster."""
+    cpus: float = 1
+    """CPUs of a worker."""
+    gpus: float = 0
+    """GPUs of a worker; a part of one lets small runs share it. With 0 workers, any GPU is used."""
+    max_failures: int = 3
+    """How often lost workers are replaced; the run goes on from its latest checkpoint."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 0 or self.gpus < 0 or self.max_failures < 0 or not self.cpus > 0:
+            raise ValueError(
+                "scaling needs workers >= 0, cpus > 0, gpus >= 0 and max_failures >= 0; "
+                f"got {self.workers}, {self.cpus}, {self.gpus} and {self.max_failures}"
+            )
+
+    def check(self, experiment: Experiment) -> None:
+        """Raises ValueError unless the batch divides among the workers."""
+        if experiment.batch % max(self.workers, 1):
+            raise ValueError(
+                f"batch must be divisible by the number of workers; "
+                f"got {experiment.batch} for {self.workers} workers"
+            )
+
+
+def fit(
+    experiment: Experiment,
+    directory: Path,
+    run: Run | None,
+    scaling: Scaling,
+    *,
+    report: Report | None = None,
+    callbacks: Sequence[Any] = (),
+) -> Summary:
+    """Trains in ``directory``, from its latest checkpoint if it has one, and logs to ``run``.
+
+    ``report`` takes progress when there are 0 workers; ``callbacks`` are Ray Train's, for more.
+    Raises NonFiniteLoss, or Ray's TrainingFailedError when workers failed too often.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    scaling.check(experiment)
+    for name in ("summary.json", "failure.json"):
+        (directory / name).unlink(missing_ok=True)
+    config = {
+        "experiment": experiment.to_dict(),
+        "directory": str(directory.resolve()),
+        "run": asdict(run) if run else None,
+        "workers": scaling.workers,
+        "report": report if scaling.workers == 0 else None,
+    }
+    resources = {"CPU": scaling.cpus, **({"GPU": scaling.gpus} if scaling.gpus else {})}
+    TorchTrainer(
+        _worker,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(
+            num_workers=scaling.workers,
+            use_gpu=bool(scaling.workers and scaling.gpus),
+            resources_per_worker=resources if scaling.workers else None,
+        ),
+        run_config=RunConfig(
+            name=directory.name,
+            storage_path=str(directory.resolve() / "ray"),
+            failure_config=FailureConfig(max_failures=scaling.max_failures),
+            callbacks=list(callbacks),
+        ),
+    ).fit()
+    return outcome(directory)
+
+
+def outcome(directory: Path) -> Summary:
+    """How the run in ``directory`` ended; NonFiniteLoss if it was that."""
+    failure = directory / "failure.json"
+    if failure.exists():
+        raise NonFiniteLoss(json.loads(failure.read_text())["error"])
+    return Summary.load(directory / "summary.json")
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """The function that every Ray Train worker runs."""
+    experiment = Experiment.from_dict(config["experiment"])
+    directory, workers = Path(config["directory"]), _place(config["workers"])
+    session = Session(
+        directory=directory,
+        workers=workers,
+        wrap=_distributed(workers),
+        report=_report(config, workers),
+    )
+    tracker = Tracker(Run(**config["run"])) if config["run"] and session.leads else None
+    if tracker:
+        session = replace(session, log=tracker.metrics, picture=_picture(tracker))
+    try:
+        train(experiment, session)
+    except NonFiniteLoss as error:
+        # All workers stop alike; trying again from the checkpoint would end the same.
+        (directory / "failure.json").write_text(json.dumps({"error": str(error)}))
+    if tracker:
+        tracker.flush()
+
+
+def _place(workers: int) -> Workers:
+    if workers == 0:
+        return Workers(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    from ray.train import get_context
+    from ray.train.torch import get_device
+
+    context = get_context()
+    return Workers(context.get_world_rank(), context.get_world_size(), get_device())
+
+
+def _distributed(workers: Workers) -> Callable[[nn.Module], nn.Module]:
+    if workers.world == 1:
+        return lambda objective: objective
+    devices = [workers.device] if workers.device.type == "cuda" else None
+    return lambda objective: DistributedDataParallel(
+        objective, device_ids=devices, broadcast_buffers=False
+    )
+
+
+def _report(config: dict[str, Any], workers: Workers) -> Report:
+    mark, given = Path(config["directory"]) / PROGRESS, config["report"]
+
+    def report(progress: Mapping[str, Any]) -> None:
+        if workers.rank == 0:
+            mark.write_text(str(progress["step"]))
+        if config["workers"] > 0:
+            import ray.train
+
+            ray.train.report(dict(progress))
+        elif given:
+            given(progress)
+
+    return report
+
+
+def progress(directory: Path) -> int:
+    """The step that the run in ``directory`` last reported."""
+    try:
+        return int((directory / PROGRESS).read_text() or 0)
+    except FileNotFoundError:
+        return 0
+
+
+def _picture(tracker: Tracker) -> Callable[[Path, int], None]:
+    return lambda path, step: tracker.image(path, "samples", step)

@@ -1,0 +1,64 @@
+"""The trials of a search as files: one record each, written by the trial itself."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from vamf.metrics.distances import Measurement, mean_with_error
+from vamf.training.evaluation import Metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One point of a search: what was set, and how it ended."""
+
+    number: int
+    """Its number in the Optuna study."""
+    settings: dict[str, Any]
+    """What differs from the search's experiment, by dotted name."""
+    label: str
+    """Its beta, readably."""
+    seconds: float = 0.0
+    """Wall-clock seconds, over all seeds."""
+    metrics: Metrics = field(default_factory=dict)
+    """Mean over seeds, with its standard error; of one seed, the evaluation's own error."""
+    seeds: list[dict[str, float]] = field(default_factory=list)
+    """The figures of each seed."""
+    error: str | None = None
+    """Why it failed, if it did."""
+
+    def save(self, folder: Path) -> None:
+        """Writes ``trial.json``, whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = folder / "trial.partial"
+        aside.write_text(json.dumps(asdict(self)))
+        aside.rename(folder / "trial.json")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Reads what ``save`` wrote."""
+        data = json.loads((folder / "trial.json").read_text())
+        data["metrics"] = {name: Measurement(*pair) for name, pair in data["metrics"].items()}
+        return cls(**data)
+
+
+def trial_folder(sweep: Path, number: int) -> Path:
+    """Where a trial of a sweep keeps its files."""
+    return sweep / f"t{number:03d}"
+
+
+def load_trials(sweep: Path) -> list[Trial]:
+    """All trials of a sweep that ended, by number."""
+    return [Trial.load(path.parent) for path in sorted(sweep.glob("t*/trial.json"))]
+
+
+def over_seeds(runs: list[Metrics]) -> Metrics:
+    """Means over seeds with the spread's standard error; a single seed keeps its own."""
+    if len(runs) == 1:
+        return runs[0]
+    import torch
+
+    return {
+        name: mean_with_error(torch.tensor([run[name].value for run in runs])) for name in runs[0]
+    }

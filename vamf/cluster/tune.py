@@ -1,0 +1,266 @@
+"""The search: Ray Tune runs trials that Optuna suggests. The only module that imports Ray Tune."""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+from tqdm import tqdm
+
+from vamf.cluster import connect
+from vamf.cluster.launch import Launch, launch
+from vamf.cluster.space import Space
+from vamf.cluster.train import Scaling
+from vamf.cluster.trials import Trial, load_trials, over_seeds, trial_folder
+from vamf.experiment import Experiment
+from vamf.tracking import Run
+from vamf.training.evaluation import Metrics
+from vamf.training.trainer import NonFiniteLoss
+
+STUDY = "study.db"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A search as a value: everything that its trials need to know."""
+
+    directory: Path
+    """Its folder: the study, and a folder for each trial."""
+    space: str
+    """Name of its search space."""
+    experiment: Experiment
+    """What the trials vary."""
+    preset: str
+    """Name of the preset that the experiment came from."""
+    objectives: tuple[str, ...]
+    """Figures to minimise, by their full names."""
+    trials: int
+    """How many points are tried."""
+    seeds: int
+    """Trainings for each point, with seeds experiment.seed, + 1, ..."""
+    parent: Run
+    """The sweep's own MLflow run."""
+    scaling: Scaling = field(default_factory=Scaling)
+    """Resources of a trial."""
+
+    @property
+    def name(self) -> str:
+        """The sweep's name: its folder's."""
+        return self.directory.name
+
+    @property
+    def storage(self) -> str:
+        """The study's database, as Optuna and optuna-dashboard take it."""
+        return f"sqlite:///{self.directory / STUDY}"
+
+
+def open_study(sweep: Sweep) -> optuna.Study:
+    """The sweep's study, which exists."""
+    return optuna.load_study(study_name=sweep.name, storage=sweep.storage)
+
+
+def settle(sweep: Sweep) -> list[optuna.trial.FrozenTrial]:
+    """Settles the trials on which nobody works any more; returns those that left no result.
+
+    A trial that recorded its result is completed with it, the others are marked as failed.
+    """
+    if sweep.name not in optuna.get_all_study_names(sweep.storage):
+        return []
+    study, lost = open_study(sweep), []
+    records = {trial.number: trial for trial in load_trials(sweep.directory)}
+    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+        record = records.get(trial.number)
+        if record is not None and record.error is None:
+            study.tell(trial.number, [record.metrics[name].value for name in sweep.objectives])
+            continue
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        if record is None:
+            lost.append(trial)
+    return lost
+
+
+def abandon(sweep: Sweep) -> list[int]:
+    """Settles what a dead search left in flight, to be tried again; returns the lost numbers."""
+    lost = settle(sweep)
+    for trial in lost:
+        open_study(sweep).enqueue_trial(trial.params)
+    return [trial.number for trial in lost]
+
+
+def search(space: Space, sweep: Sweep) -> None:
+    """Runs what is left of a sweep; its study and its trials' files hold the results.
+
+    A trial that fails costs that trial only. A trial whose process dies is started once more and
+    goes on from its checkpoint. Interrupted, it stops the trials and returns.
+    """
+    from ray import tune
+    from ray.tune.search.optuna import OptunaSearch
+
+    _quiet_tune()
+    storage = optuna.storages.RDBStorage(sweep.storage)
+    begun = sweep.name in optuna.get_all_study_names(storage)
+    left = sweep.trials - len(load_trials(sweep.directory))
+    if left <= 0:
+        return
+    metrics = [_objective(index) for index in range(len(sweep.objectives))]
+    algorithm = OptunaSearch(
+        space=_Numbered(space.space),
+        metric=metrics,
+        mode=["min"] * len(metrics),
+        points_to_evaluate=None if begun else [dict(point) for point in space.POINTS],
+        sampler=space.sampler(sweep.experiment.seed),
+        study_name=sweep.name,
+        storage=storage,
+    )
+    resources = trial_resources(sweep.scaling)
+    total = left * sweep.seeds * sweep.experiment.steps
+    with tqdm(total=total, unit="step", unit_scale=True, smoothing=0, dynamic_ncols=True) as bar:
+        tune.Tuner(
+            tune.with_resources(_run_trial(sweep), resources),
+            tune_config=tune.TuneConfig(search_alg=algorithm, num_samples=left, reuse_actors=True),
+            run_config=tune.RunConfig(
+                name=f"{time.strftime('%Y%m%d-%H%M%S')}",
+                storage_path=str(sweep.directory / "ray"),
+                failure_config=tune.FailureConfig(max_failures=1),
+                callbacks=[_progress(sweep, bar)],
+                verbose=0,
+            ),
+        ).fit()
+    settle(sweep)
+
+
+def trial_resources(scaling: Scaling) -> dict[str, float]:
+    """What Ray Tune reserves for a trial's own process."""
+    if scaling.workers == 0:
+        return {"CPU": scaling.cpus, "GPU": scaling.gpus}
+    # The workers reserve the CPUs; Ray refuses a bundle of nothing at all.
+    return {"CPU": 0, "memory": 1e6}
+
+
+def _objective(index: int) -> str:
+    return f"objective_{index}"
+
+
+@dataclass(frozen=True)
+class _Numbered:
+    """Draws a trial's settings and its number in the study; Ray pickles it with its state."""
+
+    draw: Callable[[optuna.Trial], Mapping[str, Any]]
+
+    def __call__(self, trial: optuna.Trial) -> dict[str, Any]:
+        return {"number": trial.number, "settings": dict(self.draw(trial))}
+
+
+def _run_trial(sweep: Sweep) -> Any:
+    def run(config: dict[str, Any]) -> None:
+        run_trial(sweep, config["number"], config["settings"])
+
+    return run
+
+
+def run_trial(sweep: Sweep, number: int, settings: Mapping[str, Any]) -> None:
+    """Trains a point with each of its seeds, in a Ray Tune trial, and reports its objectives."""
+    from ray import tune
+
+    experiment = sweep.experiment.override(settings)
+    trial = Trial(number=number, settings=dict(settings), label=experiment.beta.label)
+    folder, start = trial_folder(sweep.directory, number), time.monotonic()
+    runs: list[Metrics] = []
+    error: str | None = None
+    for index in range(sweep.seeds):
+        try:
+            runs.append(_run_seed(sweep, trial, index))
+        except NonFiniteLoss as failure:
+            error = f"seed {experiment.seed + index}: {failure}"
+            break
+    finished = asdict(trial) | {
+        "seconds": time.monotonic() - start,
+        "metrics": over_seeds(runs) if error is None else {},
+        "seeds": [{name: m.value for name, m in run.items()} for run in runs],
+        "error": error,
+    }
+    ended = Trial(**finished)
+    ended.save(folder)
+    if error is None:
+        values = [ended.metrics[name].value for name in sweep.objectives]
+        tune.report({_objective(index): value for index, value in enumerate(values)})
+
+
+def _run_seed(sweep: Sweep, trial: Trial, index: int) -> Metrics:
+    from ray import tune
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    seed = sweep.experiment.seed + index
+    experiment = sweep.experiment.override({**trial.settings, "seed": seed})
+    suffix = f" seed {seed}" if sweep.seeds > 1 else ""
+    start = Launch(
+        directory=trial_folder(sweep.directory, trial.number) / f"seed_{seed}",
+        uri=sweep.parent.uri,
+        name=f"{sweep.name}-t{trial.number:02d} {trial.label}{suffix}",
+        preset=sweep.preset,
+        parent=sweep.parent,
+        tags={"sweep": sweep.name, "trial": str(trial.number)},
+    )
+    before = index * experiment.steps
+    summary = launch(
+        experiment,
+        start,
+        sweep.scaling,
+        report=lambda progress: tune.report({"steps": before + progress["step"]}),
+        callbacks=[TuneReportCallback()] if sweep.scaling.workers else [],
+    )
+    return summary.metrics
+
+
+def _progress(sweep: Sweep, bar: Any) -> Any:
+    """A Ray Tune callback: moves the bar with the steps of all trials, prints a line a trial."""
+    from ray import tune
+
+    steps: dict[str, int] = {}
+
+    class Progress(tune.Callback):
+        def on_trial_result(
+            self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
+        ) -> None:
+            self._move(trial, result.get("steps", result.get("step", 0)))
+
+        def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+            self._move(trial, sweep.seeds * sweep.experiment.steps)
+            self._line(trial)
+
+        def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+            if trial.num_failures > 1:  # after the second try
+                self._line(trial)
+
+        def _move(self, trial: Any, now: int) -> None:
+            bar.update(max(now - steps.get(trial.trial_id, 0), 0))
+            steps[trial.trial_id] = max(now, steps.get(trial.trial_id, 0))
+
+        def _line(self, trial: Any) -> None:
+            tqdm.write(describe(sweep, trial.config["number"]))
+
+    return Progress()
+
+
+def describe(sweep: Sweep, number: int) -> str:
+    """One line on how a trial ended."""
+    folder = trial_folder(sweep.directory, number)
+    if not (folder / "trial.json").exists():
+        return f"trial {number}: its process died twice; logs in {connect.log_folder()}"
+    trial = Trial.load(folder)
+    if trial.error:
+        return f"trial {number}  {trial.label}  failed: {trial.error}"
+    figures = "  ".join(
+        f"{name.removeprefix('eval/')} {trial.metrics[name]}" for name in sweep.objectives
+    )
+    return f"trial {number}  {trial.label}  {figures}  {trial.seconds:.0f} s"
+
+
+def _quiet_tune() -> None:
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # MLflow has the figures
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # progress lacks objectives
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -1,0 +1,1 @@
+"""Variances of the objective and of its gradient."""

@@ -1,0 +1,65 @@
+"""How noisy the objective is, and how noisy its gradient is, at a given beta."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from vamf.flow.losses import Draws, path_derivative, squared_norm
+from vamf.typing import AverageVelocity, Sample, Scalars, Velocity
+
+TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""The times t at which the loss variance is taken."""
+GAP = 0.25
+"""t - r there; r stays at or above 0."""
+
+
+def evaluation_draws(x: Sample, e: Sample, t: float) -> Draws:
+    """All samples at one time ``t``, with r = max(t - .25, 0)."""
+    times = torch.full((len(x),), t, device=x.device)
+    return Draws(x, e, (times - GAP).clamp_min(0), times)
+
+
+def sample_losses(u: AverageVelocity, draws: Draws, beta: float, v_hat: Velocity) -> Scalars:
+    """The unweighted loss |V(beta) - v_cond|^2 / d of each sample, (batch,), in float64.
+
+    V(beta) = u + (t - r) du/dt along the mixed tangent (arXiv 2605.09235), d numbers a sample.
+    """
+    with torch.no_grad():
+        z, v_cond, correction = path_derivative(u, draws, beta, v_hat)
+        residual = u(z, draws.r, draws.t) + correction - v_cond
+    return squared_norm(residual.double()) / residual[0].numel()
+
+
+def variance_with_error(losses: Scalars) -> tuple[float, float]:
+    """The unbiased variance of independent values (n,), n >= 4, and its standard error.
+
+    Var(s^2) = (m4 - s^4 (n - 3) / (n - 1)) / n, with m4 the fourth central moment.
+    """
+    n, s2 = len(losses), losses.var()
+    m4 = (losses - losses.mean()).pow(4).mean()
+    spread = (m4 - s2.square() * (n - 3) / (n - 1)).clamp_min(0) / n
+    return s2.item(), spread.sqrt().item()
+
+
+def flat_gradient(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The gradient of ``loss`` as one vector, (parameters,)."""
+    gradients = torch.autograd.grad(loss, list(parameters))
+    return torch.cat([g.flatten() for g in gradients])
+
+
+def trace_with_error(gradients: Tensor) -> tuple[float, float]:
+    """Trace of the covariance of gradients (K, P) over K >= 2 batches, per parameter.
+
+    trace = sum_k |g_k - mean|^2 / (K - 1) / P. The standard error is a jackknife over batches; it
+    needs K >= 3 and is NaN below. Leaving out g_k takes K / (K - 1) |g_k - mean|^2 from the sum.
+    """
+    k, parameters = gradients.shape
+    centred = gradients.double() - gradients.double().mean(0)
+    norms = centred.square().sum(1)
+    total = norms.sum() / (k - 1) / parameters
+    if k < 3:
+        return total.item(), float("nan")
+    without = (norms.sum() - norms * k / (k - 1)) / (k - 2) / parameters
+    error = ((k - 1) / k * (without - without.mean()).square().sum()).sqrt()
+    return total.item(), error.item()

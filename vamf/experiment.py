@@ -1,0 +1,155 @@
+"""A run as one frozen value: every choice that shapes it, and nothing that does not."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from vamf import values
+from vamf.data.images import Digits
+from vamf.data.toys import Toy
+from vamf.flow.losses import MeanFlowLoss
+from vamf.flow.schedules import BetaSchedule
+from vamf.flow.times import LogitNormalTimes, UniformTimes
+from vamf.metrics.distances import FrechetDistance, SlicedWasserstein
+from vamf.models.mlp import MLPConfig
+from vamf.models.unet import UNetConfig
+
+
+def _at_least(minimum: float, **numbers: float) -> None:
+    for name, number in numbers.items():
+        if number < minimum:
+            raise ValueError(f"{name} must be at least {minimum}; got {number}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimiser:
+    """Adam with linear warm-up and cosine decay."""
+
+    lr: float = 1e-3
+    """Peak learning rate, positive."""
+    beta1: float = 0.9
+    """Decay of Adam's first moment."""
+    beta2: float = 0.999
+    """Decay of Adam's second moment."""
+    warmup: int = 0
+    """Steps over which the learning rate rises from 0."""
+    final: float = 0.01
+    """Learning rate at the end, as a share of the peak; 1 keeps it constant after the warm-up."""
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ValueError(f"optim.lr must be positive; got {self.lr}")
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+            raise ValueError(f"Adam's betas must lie in [0, 1); got {self.beta1}, {self.beta2}")
+        if not 0 <= self.final <= 1:
+            raise ValueError(f"optim.final must lie in [0, 1]; got {self.final}")
+        _at_least(0, **{"optim.warmup": self.warmup})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is measured of the moving average of the network, on fixed noise, and how often."""
+
+    every: int = 1000
+    """Steps between evaluations; the last step is always evaluated."""
+    distance: FrechetDistance | SlicedWasserstein = field(default_factory=FrechetDistance)
+    """Distance of generated samples to real ones."""
+    sampling_steps: int = 1
+    """Network evaluations for each generated sample."""
+    variance_samples: int = 512
+    """Samples at each time for the loss variance, at least 2."""
+    gradient_batches: int = 8
+    """Independent batches for the gradient variance, at least 2."""
+    seed: int = 2020
+    """Seed of the evaluation's own noise: common to all runs that are to be compared."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, every=self.every, sampling_steps=self.sampling_steps)
+        _at_least(2, variance_samples=self.variance_samples, gradient_batches=self.gradient_batches)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """When the state is saved, and what is kept of it."""
+
+    every: int = 1000
+    """Steps between checkpoints; the last step is always saved."""
+    keep: int = 2
+    """How many of the latest checkpoints stay; the best one by distance stays besides."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, **{"checkpoint.every": self.every, "checkpoint.keep": self.keep})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Every choice of a run; a variant is ``dataclasses.replace`` or ``override``."""
+
+    data: Toy | Digits = field(default_factory=Digits)
+    """What is learnt."""
+    model: MLPConfig | UNetConfig = field(default_factory=UNetConfig)
+    """The network u(z, r, t)."""
+    times: UniformTimes | LogitNormalTimes = field(default_factory=LogitNormalTimes)
+    """Distribution of the times (r, t)."""
+    beta: BetaSchedule = field(default_factory=BetaSchedule)
+    """Weight of the proxy in the jvp's tangent."""
+    proxy: Literal["ema", "online"] = "ema"
+    """Whose velocity at r = t is the proxy: the moving average's or the trained network's own."""
+    loss: MeanFlowLoss = field(default_factory=MeanFlowLoss)
+    """The objective."""
+    optim: Optimiser = field(default_factory=Optimiser)
+    """The optimiser."""
+    ema: float = 0.999
+    """Decay of the moving average of the weights, each step, in [0, 1)."""
+    batch: int = 256
+    """Samples in a step, over all workers."""
+    steps: int = 10_000
+    """Training steps."""
+    seed: int = 0
+    """Seed of the initial weights, the data order, the noise and the times."""
+    log_every: int = 50
+    """Steps between logged training metrics."""
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    """Measurements during and after training."""
+    checkpoint: Checkpoints = field(default_factory=Checkpoints)
+    """Saving."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, batch=self.batch, steps=self.steps, log_every=self.log_every)
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must lie in [0, 1); got {self.ema}")
+        if isinstance(self.data, Toy) and not isinstance(self.model, MLPConfig):
+            raise ValueError(f"points take an MLPConfig; got {type(self.model).__name__}")
+        if isinstance(self.data, Toy) != isinstance(self.evaluation.distance, SlicedWasserstein):
+            raise ValueError(
+                "points are measured by SlicedWasserstein and images by FrechetDistance; "
+                f"got {type(self.evaluation.distance).__name__} for {type(self.data).__name__}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dictionaries of JSON's types."""
+        return values.to_dict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of ``to_dict``; ValueError names what is unknown or wrong."""
+        return values.from_dict(cls, data)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads what ``save`` wrote."""
+        return cls.from_dict(json.loads(path.read_text()))
+
+    def save(self, path: Path) -> None:
+        """Writes JSON, readable and complete."""
+        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+
+    def override(self, changes: Mapping[str, Any]) -> Self:
+        """A copy with fields replaced by dotted name, such as ``{"optim.lr": 3e-4}``."""
+        return values.override(self, changes)
+
+    def flatten(self) -> dict[str, Any]:
+        """All choices on one level, by dotted name."""
+        return values.flatten(self.to_dict())

@@ -1,0 +1,17 @@
+"""The total derivative along the path: the only place that calls ``torch.func.jvp``."""
+
+import torch
+
+from vamf.typing import AverageVelocity, Sample, Time
+
+
+def total_derivative(
+    u: AverageVelocity, z: Sample, r: Time, t: Time, v_tan: Sample
+) -> tuple[Sample, Sample]:
+    """Returns u(z, r, t) and its total derivative in t (arXiv 2505.13447, section 4.1).
+
+    The derivative is (v_tan . d/dz) u + du/dt: along the tangent (v_tan, 0, 1) of (z, r, t). Both
+    results carry gradients if these are enabled; inside ``torch.no_grad()`` there is no graph.
+    """
+    tangents = (v_tan, torch.zeros_like(r), torch.ones_like(t))
+    return torch.func.jvp(u, (z, r, t), tangents)  # type: ignore[return-value]

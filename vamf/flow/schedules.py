@@ -1,0 +1,65 @@
+"""How beta moves over training (On Variance Reduction in Learning Mean Flows, arXiv 2605.09235)."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+def _check_unit(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1]; got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BetaSchedule:
+    """beta as a function of training progress in [0, 1].
+
+    With p = clip((progress - begin) / (finish - begin), 0, 1): ``linear`` is
+    value + (end - value) p; ``cosine`` is end + (value - end) (1 + cos(pi p)) / 2; ``step`` jumps
+    from value to end at ``finish``.
+    """
+
+    value: float = 0.0
+    """beta in [0, 1], constant or at the start: 0 is MeanFlow's tangent, 1 the proxy's alone."""
+    shape: Literal["constant", "linear", "cosine", "step"] = "constant"
+    """How beta moves from `value` to `end`."""
+    end: float | None = None
+    """beta at the end, in [0, 1]; only for shapes that move."""
+    begin: float = 0.0
+    """Progress in [0, 1) at which beta starts to move."""
+    finish: float = 1.0
+    """Progress in (begin, 1] at which beta has reached `end`."""
+
+    def __post_init__(self) -> None:
+        _check_unit("beta", self.value)
+        if self.shape == "constant":
+            if (self.end, self.begin, self.finish) != (None, 0.0, 1.0):
+                raise ValueError("a constant beta takes no end, begin or finish; choose its shape")
+            return
+        if self.end is None:
+            raise ValueError(f"a {self.shape} beta needs an end")
+        _check_unit("the end of beta", self.end)
+        if not 0 <= self.begin < self.finish <= 1:
+            raise ValueError(
+                f"beta needs 0 <= begin < finish <= 1; got {self.begin} and {self.finish}"
+            )
+        if self.shape == "step" and self.begin:
+            raise ValueError(f"a step of beta happens at finish and takes no begin: {self.begin}")
+
+    def __call__(self, progress: float) -> float:
+        if self.end is None:
+            return self.value
+        p = min(max((progress - self.begin) / (self.finish - self.begin), 0.0), 1.0)
+        match self.shape:
+            case "step":
+                return self.value if p < 1 else self.end
+            case "cosine":
+                return self.end + (self.value - self.end) * (1 + math.cos(math.pi * p)) / 2
+        return self.value + (self.end - self.value) * p
+
+    @property
+    def label(self) -> str:
+        """A few readable characters: ``β=0.750`` or ``β=1.000→0.000 cosine``."""
+        if self.end is None:
+            return f"β={self.value:.3f}"
+        return f"β={self.value:.3f}→{self.end:.3f} {self.shape}"

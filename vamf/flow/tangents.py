@@ -1,0 +1,31 @@
+"""The tangent of the jvp: the noisy conditional velocity, mixed with a deterministic proxy."""
+
+import torch
+
+from vamf.typing import AverageVelocity, Sample, Time, Velocity
+
+
+def boundary_velocity(u: AverageVelocity) -> Velocity:
+    """The proxy v_hat(z, t) = sg[u(z, t, t)]: a network's own velocity, at r = t.
+
+    With the trained network itself and beta = 1 this is the tangent of improved Mean Flows
+    (arXiv 2512.02012); with its moving average, the proxy of arXiv 2605.09235.
+    """
+
+    def velocity(z: Sample, t: Time) -> Sample:
+        with torch.no_grad():
+            return u(z, t, t)
+
+    return velocity
+
+
+def mix_tangent(v_cond: Sample, z: Sample, t: Time, beta: float, v_hat: Velocity) -> Sample:
+    """v_tan = (1 - beta) v_cond + beta v_hat(z, t) (arXiv 2605.09235); beta in [0, 1].
+
+    At beta = 0 the proxy is never evaluated, at beta = 1 the result does not depend on v_cond.
+    """
+    if beta == 0:
+        return v_cond
+    if beta == 1:
+        return v_hat(z, t)
+    return torch.lerp(v_cond, v_hat(z, t), beta)

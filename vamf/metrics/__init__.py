@@ -1,0 +1,1 @@
+"""Distances between generated samples and data: Fréchet on features, sliced Wasserstein."""

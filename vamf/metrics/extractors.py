@@ -1,0 +1,156 @@
+"""Networks that turn images into the features of a Fréchet distance, and the distance's name."""
+
+from pathlib import Path
+from typing import ClassVar, Literal, Protocol, Self
+
+import torch
+
+from vamf.metrics import digits_cnn, inception_weights
+from vamf.metrics.precision import strict_fp32
+from vamf.typing import Features, Label, Pixels
+
+INCEPTION_ID = "inception-v3-compat"
+DIGITS_ID = "digits_cnn64_v1"
+
+ExtractorName = Literal["digits_cnn64_v1", "inception"]
+
+
+class Extractor(Protocol):
+    """Features of pixels: a fixed function, told apart by its id and its weights' hash."""
+
+    @property
+    def id(self) -> str:
+        """The network's name and version; another version is another distance."""
+        ...
+
+    @property
+    def prefix(self) -> str:
+        """What its distance is called; only Inception's is called "fid"."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """The number of features."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Of the weights file."""
+        ...
+
+    def __call__(self, images: Pixels) -> Features:
+        """Features on the images' device, (n, dim), in strict float32 and without gradients."""
+        ...
+
+    def to(self, device: torch.device | str) -> Self:
+        """Moves the network in place; images must lie on the same device."""
+        ...
+
+
+def metric_key(extractor: Extractor, n: int, reference: str) -> str:
+    """The name of a distance of n samples, for example "fd_digits_cnn64_v1_n1000_train".
+
+    It carries what distances must share to be comparable: extractor, n and reference. Raises
+    ValueError for a name beginning with "fid" that the published Inception network did not make.
+    """
+    if n < 2:
+        raise ValueError(f"n must be at least 2; got {n}")
+    published = extractor.sha256.startswith(inception_weights.SHA256_PREFIX)
+    if extractor.prefix.startswith("fid") and not (extractor.id == INCEPTION_ID and published):
+        raise ValueError(
+            f"a prefix beginning with 'fid' must belong to {INCEPTION_ID} with weights "
+            f"{inception_weights.SHA256_PREFIX}...; got {extractor.prefix!r} of {extractor.id}"
+        )
+    return f"{extractor.prefix}_n{n}_{reference}"
+
+
+def build(name: ExtractorName, weights: Path | None = None) -> Extractor:
+    """The extractor of that name on the CPU, with its weights from a file other than the usual.
+
+    Raises ValueError for an unknown name, or if the weights are absent or not the right ones.
+    """
+    if name == "inception":
+        return InceptionExtractor(weights)
+    if name == "digits_cnn64_v1":
+        return DigitsExtractor(weights)
+    raise ValueError(f"name must be 'digits_cnn64_v1' or 'inception'; got {name!r}")
+
+
+class DigitsExtractor:
+    """The 64 features of the shipped digits network, for grey 8x8 images; needs no download."""
+
+    id: ClassVar[str] = DIGITS_ID
+    prefix: ClassVar[str] = f"fd_{DIGITS_ID}"
+    dim: ClassVar[int] = digits_cnn.DIM
+    sha256: ClassVar[str] = digits_cnn.SHA256
+
+    def __init__(self, weights: Path | None = None) -> None:
+        """Raises ValueError unless the weights are, byte for byte, the shipped ones."""
+        path = digits_cnn.WEIGHTS if weights is None else weights
+        found = digits_cnn.file_sha256(path)
+        if found != self.sha256:
+            raise ValueError(f"{path} must have SHA-256 {self.sha256}; got {found}")
+        self.network = digits_cnn.DigitsCNN.load(path)
+
+    def __call__(self, images: Pixels) -> Features:
+        """Features (n, 64) of uint8 images (n, 1, 8, 8)."""
+        with strict_fp32():
+            return self.network(images)
+
+    def classify(self, images: Pixels) -> Label:
+        """The digit that the network sees in each image, (n,) int64."""
+        with strict_fp32():
+            return self.network.head(self.network(images)).argmax(1)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Moves the network in place."""
+        self.network.to(device)
+        return self
+
+
+class InceptionExtractor:
+    """FID's network: 2015-12-05 Inception, pool3, TensorFlow 1's resize, as in torch-fidelity."""
+
+    id: ClassVar[str] = INCEPTION_ID
+    prefix: ClassVar[str] = "fid"
+    dim: ClassVar[int] = 2048
+
+    def __init__(self, weights: Path | None = None) -> None:
+        """Finds or downloads the weights; ValueError where only others, or none, are found."""
+        path, self.sha256 = inception_weights.find(weights)
+        # torch-fidelity takes seconds to import; a run without FID need not wait.
+        from torch_fidelity.utils import create_feature_extractor
+
+        self.network = create_feature_extractor(
+            INCEPTION_ID, ["2048"], cuda=False, feature_extractor_weights_path=str(path)
+        )
+
+    def __call__(self, images: Pixels) -> Features:
+        """Features (n, 2048) of uint8 images (n, 1 or 3, H, W); grey is repeated to RGB.
+
+        All images go through at once, enlarged to 299x299: a few hundred fit on a GPU.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            found = f"{images.dtype} of shape {tuple(images.shape)}"
+            raise ValueError(f"images must be uint8 (N, 1 or 3, H, W); got {found}")
+        with strict_fp32():
+            return self.network(images.expand(-1, 3, -1, -1))[0]
+
+    def to(self, device: torch.device | str) -> Self:
+        """Moves the network in place."""
+        self.network.to(device)
+        return self
+
+
+def register_with_torch_fidelity() -> None:
+    """Lets ``torch_fidelity.calculate_metrics`` take ``feature_extractor="digits_cnn64_v1"``.
+
+    May be called again. Its result then carries FID's name, which is torch-fidelity's for every
+    extractor: do not pass that on.
+    """
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
+
+    from vamf.metrics.fidelity import FidelityDigits
+
+    if DIGITS_ID not in FEATURE_EXTRACTORS_REGISTRY:
+        register_feature_extractor(DIGITS_ID, FidelityDigits)

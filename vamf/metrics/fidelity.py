@@ -1,0 +1,46 @@
+"""The digits network as torch-fidelity wants it. Importing this imports torch-fidelity."""
+
+from typing import Any
+
+import torch
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+
+from vamf.metrics.digits_cnn import DIM, DigitsCNN
+from vamf.metrics.precision import strict_fp32
+from vamf.typing import Features, Pixels
+
+LAYER = str(DIM)
+
+
+class FidelityDigits(FeatureExtractorBase):
+    """One layer of features, named by its width as torch-fidelity's own are."""
+
+    def __init__(self, name: str, features_list: list[str], **settings: Any) -> None:
+        """``settings`` are torch-fidelity's and do not concern a network with fixed weights."""
+        super().__init__(name, features_list)
+        self.network = DigitsCNN.load()
+
+    def forward(self, images: Pixels) -> tuple[Features]:
+        """A tuple with the only layer, (n, 64)."""
+        with strict_fp32():
+            return (self.network(images),)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        """The only layer's name."""
+        return (LAYER,)
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        """The only layer, for every metric."""
+        return LAYER
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        """Compilation may change the features' last digits."""
+        return False
+
+    @staticmethod
+    def get_dummy_input_for_compile() -> Pixels:
+        """One black image."""
+        return torch.zeros(1, 1, 8, 8, dtype=torch.uint8)

@@ -1,0 +1,96 @@
+"""Building blocks that can be differentiated in forward mode, eagerly and compiled.
+
+torch's GroupNorm breaks forward mode under ``torch.compile``, and its fused attention kernels have
+none. Where a fused operation works eagerly it is used there; compiled code gets plain operations,
+which the compiler fuses itself. Both compute the same with the same parameters.
+"""
+
+import math
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vamf.typing import Time
+
+_Affine = TypeVar("_Affine", nn.Linear, nn.Conv2d)
+
+
+def sinusoid(t: Time, dim: int, *, endpoint: bool = False) -> Tensor:
+    """[sin, cos] of t at dim / 2 frequencies falling from 1 to 1 / 10000, (batch, dim).
+
+    ``endpoint`` includes the last frequency, as in Song et al. (arXiv 2011.13456). Computed in
+    the precision of ``t``.
+    """
+    half = dim // 2
+    exponents = torch.arange(half, device=t.device, dtype=t.dtype) / (half - endpoint)
+    phase = t[:, None] * torch.pow(1e-4, exponents)
+    return torch.cat([phase.sin(), phase.cos()], dim=1)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation with affine parameters, statistics in at least float32."""
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        groups = min(32, channels // 4)
+        self.groups, self.eps = math.gcd(groups, channels), eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+        return self.plain(x)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The same in plain operations."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        grouped = wide.reshape(len(x), self.groups, -1)
+        centred = grouped - grouped.mean(-1, keepdim=True)
+        scale = (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        normal = (centred * scale).reshape(x.shape).to(x.dtype)
+        return normal * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+def _fir(x: Tensor, gain: float) -> Tensor:
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device, dtype=x.dtype) / 8
+    return (gain * torch.outer(taps, taps)).expand(x.shape[1], 1, 4, 4)
+
+
+def downsample(x: Tensor) -> Tensor:
+    """Halves height and width (both even) with the FIR filter [1, 3, 3, 1], zero-padded."""
+    return F.conv2d(x, _fir(x, gain=1), stride=2, padding=1, groups=x.shape[1])
+
+
+def upsample(x: Tensor) -> Tensor:
+    """Doubles height and width with the FIR filter [1, 3, 3, 1], zero-padded."""
+    return F.conv_transpose2d(x, _fir(x, gain=4), stride=2, padding=1, groups=x.shape[1])
+
+
+class SelfAttention(nn.Module):
+    """Residual self-attention over pixels, as softmax(q k / sqrt(d)) v in plain operations."""
+
+    def __init__(self, channels: int, heads: int, out_gain: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = GroupNorm(channels)
+        self.qkv = initialise(nn.Conv2d(channels, 3 * channels, 1), gain=math.sqrt(0.2))
+        self.proj = initialise(nn.Conv2d(channels, channels, 1), gain=out_gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        q, k, v = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, -1).unbind(1)
+        logits = torch.einsum("bhcq,bhck->bhqk", q, k / math.sqrt(c // self.heads))
+        weights = logits.to(torch.promote_types(x.dtype, torch.float32)).softmax(-1).to(x.dtype)
+        return x + self.proj(torch.einsum("bhqk,bhck->bhcq", weights, v).reshape(b, c, h, w))
+
+
+def initialise(module: _Affine, gain: float = 1.0) -> _Affine:
+    """Glorot-uniform weights times ``gain`` and zero biases; returns the module."""
+    with torch.no_grad():
+        nn.init.xavier_uniform_(module.weight).mul_(gain)
+        if module.bias is not None:
+            module.bias.zero_()
+    return module

@@ -1,0 +1,165 @@
+"""The DDPM++ U-Net (Song et al., arXiv 2011.13456; as in Karras et al., arXiv 2206.00364)."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from vamf.models.layers import (
+    GroupNorm,
+    SelfAttention,
+    downsample,
+    initialise,
+    sinusoid,
+    upsample,
+)
+from vamf.typing import Sample, Time
+
+OUT_GAIN = 1e-5
+"""Residual branches and the output start at practically 0."""
+
+Resample = Literal["down", "up"] | None
+
+
+class Block(nn.Module):
+    """A residual block: norm, SiLU, 3x3 convolution twice; the times enter between the two."""
+
+    def __init__(
+        self, channels: int, out: int, emb: int, dropout: float, resample: Resample, heads: int
+    ) -> None:
+        """``heads`` > 0 adds self-attention behind the block."""
+        super().__init__()
+        self.resample = resample
+        self.norm0, self.norm1 = GroupNorm(channels), GroupNorm(out)
+        self.conv0 = initialise(nn.Conv2d(channels, out, 3, padding=1))
+        self.conv1 = initialise(nn.Conv2d(out, out, 3, padding=1), gain=OUT_GAIN)
+        self.affine = initialise(nn.Linear(emb, out))
+        self.dropout = nn.Dropout(dropout)
+        adapt = channels != out or resample is not None
+        self.skip = initialise(nn.Conv2d(channels, out, 1)) if adapt else nn.Identity()
+        self.attention = SelfAttention(out, heads, OUT_GAIN) if heads else None
+
+    def _resize(self, x: Tensor) -> Tensor:
+        match self.resample:
+            case "down":
+                return downsample(x)
+            case "up":
+                return upsample(x)
+        return x
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.conv0(self._resize(silu(self.norm0(x))))
+        h = silu(self.norm1(h + self.affine(emb)[:, :, None, None]))
+        x = (self.conv1(self.dropout(h)) + self.skip(self._resize(x))) * math.sqrt(0.5)
+        if self.attention is not None:
+            x = self.attention(x) * math.sqrt(0.5)
+        return x
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """A DDPM++ U-Net; the defaults are the CIFAR-10 network of Mean Flows (arXiv 2505.13447)."""
+
+    channels: int = 128
+    """Channels at full resolution, a multiple of 4."""
+    multipliers: tuple[int, ...] = (2, 2, 2)
+    """Channel factor of each level; every level after the first halves the resolution."""
+    blocks: int = 4
+    """Residual blocks a level (one more on the way up)."""
+    attention: tuple[int, ...] = (16,)
+    """Resolutions (heights in pixels) with self-attention."""
+    heads: int = 1
+    """Attention heads."""
+    dropout: float = 0.2
+    """Dropout probability inside residual blocks."""
+
+    def __post_init__(self) -> None:
+        if self.channels < 4 or self.channels % 4:
+            raise ValueError(f"channels must be a positive multiple of 4; got {self.channels}")
+        if not self.multipliers or min(self.multipliers) < 1 or self.blocks < 1:
+            raise ValueError(
+                "a U-Net needs positive multipliers and at least 1 block; "
+                f"got {self.multipliers} and {self.blocks}"
+            )
+        if any(self.channels * m % self.heads for m in self.multipliers) or self.heads < 1:
+            raise ValueError(f"heads must divide the channels of every level; got {self.heads}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1); got {self.dropout}")
+
+    def build(self, shape: tuple[int, ...]) -> "UNet":
+        """The network for images of ``shape`` (channels, height, width)."""
+        factor = 2 ** (len(self.multipliers) - 1)
+        if len(shape) != 3 or shape[1] % factor or shape[2] % factor:
+            raise ValueError(
+                f"this U-Net takes images (channels, height, width) with height and width "
+                f"divisible by {factor}; got samples of shape {shape}"
+            )
+        return UNet(self, shape)
+
+
+class UNet(nn.Module):
+    """u(z, r, t) on images (batch, channels, height, width), with t and t - r embedded."""
+
+    def __init__(self, config: UNetConfig, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.config, emb = config, 4 * config.channels
+        self.map0 = initialise(nn.Linear(4 * config.channels, emb))
+        self.map1 = initialise(nn.Linear(emb, emb))
+        self.conv_in = initialise(nn.Conv2d(shape[0], config.channels, 3, padding=1))
+        self.down, skips, width = self._encoder(shape[1])
+        self.up, self.joins, width = self._decoder(shape[1], skips, width)
+        self.norm_out = GroupNorm(width)
+        self.conv_out = initialise(nn.Conv2d(width, shape[0], 3, padding=1), gain=OUT_GAIN)
+
+    def _block(
+        self, width: int, out: int, resample: Resample = None, attend: bool = False
+    ) -> Block:
+        c = self.config
+        return Block(width, out, 4 * c.channels, c.dropout, resample, c.heads if attend else 0)
+
+    def _encoder(self, size: int) -> tuple[nn.ModuleList, list[int], int]:
+        blocks, width = nn.ModuleList(), self.config.channels
+        skips = [width]
+        for level, multiplier in enumerate(self.config.multipliers):
+            out, attend = self.config.channels * multiplier, size >> level in self.config.attention
+            if level:
+                blocks.append(self._block(width, width, "down"))
+                skips.append(width)
+            for _ in range(self.config.blocks):
+                blocks.append(self._block(width, out, attend=attend))
+                width = out
+                skips.append(width)
+        return blocks, skips, width
+
+    def _decoder(
+        self, size: int, skips: list[int], width: int
+    ) -> tuple[nn.ModuleList, list[bool], int]:
+        blocks = nn.ModuleList([self._block(width, width, attend=True), self._block(width, width)])
+        skips, joins = list(skips), [False, False]
+        for level, multiplier in reversed(list(enumerate(self.config.multipliers))):
+            out, attend = self.config.channels * multiplier, size >> level in self.config.attention
+            if level < len(self.config.multipliers) - 1:
+                blocks.append(self._block(width, width, "up"))
+                joins.append(False)
+            for index in range(self.config.blocks + 1):
+                last = index == self.config.blocks
+                blocks.append(self._block(width + skips.pop(), out, attend=attend and last))
+                joins.append(True)
+                width = out
+        return blocks, joins, width
+
+    def forward(self, z: Sample, r: Time, t: Time) -> Sample:
+        dtype, channels = self.conv_in.weight.dtype, self.config.channels
+        times = [sinusoid(s, 2 * channels, endpoint=True).to(dtype) for s in (t, t - r)]
+        emb = silu(self.map1(silu(self.map0(torch.cat(times, 1)))))
+        x = self.conv_in(z.to(dtype))
+        skips = [x]
+        for block in self.down:
+            x = block(x, emb)
+            skips.append(x)
+        for block, join in zip(self.up, self.joins, strict=True):
+            x = block(torch.cat([x, skips.pop()], 1) if join else x, emb)
+        return self.conv_out(silu(self.norm_out(x))).to(z.dtype)

@@ -1,0 +1,393 @@
+"""MLflow: the driver creates a run, rank 0 logs to it, and no point is lost or sent twice.
+
+Every event goes through a queue on shared storage, so that a server which is down costs a line on
+stderr and no point of any curve.
+"""
+
+import json
+import os
+import re
+import shlex
+import sqlite3
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from vamf.courier import Courier, failure, is_refusal, where
+from vamf.provenance import git_commit as git_commit
+from vamf.provenance import user
+from vamf.spool import Event, Spool, locked
+
+# MLflow's own choices (7 retries of up to 120 s each, logs and URLs on the terminal, telemetry)
+# suit a notebook; the tracker here retries by itself and speaks for itself.
+for _name, _value in {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_DISABLE_AGENT_HINT": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+PARAM_LENGTH, TAG_LENGTH = 6000, 8000
+"""MLflow's longest parameter and tag, in characters."""
+PARAMS_AT_ONCE, METRICS_AT_ONCE = 100, 1000
+"""The most that MLflow takes in one request; for tags as for parameters."""
+
+CLOSE_S = 30.0
+"""Seconds for which the end of a run waits for a server that does not answer."""
+
+CREATE_S = 20.0
+"""Seconds for which the creation of a run tries again."""
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run of MLflow as a value that travels to workers."""
+
+    uri: str
+    """The tracking server, or database."""
+    run_id: str
+    experiment_id: str
+    spool: str
+    """Folder, on storage that every worker sees, for what could not be sent yet."""
+
+
+def default_uri(storage: Path) -> str:
+    """Where runs are tracked: MLFLOW_TRACKING_URI, else an SQLite file in the storage folder."""
+    chosen = os.environ.get("MLFLOW_TRACKING_URI")
+    return chosen or f"sqlite:///{storage.resolve() / 'mlflow.db'}"
+
+
+def check(uri: str) -> None:
+    """Asks the server for anything at all.
+
+    Raises:
+        ValueError: it did not answer, within about ten seconds, or refused.
+    """
+    try:
+        _client(uri).search_experiments(max_results=1)
+    except Exception as error:  # any failure, of any library below, means the same to the user
+        raise ValueError(f"MLflow must answer before training; {failure(uri, error)}") from None
+
+
+def create(
+    uri: str,
+    *,
+    experiment: str = "vamf",
+    name: str,
+    params: Mapping[str, object],
+    tags: Mapping[str, str],
+    spool: Path,
+    parent: Run | None = None,
+    artifact_root: Path | None = None,
+) -> Run:
+    """Creates a run, and its experiment if need be; ``spool`` gets a folder for this run.
+
+    ``artifact_root`` is where a new experiment keeps files; without it the server decides, or the
+    SQLite file's folder is used.
+
+    Raises:
+        ValueError: MLflow does not answer or refuses, or the experiment was deleted.
+    """
+    system = {"mlflow.user": user(), "mlflow.source.name": Path(sys.argv[0]).name}
+    above = {"mlflow.parentRunId": parent.run_id} if parent else {}
+    try:
+        experiment_id = _patiently(lambda: _experiment(uri, experiment, artifact_root))
+        everything = {k: v[:TAG_LENGTH] for k, v in {**system, **tags, **above}.items()}
+        created = _patiently(
+            lambda: _client(uri).create_run(experiment_id, tags=everything, run_name=name)
+        )
+        run_id = created.info.run_id
+        _patiently(lambda: _log_params(uri, run_id, params))
+    except ValueError:
+        raise
+    except Exception as error:  # any failure, of any library below, means the same to the user
+        raise ValueError(f"run {name!r} was not created; {failure(uri, error)}") from None
+    folder = str(spool.resolve() / run_id)
+    return Run(uri=uri, run_id=run_id, experiment_id=experiment_id, spool=folder)
+
+
+class Tracker:
+    """Logs to a run from one process at a time, without ever raising for MLflow's sake.
+
+    A point of a curve, or an image, is sent once for each (key, step): a restarted worker that
+    logs the same steps again adds only those beyond the last one MLflow has.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._spool = Spool(Path(run.spool))
+        self._courier = Courier(self._spool, _Server(run, self._spool))
+        self._courier.guarded(self._describe)
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Adds a point to each curve; values need not be finite."""
+        self._courier.post(
+            "metrics", values={k: float(v) for k, v in values.items()}, step=int(step)
+        )
+
+    def image(self, path: Path, key: str, step: int) -> None:
+        """Adds a PNG file to the images of a key, which MLflow shows with a slider over steps."""
+        self._courier.post("image", path=str(path.resolve()), key=key, step=int(step))
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Uploads a file, or a folder, into a folder of the run's artifacts."""
+        self._courier.post("artifact", path=str(path.resolve()), folder=folder)
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Sets tags."""
+        self._courier.post("tags", values={k: str(v) for k, v in values.items()})
+
+    def flush(self, deadline_s: float = 0.0) -> bool:
+        """Tries to send what waits, at least once and for so many seconds; whether all is sent."""
+        give_up = time.monotonic() + deadline_s
+        while not self._courier.attempt():
+            left = give_up - time.monotonic()
+            if left <= 0:
+                return False
+            time.sleep(min(1.0, left))
+        return True
+
+    def close(self, status: Status, message: str | None = None) -> None:
+        """Sets how the run ended; a message becomes the tag ``error``."""
+        self._courier.post("status", status=status, message=message)
+        if not self.flush(CLOSE_S):
+            folder = self._run.spool
+            line = f"Not yet sent to MLflow: what is in {folder}; vamf.tracking.resend sends it"
+            print(line, file=sys.stderr, flush=True)
+
+    def reopen(self) -> None:
+        """Sets a run that ended back to running, after what still waits for it."""
+        self._courier.post("status", status="RUNNING", message=None)
+
+    def _describe(self) -> None:
+        """Leaves beside the queue which run it is for, without credentials."""
+        self._spool.folder.mkdir(parents=True, exist_ok=True)
+        known = asdict(self._run) | {"uri": where(self._run.uri)}
+        (self._spool.folder / "run.json").write_text(json.dumps(known))
+
+
+class _Server:
+    """MLflow as the receiver of one run's events; each method may raise whatever MLflow does."""
+
+    def __init__(self, run: Run, spool: Spool) -> None:
+        self.address = run.uri
+        self._run = run
+        self._spool = spool
+        self._steps: dict[str, int] = {}
+        self._image_steps: dict[str, int] | None = None
+
+    def refresh(self) -> None:
+        """Reads the last step of each curve; of the images only once there is one to send."""
+        data = _client(self._run.uri).get_run(self._run.run_id).data.to_proto()
+        self._steps = {metric.key: metric.step for metric in data.metrics}
+        self._image_steps = None
+
+    def send(self, events: list[Event]) -> None:
+        """Sends to the server, or to an SQLite file that nobody else is writing."""
+        _ask(self._run.uri)
+        if events[0].kind == "metrics":
+            self._metrics(events)
+            return
+        send = {
+            "image": self._image,
+            "artifact": self._artifact,
+            "tags": lambda event: _log_tags(self._run, event.data["values"]),
+            "status": lambda event: _set_status(self._run, event),
+        }
+        for event in events:
+            send[event.kind](event)
+
+    def _metrics(self, events: list[Event]) -> None:
+        """Sends the points beyond each curve's last step, with the time at which they were made."""
+        from mlflow.entities import Metric
+
+        last, points = dict(self._steps), []
+        for event in events:
+            step = event.data["step"]
+            for key, value in event.data["values"].items():
+                if key not in last or step > last[key]:
+                    points.append(Metric(key, value, event.time_ms, step))
+                    last[key] = step
+        for part in _parts(points, METRICS_AT_ONCE):
+            _client(self._run.uri).log_batch(self._run.run_id, metrics=part)
+        self._steps = last
+
+    def _image(self, event: Event) -> None:
+        """Sends an image beyond its key's last step."""
+        from PIL import Image
+
+        if self._image_steps is None:
+            self._image_steps = _last_image_steps(self._run)
+        key, step = event.data["key"], event.data["step"]
+        name = key.replace("/", "~")
+        if step <= self._image_steps.get(name, -1):
+            return
+        with Image.open(self._spool.file(event, Path(event.data["path"]))) as image:
+            _client(self._run.uri).log_image(
+                self._run.run_id, image, key=key, step=step, timestamp=event.time_ms
+            )
+        self._image_steps[name] = step
+
+    def _artifact(self, event: Event) -> None:
+        path = self._spool.file(event, Path(event.data["path"]))
+        if not path.exists():
+            raise ValueError(f"a file to log must exist until it is sent; got {path}")
+        _client(self._run.uri).log_artifact(self._run.run_id, str(path), event.data["folder"])
+
+
+def rejoin(run: Run) -> None:
+    """Sets a run that ended back to running, after what still waited for it."""
+    Tracker(run).reopen()
+
+
+def resend(folder: Path, uri: str | None = None) -> bool:
+    """Sends what waits in a run's spool folder, or in all those inside a folder.
+
+    ``uri`` replaces the recorded one, which has no credentials; MLFLOW_TRACKING_USERNAME and
+    MLFLOW_TRACKING_PASSWORD serve too. Returns whether everything was sent.
+
+    Raises:
+        ValueError: no spool is there.
+    """
+    found = sorted([*folder.glob("run.json"), *folder.glob("*/run.json")])
+    if not found:
+        raise ValueError(f"a spool folder holds run.json, itself or one level down; got {folder}")
+    runs = [Run(**json.loads(file.read_text()) | {"spool": str(file.parent)}) for file in found]
+    sent = [Tracker(Run(**asdict(r) | {"uri": uri or r.uri})).flush() for r in runs]
+    return all(sent)
+
+
+def ui_command(uri: str, storage: Path) -> str:
+    """The command that shows the runs in a browser; files the UI itself needs go to storage."""
+    if uri.startswith(("http://", "https://")):
+        return f"open {where(uri)}"
+    files = shlex.quote(str(storage.resolve() / "mlartifacts"))
+    store = shlex.quote(uri)
+    # MLflow's four workers take half a minute to start on a small machine; one reader needs one.
+    flags = f"--backend-store-uri {store} --artifacts-destination {files} --workers 1"
+    return f"uv run mlflow ui {flags}"
+
+
+def _database(uri: str) -> Path:
+    return Path(uri.removeprefix("sqlite:///"))
+
+
+@cache
+def _client(uri: str) -> Any:
+    """MLflow's client; an unusable SQLite file fails here, where MLflow would try for 100 s."""
+    from mlflow import MlflowClient
+
+    if not uri.startswith("sqlite:///"):
+        return MlflowClient(tracking_uri=uri)
+    path = _database(uri)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # MLflow creates its tables without a lock: two processes that start together would collide.
+    with locked(path.with_name(f"{path.name}.lock"), wait=True):
+        _ask(uri, seconds=10.0)
+        return MlflowClient(tracking_uri=uri)
+
+
+def _ask(uri: str, seconds: float = 1.0) -> None:
+    """Fails after so long if another process holds an SQLite file; MLflow would wait for 20 s."""
+    if uri.startswith("sqlite:///"):
+        with closing(sqlite3.connect(_database(uri), seconds, isolation_level=None)) as file:
+            file.execute("BEGIN IMMEDIATE")
+            file.execute("ROLLBACK")
+
+
+def _patiently(action: Callable[[], T]) -> T:
+    """Repeats an action that a locked database or a busy server fails, for a while."""
+    give_up = time.monotonic() + CREATE_S
+    while True:
+        try:
+            return action()
+        except Exception as error:  # any library below; what is no passing failure is raised again
+            if is_refusal(error) or time.monotonic() >= give_up:
+                raise
+        time.sleep(0.5)
+
+
+def _experiment(uri: str, name: str, artifact_root: Path | None) -> str:
+    """Finds or creates an experiment that MLflow's UI opens on its training runs."""
+    from mlflow.exceptions import MlflowException
+
+    client, kind = _client(uri), ("mlflow.experimentKind", "custom_model_development")
+    if (found := client.get_experiment_by_name(name)) is None:
+        try:
+            return client.create_experiment(
+                name, _file_root(uri, name, artifact_root), dict([kind])
+            )
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        found = client.get_experiment_by_name(name)
+    if found.lifecycle_stage == "deleted":
+        raise ValueError(f"the MLflow experiment must not be deleted; got deleted {name!r}")
+    if kind[0] not in found.tags:
+        client.set_experiment_tag(found.experiment_id, *kind)
+    return found.experiment_id
+
+
+def _file_root(uri: str, experiment: str, root: Path | None) -> str | None:
+    """Where an experiment's files go; MLflow alone would put SQLite's into the current folder."""
+    if root is None and uri.startswith("sqlite:///"):
+        root = _database(uri).parent / "mlartifacts"
+    return (root.resolve() / experiment).as_uri() if root else None
+
+
+def _log_params(uri: str, run_id: str, params: Mapping[str, object]) -> None:
+    """Logs parameters; those too long for MLflow are cut, and whole in params_in_full.json."""
+    from mlflow.entities import Param
+
+    texts = {key: str(value) for key, value in params.items()}
+    cut = [Param(key, text[:PARAM_LENGTH]) for key, text in texts.items()]
+    for part in _parts(cut, PARAMS_AT_ONCE):
+        _client(uri).log_batch(run_id, params=part)
+    if long := {key: text for key, text in texts.items() if len(text) > PARAM_LENGTH}:
+        _client(uri).log_dict(run_id, long, "params_in_full.json")
+
+
+def _log_tags(run: Run, values: Mapping[str, str]) -> None:
+    from mlflow.entities import RunTag
+
+    tags = [RunTag(key, text[:TAG_LENGTH]) for key, text in values.items()]
+    for part in _parts(tags, PARAMS_AT_ONCE):
+        _client(run.uri).log_batch(run.run_id, tags=part)
+
+
+def _set_status(run: Run, event: Event) -> None:
+    """Ends a run as of the event's time, or reopens it and forgets why it ended."""
+    client, status, message = _client(run.uri), event.data["status"], event.data["message"]
+    if message:
+        client.set_tag(run.run_id, "error", message[:TAG_LENGTH])
+    if status != "RUNNING":
+        client.set_terminated(run.run_id, status, event.time_ms)
+        return
+    client.update_run(run.run_id, status=status)
+    if "error" in client.get_run(run.run_id).data.tags:
+        client.delete_tag(run.run_id, "error")
+
+
+def _last_image_steps(run: Run) -> dict[str, int]:
+    """The last step of each image key, read off the names MLflow gives the files."""
+    last: dict[str, int] = {}
+    for file in _client(run.uri).list_artifacts(run.run_id, "images"):
+        if match := re.match(r"(.+?)[+%]step[+%](\d+)[+%]timestamp[+%]", Path(file.path).name):
+            last[match[1]] = max(last.get(match[1], -1), int(match[2]))
+    return last
+
+
+def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))

@@ -1,0 +1,113 @@
+"""What is measured of a run, on noise that all runs share."""
+
+import torch
+from torch import nn
+
+from vamf.diagnostics.variance import (
+    TIMES,
+    evaluation_draws,
+    flat_gradient,
+    sample_losses,
+    trace_with_error,
+    variance_with_error,
+)
+from vamf.distributed import Workers
+from vamf.experiment import Experiment
+from vamf.flow.losses import Draws, path_derivative, squared_norm
+from vamf.flow.samplers import sample
+from vamf.flow.tangents import boundary_velocity
+from vamf.metrics.distances import Generate, Measurement
+from vamf.random import generator
+from vamf.training.objective import draw
+from vamf.training.trainer import Trainer
+from vamf.typing import AverageVelocity, Sample, Velocity
+
+Metrics = dict[str, Measurement]
+
+
+def noise(seed: int, indices: range, shape: tuple[int, ...], device: torch.device) -> Sample:
+    """Standard normal noise of the samples with these indices; each depends on its index alone."""
+    draws = [torch.randn(shape, generator=generator(seed, "noise", i)) for i in indices]
+    return torch.stack(draws).to(device)
+
+
+def generate_from(
+    u: AverageVelocity, experiment: Experiment, shape: tuple[int, ...], device: torch.device
+) -> Generate:
+    """A function from sample indices to generated samples."""
+    evaluation = experiment.evaluation
+
+    def generate(indices: range) -> Sample:
+        with torch.inference_mode():
+            e = noise(evaluation.seed, indices, shape, device)
+            return sample(u, e, evaluation.sampling_steps)
+
+    return generate
+
+
+def distance(u: AverageVelocity, experiment: Experiment, workers: Workers) -> Metrics:
+    """The experiment's distance of generated samples to real ones."""
+    shape, measure = experiment.data.load("test").shape, experiment.evaluation.distance
+    generate = generate_from(u, experiment, shape, workers.device)
+    return measure(generate, experiment.data, workers, experiment.evaluation.seed)
+
+
+def loss_variance(
+    u: AverageVelocity, v_hat: Velocity, beta: float, experiment: Experiment, workers: Workers
+) -> Metrics:
+    """Mean over t of the variance over samples of the unweighted loss per dimension.
+
+    Samples are drawn from the test split and are the same for all runs, as is their noise.
+    """
+    n, seed = experiment.evaluation.variance_samples, experiment.evaluation.seed
+    losses = torch.zeros(len(TIMES), n, dtype=torch.float64, device=workers.device)
+    mine = slice(workers.rank, None, workers.world)
+    for row, t in enumerate(TIMES):
+        g = generator(seed, "loss_variance", row)
+        x = experiment.data.load("test").draw(n, g).cpu()
+        e = torch.randn(x.shape, generator=g)
+        draws = evaluation_draws(x[mine].to(workers.device), e[mine].to(workers.device), t)
+        losses[row, mine] = sample_losses(u, draws, beta, v_hat)
+    rows = [variance_with_error(row) for row in workers.sum(losses)]
+    value = sum(v for v, _ in rows) / len(rows)
+    error = sum(s * s for _, s in rows) ** 0.5 / len(rows)
+    return {"loss_variance": Measurement(value, error)}
+
+
+def gradient_variance(
+    net: nn.Module, v_hat: Velocity, beta: float, experiment: Experiment, workers: Workers
+) -> Metrics:
+    """Trace of the covariance of a batch's mean gradient, per parameter, unconditional.
+
+    Over independent batches of the training's size with fresh data, noise and times; of the loss
+    that ``loss_variance`` takes, unweighted and per dimension; with the trained weights.
+    """
+    k = experiment.evaluation.gradient_batches
+    size = sum(p.numel() for p in net.parameters())
+    gradients = torch.zeros(k, size, device=workers.device)
+    for index in workers.mine(k):
+        draws = _fresh(experiment, index, workers.device)
+        z, v_cond, correction = path_derivative(net, draws, beta, v_hat)
+        residual = net(z, draws.r, draws.t) + correction - v_cond
+        loss = squared_norm(residual).mean() / residual[0].numel()
+        gradients[index] = flat_gradient(loss, net.parameters())
+    return {"gradient_variance": Measurement(*trace_with_error(workers.sum(gradients)))}
+
+
+def _fresh(experiment: Experiment, index: int, device: torch.device) -> Draws:
+    g = generator(experiment.evaluation.seed, "gradient_variance", index)
+    x = experiment.data.load("train").draw(experiment.batch, g)
+    (x, e, r, t, n_equal), _ = draw(experiment, x, g)
+    return Draws(x.to(device), e.to(device), r.to(device), t.to(device), n_equal)
+
+
+def evaluate(trainer: Trainer) -> Metrics:
+    """Everything that is measured of a run at its present step, under ``eval/...``."""
+    e, workers, beta = trainer.experiment, trainer.workers, trainer.beta
+    own = boundary_velocity(trainer.ema)  # whichever network serves as proxy in training
+    measured = (
+        distance(trainer.ema, e, workers)
+        | loss_variance(trainer.ema, own, beta, e, workers)
+        | gradient_variance(trainer.net, trainer.v_hat, beta, e, workers)
+    )
+    return {f"eval/{name}": measurement for name, measurement in measured.items()}

@@ -1,0 +1,111 @@
+"""Frozen dataclasses as plain dictionaries, and back: the form of files, parameters and overrides.
+
+Where a field may hold one of several dataclasses, its dictionary names the class under ``kind``.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+T = TypeVar("T")
+KIND = "kind"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for an error message: `; did you mean 'x'?` or the known names."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
+
+
+def to_dict(value: Any) -> Any:
+    """A dataclass as nested dictionaries of JSON's types, with ``kind`` at every level."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {KIND: type(value).__name__, **fields}
+    if isinstance(value, tuple | list):
+        return [to_dict(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def from_dict(cls: type[T], data: Mapping[str, Any], path: str = "") -> T:
+    """Builds ``cls`` from what ``to_dict`` returned; absent fields take their defaults.
+
+    Raises ValueError with the dotted name of what is unknown or of the wrong type.
+    """
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for name in data:
+        if name not in names and name != KIND:
+            raise ValueError(f"unknown setting {path + name!r}{nearest(name, names)}")
+    values = {
+        name: _parse(hints[name], data[name], f"{path}{name}") for name in names if name in data
+    }
+    return cls(**values)
+
+
+def _parse(annotation: Any, value: Any, path: str) -> Any:
+    options = _options(annotation)
+    classes = {o.__name__: o for o in options if isinstance(o, type) and _has_fields(o)}
+    if isinstance(value, Mapping) and classes:
+        kind = value.get(KIND, next(iter(classes)) if len(classes) == 1 else None)
+        if kind not in classes:
+            raise ValueError(f"{path}.{KIND} must be one of {', '.join(classes)}; got {kind!r}")
+        return from_dict(classes[kind], value, f"{path}.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{path} must be finite; got {value}")
+    if classes and not (value is None and type(None) in options):
+        names = [f"{path}.{f.name}" for c in classes.values() for f in dataclasses.fields(c)]
+        raise ValueError(f"set {path} by its fields ({', '.join(names)}); got {value!r}")
+    try:
+        return TypeAdapter(annotation).validate_python(value)
+    except ValidationError as error:
+        raise ValueError(f"{path}: {error.errors()[0]['msg'].lower()}; got {value!r}") from None
+
+
+def _has_fields(cls: type) -> bool:
+    return dataclasses.is_dataclass(cls)
+
+
+def _options(annotation: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if is_union else (annotation,)
+
+
+def flatten(data: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one level of dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{path}{name}.")
+        else:
+            flat[path + name] = value
+    return flat
+
+
+def override(value: T, changes: Mapping[str, Any]) -> T:
+    """A copy of a dataclass with fields replaced by dotted name, checked as a whole.
+
+    A changed ``kind`` drops the fields of the former one. Raises ValueError for unknown names.
+    """
+    data: dict[str, Any] = to_dict(value)
+    for name, change in sorted(changes.items(), key=lambda item: not item[0].endswith(f".{KIND}")):
+        *parents, leaf = name.split(".")
+        node = data
+        for parent in parents:
+            if node.get(parent) is None:
+                node[parent] = {}
+            node = node[parent]
+            if not isinstance(node, dict):
+                raise ValueError(f"unknown setting {name!r}: {parent} has no fields")
+        if leaf == KIND and node.get(KIND) != change:
+            node.clear()
+        node[leaf] = change
+    return from_dict(type(value), data)
