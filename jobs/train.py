@@ -47,8 +47,8 @@ def main(argv: list[str]) -> None:
 
 def run(experiment: Experiment, start: Launch, scaling: Scaling) -> None:
     """Trains, with a progress bar, and prints what was measured and where it is."""
-    cli.guarded(lambda: connect.prepare(scaling))
     cli.guarded(experiment.evaluation.distance.prepare)
+    scaling = cli.guarded(lambda: connect.prepare(scaling))
     with progress_bar(start.directory, experiment.steps):
         summary = cli.guarded(lambda: launch(experiment, start, scaling))
     for name, measurement in summary.metrics.items():

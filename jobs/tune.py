@@ -4,7 +4,7 @@ import importlib
 import json
 import pkgutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tyro
@@ -67,7 +67,8 @@ def main(argv: list[str]) -> None:
                 scaling=options.scaling,
             )
         )
-    cli.guarded(lambda: connect.prepare(sweep.scaling, cluster=True))
+    scaling = cli.guarded(lambda: connect.prepare(sweep.scaling, cluster=True))
+    sweep = replace(sweep, scaling=scaling)
     print(results.report(sweep, *sweeps.run(SPACES[sweep.space], sweep)))
 
 

@@ -14,8 +14,8 @@ from vamf.models.unet import UNetConfig
 DIGITS = Experiment(
     data=Digits(),
     model=UNetConfig(channels=16, multipliers=(1, 2), blocks=1, attention=(), dropout=0.0),
-    times=LogitNormalTimes(prob_equal=0.5),
-    loss=MeanFlowLoss(weight=AdaptiveWeight(p=0.5)),
+    times=LogitNormalTimes(prob_equal=0.75),
+    loss=MeanFlowLoss(weight=AdaptiveWeight(p=1.0)),
     optim=Optimiser(lr=2e-3, warmup=50),
     ema=0.995,
     batch=128,

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 from vamf.cluster.train import Scaling
@@ -35,17 +36,24 @@ def connect() -> None:
     ray.init(log_to_driver=False, logging_level=logging.ERROR)
 
 
-def prepare(scaling: Scaling, *, cluster: bool = False) -> None:
+def prepare(scaling: Scaling, *, cluster: bool = False) -> Scaling:
     """Sees to it that what a run needs is there; a run of 0 workers alone needs no ``cluster``.
 
-    Raises ValueError if the cluster does not answer, or lacks what the run takes.
+    Returns the scaling with its GPUs settled: 1 for each worker where the cluster has any. Raises
+    ValueError if the cluster does not answer, or lacks what the run takes.
     """
     if scaling.workers == 0 and not cluster:
         quieten()
-        return
+        return scaling
     connect()
+    import ray
+
+    gpus = scaling.gpus
+    if gpus is None:
+        gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
     workers = max(scaling.workers, 1)
-    require({"CPU": workers * scaling.cpus, "GPU": workers * scaling.gpus}, "the run")
+    require({"CPU": workers * scaling.cpus, "GPU": workers * gpus}, "the run")
+    return replace(scaling, gpus=gpus)
 
 
 def _check(address: str) -> None:

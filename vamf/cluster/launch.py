@@ -73,7 +73,7 @@ def create(experiment: Experiment, start: Launch) -> Run:
     run = tracking.create(
         start.uri,
         name=start.name,
-        params={"beta": experiment.beta.value, **experiment.flatten()},
+        params=experiment.flatten(),
         tags=_tags(experiment, start),
         spool=start.directory / "spool",
         parent=start.parent,

@@ -30,13 +30,13 @@ class Scaling:
     """Ray Train workers that share each batch; 0 trains in this very process, without a cluster."""
     cpus: float = 1
     """CPUs of a worker."""
-    gpus: float = 0
-    """GPUs of a worker; a part of one lets small runs share it. With 0 workers, any GPU is used."""
+    gpus: float | None = None
+    """GPUs of a worker; a part of one lets small runs share it. By default 1 where there are any."""
     max_failures: int = 3
     """How often lost workers are replaced; the run goes on from its latest checkpoint."""
 
     def __post_init__(self) -> None:
-        if self.workers < 0 or self.gpus < 0 or self.max_failures < 0 or not self.cpus > 0:
+        if min(self.workers, self.gpus or 0, self.max_failures) < 0 or not self.cpus > 0:
             raise ValueError(
                 "scaling needs workers >= 0, cpus > 0, gpus >= 0 and max_failures >= 0; "
                 f"got {self.workers}, {self.cpus}, {self.gpus} and {self.max_failures}"
@@ -76,6 +76,7 @@ def fit(
         "directory": str(directory.resolve()),
         "run": asdict(run) if run else None,
         "workers": scaling.workers,
+        "gpus": scaling.gpus,
         "report": report if scaling.workers == 0 else None,
     }
     resources = {"CPU": scaling.cpus, **({"GPU": scaling.gpus} if scaling.gpus else {})}
@@ -108,7 +109,7 @@ def outcome(directory: Path) -> Summary:
 def _worker(config: dict[str, Any]) -> None:
     """The function that every Ray Train worker runs."""
     experiment = Experiment.from_dict(config["experiment"])
-    directory, workers = Path(config["directory"]), _place(config["workers"])
+    directory, workers = Path(config["directory"]), _place(config["workers"], config["gpus"])
     session = Session(
         directory=directory,
         workers=workers,
@@ -127,9 +128,10 @@ def _worker(config: dict[str, Any]) -> None:
         tracker.flush()
 
 
-def _place(workers: int) -> Workers:
+def _place(workers: int, gpus: float | None) -> Workers:
     if workers == 0:
-        return Workers(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        use_gpu = gpus != 0 and torch.cuda.is_available()
+        return Workers(device=torch.device("cuda" if use_gpu else "cpu"))
     from ray.train import get_context
     from ray.train.torch import get_device
 

@@ -135,7 +135,7 @@ def search(space: Space, sweep: Sweep) -> None:
 def trial_resources(scaling: Scaling) -> dict[str, float]:
     """What Ray Tune reserves for a trial's own process."""
     if scaling.workers == 0:
-        return {"CPU": scaling.cpus, "GPU": scaling.gpus}
+        return {"CPU": scaling.cpus, "GPU": scaling.gpus or 0}
     # The workers reserve the CPUs; Ray refuses a bundle of nothing at all.
     return {"CPU": 0, "memory": 1e6}
 
