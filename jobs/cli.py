@@ -11,8 +11,10 @@ from typing import Annotated, NoReturn, TypeVar
 import tyro
 
 from vamf import tracking, values
+from vamf.cluster.sweeps import NothingFound
 from vamf.cluster.train import Scaling
 from vamf.experiment import Experiment
+from vamf.training.trainer import NonFiniteLoss
 
 T = TypeVar("T")
 
@@ -84,14 +86,16 @@ def parse(
 
 
 def guarded(action: Callable[[], T]) -> T:
-    """Runs ``action``; bad input ends the program with its one line."""
+    """Runs ``action``; bad input, or a run that fails, ends the program with its one line."""
     try:
         return action()
     except ValueError as error:
         stop(str(error))
+    except (NonFiniteLoss, NothingFound) as error:
+        stop(str(error), status=1)
 
 
-def stop(line: str) -> NoReturn:
+def stop(line: str, status: int = 2) -> NoReturn:
     """Ends the program with one line on stderr."""
     print(f"error: {line}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(status)

@@ -14,6 +14,7 @@ from vamf.cluster.launch import Launch, launch, new, progress_bar, resumed
 from vamf.cluster.train import Scaling
 from vamf.experiment import Experiment
 from vamf.presets import PRESETS
+from vamf.training.loop import Summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +50,12 @@ def run(experiment: Experiment, start: Launch, scaling: Scaling) -> None:
     """Trains, with a progress bar, and prints what was measured and where it is."""
     cli.guarded(experiment.evaluation.distance.prepare)
     scaling = cli.guarded(lambda: connect.prepare(scaling))
-    with progress_bar(start.directory, experiment.steps):
-        summary = cli.guarded(lambda: launch(experiment, start, scaling))
+
+    def train() -> Summary:
+        with progress_bar(start.directory, experiment.steps):
+            return launch(experiment, start, scaling)
+
+    summary = cli.guarded(train)
     for name, measurement in summary.metrics.items():
         print(f"{name:44} {measurement}")
     print(f"run        {start.directory}")

@@ -13,6 +13,8 @@ import tune_spaces
 from jobs import cli
 from vamf import tracking
 from vamf.cluster import connect, results, sweeps
+from vamf.cluster.tune import Sweep
+from vamf.experiment import Experiment
 from vamf.presets import PRESETS
 
 SPACES = {
@@ -43,9 +45,7 @@ class Resume:
 
 def main(argv: list[str]) -> None:
     if any(argument.split("=")[0] == "--resume" for argument in argv):
-        again = tyro.cli(Resume, args=argv)
-        uri = again.tracking or tracking.default_uri(again.resume.resolve().parent)
-        sweep = cli.guarded(lambda: sweeps.resumed(again.resume, uri))
+        sweep = cli.guarded(lambda: resumed(tyro.cli(Resume, args=argv)))
     else:
         argv = argv if argv and not argv[0].startswith("--") else ["constant", *argv]
         defaults = {n: Options(experiment=PRESETS[s.PRESET]) for n, s in SPACES.items()}
@@ -55,21 +55,31 @@ def main(argv: list[str]) -> None:
         if options.dry_run:
             print(json.dumps(experiment.to_dict(), indent=2))
             return
-        sweep = cli.guarded(
-            lambda: sweeps.new(
-                SPACES[name],
-                name,
-                experiment,
-                directory=options.directory(f"beta-{name}"),
-                uri=options.uri(),
-                trials=options.trials,
-                seeds=options.seeds,
-                scaling=options.scaling,
-            )
-        )
-    scaling = cli.guarded(lambda: connect.prepare(sweep.scaling, cluster=True))
-    sweep = replace(sweep, scaling=scaling)
-    print(results.report(sweep, *sweeps.run(SPACES[sweep.space], sweep)))
+        sweep = cli.guarded(lambda: new(name, experiment, options))
+    found = cli.guarded(lambda: sweeps.run(SPACES[sweep.space], sweep))
+    print(results.report(sweep, *found))
+
+
+def new(name: str, experiment: Experiment, options: Options) -> Sweep:
+    """A new search; what it needs is looked for before Ray starts, and Ray before it is tracked."""
+    directory, uri = options.directory(f"beta-{name}"), options.uri()
+    return sweeps.new(
+        SPACES[name],
+        name,
+        experiment,
+        directory=directory,
+        uri=uri,
+        trials=options.trials,
+        seeds=options.seeds,
+        scaling=connect.prepare(options.scaling, cluster=True),
+    )
+
+
+def resumed(again: Resume) -> Sweep:
+    """An earlier search, on the cluster that is there now."""
+    uri = again.tracking or tracking.default_uri(again.resume.resolve().parent)
+    sweep = sweeps.resumed(again.resume, uri)
+    return replace(sweep, scaling=connect.prepare(sweep.scaling, cluster=True))
 
 
 if __name__ == "__main__":

@@ -1,104 +1,71 @@
-"""A real Ray cluster on the loopback interface, for the tests that need one."""
+"""One experiment, trained by one process and by two workers, whose ends several tests look at."""
 
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tiny import TINY
+
+from vamf.cluster import train
+from vamf.cluster.launch import launch, new
+from vamf.cluster.train import Scaling
+from vamf.experiment import Experiment
+
+LONG = TINY.override(
+    {"steps": 40, "evaluation.every": 10, "checkpoint.every": 1, "checkpoint.keep": 40}
+)
+"""Long enough for a worker to be killed in the middle."""
 
 
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
+@dataclass(frozen=True)
+class Twins:
+    experiment: Experiment
+    uri: str
+    one: Path
+    """The folder of the run in this process."""
+    two: Path
+    """The folder of the run on two workers; each left its state in rank0.pt, rank1.pt."""
 
 
-def processes_of(folder: Path) -> set[int]:
-    """The processes that name the cluster's folder in their command or their environment."""
-    found = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            with suppress(OSError):
-                told = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
-                if str(folder).encode() in told:
-                    found.add(int(entry.name))
-    return found
+def keeping_states() -> Callable[[dict[str, Any]], None]:
+    """The function of a worker, which also leaves the state of the worker's trainer behind.
 
+    A closure, which Ray pickles whole: workers cannot import this file.
+    """
 
-def descendants(pid: int) -> set[int]:
-    children: set[int] = set()
-    for listing in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):
-            children |= {int(child) for child in listing.read_text().split()}
-    return children.union(*(descendants(child) for child in children))
+    def work(config: dict[str, Any]) -> None:
+        from pathlib import Path
 
+        import torch
 
-def start_head(folder: Path, port: int, log: Path) -> subprocess.Popen[bytes]:
-    names = ("port", "ray-client-server-port", "dashboard-agent-listen-port")
-    names += ("dashboard-agent-grpc-port", "runtime-env-agent-port")
-    ports = [f"--{name}={free}" for name, free in zip(names, free_ports(5), strict=True)]
-    fixed = "--head --block --num-cpus=2 --num-gpus=0 --node-ip-address=127.0.0.1"
-    fixed += " --include-dashboard=true --dashboard-host=127.0.0.1 --disable-usage-stats"
-    fixed += " --object-store-memory=100000000"
-    place = [f"--temp-dir={folder}", f"--dashboard-port={port}"]
-    bin_folder = Path(sys.executable).parent
-    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    env |= {"PATH": f"{bin_folder}:{env['PATH']}", "VAMF_TEST_CLUSTER": str(folder)}
-    with log.open("wb") as output:
-        return subprocess.Popen(
-            [str(bin_folder / "ray"), "start", *fixed.split(), *ports, *place],
-            env=env | {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"},
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+        from vamf.cluster import train
+        from vamf.training import loop
 
+        trainers: list[loop.Trainer] = []
 
-def stop_head(head: subprocess.Popen[bytes], folder: Path) -> None:
-    """Ends this cluster's processes, and no other's: `ray stop` would end all of the machine's."""
-    family = descendants(head.pid) | processes_of(folder)
-    head.send_signal(signal.SIGTERM)
-    with suppress(subprocess.TimeoutExpired):
-        head.wait(20)
-    for pid in family | processes_of(folder) | {head.pid}:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    head.wait()
+        class Kept(loop.Trainer):
+            def __init__(self, *arguments: object) -> None:
+                super().__init__(*arguments)  # type: ignore[arg-type]
+                trainers.append(self)
 
+        loop.Trainer = Kept  # type: ignore[misc]
+        train._worker(config)
+        (trainer,) = trainers
+        path = Path(config["directory"]) / f"rank{trainer.workers.rank}.pt"
+        torch.save(trainer.state_dict(), path)
 
-def wait_for(address: str, head: subprocess.Popen[bytes], log: Path) -> None:
-    give_up = time.monotonic() + 180
-    while time.monotonic() < give_up and head.poll() is None:
-        with suppress(OSError), urllib.request.urlopen(f"{address}/api/version", timeout=2):
-            return
-        time.sleep(0.2)
-    raise AssertionError(log.read_text())
+    return work
 
 
 @pytest.fixture(scope="session")
-def ray_head() -> Iterator[str]:
-    """The dashboard's address of a one-node cluster with two CPUs, for Ray Jobs."""
-    # A short path: Ray keeps its sockets in it, and theirs may have 107 characters.
-    folder = Path(tempfile.mkdtemp(prefix="vr"))
-    (port,) = free_ports(1)
-    log = folder / "start.log"
-    head = start_head(folder, port, log)
-    try:
-        wait_for(f"http://127.0.0.1:{port}", head, log)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        stop_head(head, folder)
-        shutil.rmtree(folder, ignore_errors=True)
+def twins(local_ray: None, tracking_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Twins:
+    """The same experiment without and with Ray."""
+    storage = tmp_path_factory.mktemp("twins")
+    one, two = storage / "one", storage / "two"
+    launch(LONG, new(one, tracking_uri, "digits"), Scaling())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "_worker", keeping_states())
+        launch(LONG, new(two, tracking_uri, "digits"), Scaling(workers=2))
+    return Twins(LONG, tracking_uri, one, two)

@@ -337,8 +337,9 @@ def test_anchor_is_added_unweighted():
     torch.testing.assert_close(with_anchor.loss, expected, rtol=1e-14, atol=0)  # rounding
     assert torch.equal(with_anchor.squared_error, without.squared_error)
     anchor_alone = gradients(ANCHOR(net, d, uniform).mean(), net)
-    parts = zip(gradients(with_anchor.loss, net), gradients(without.loss, net), anchor_alone,
-                strict=True)
+    parts = zip(
+        gradients(with_anchor.loss, net), gradients(without.loss, net), anchor_alone, strict=True
+    )
     for total, a, b in parts:
         torch.testing.assert_close(total, a + b, rtol=1e-12, atol=1e-14)
 
@@ -364,5 +365,5 @@ def test_anchor_without_its_draws_is_refused():
     ],
 )
 def test_bad_settings_are_refused(kind, settings):
-    with pytest.raises(ValueError, match="weight|gap"):
+    with pytest.raises(ValueError, match=r"weight|gap"):
         kind(**settings)

@@ -1,6 +1,7 @@
 """Sampling: exact on exact average velocities, first order on velocities alone."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def test_steps_compose(steps):
 def test_instantaneous_velocity_makes_it_eulers_method():
     """Order 1: the error halves with the step, to within its own next order (about 1 / steps)."""
     errors = [(sample(gaussian_velocity, E, n) - SCALE * E).norm().item() for n in (50, 100, 200)]
-    orders = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    orders = [math.log2(a / b) for a, b in pairwise(errors)]
     assert all(abs(order - 1) < 0.05 for order in orders)
 
 

@@ -83,9 +83,7 @@ def test_first_pairs_are_equal_and_keep_the_law_of_t(n_equal):
     assert (r[n_equal:] < t[n_equal:]).all()
 
 
-@pytest.mark.parametrize(
-    ("prob", "n"), [(0.25, 10), (0.75, 7), (0.1, 1), (1 / 3, 4), (0.999, 3)]
-)
+@pytest.mark.parametrize(("prob", "n"), [(0.25, 10), (0.75, 7), (0.1, 1), (1 / 3, 4), (0.999, 3)])
 def test_share_of_equal_times_is_exact_in_the_mean(prob, n):
     """The count is floor(p n) plus a Bernoulli of the rest: its mean over m draws has that error.
 
@@ -110,8 +108,11 @@ def test_whole_shares_are_not_random(prob, n, count):
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
-        *((k, {"prob_equal": p}, "prob_equal") for k in (UniformTimes, LogitNormalTimes)
-          for p in (-0.1, 1.1, math.nan)),
+        *(
+            (k, {"prob_equal": p}, "prob_equal")
+            for k in (UniformTimes, LogitNormalTimes)
+            for p in (-0.1, 1.1, math.nan)
+        ),
         *((UniformTimes, {"max_gap": gap}, "max_gap") for gap in (0.0, -1.0, 1.1, math.nan)),
         *((UniformTimes, {"margin": m}, "margin") for m in (-0.1, 0.5, math.nan)),
         *((LogitNormalTimes, {"std": s}, "std") for s in (0.0, -1.0, math.nan)),

@@ -6,6 +6,7 @@ import socket
 from dataclasses import replace
 from urllib.parse import urlsplit
 
+from vamf.cluster.quiet import quieten
 from vamf.cluster.train import Scaling
 
 CONNECT_SECONDS = 5.0
@@ -26,6 +27,7 @@ def connect() -> None:
     if address in (None, "", "local"):
         # vamf keeps its data out of Ray's object store; the default would reserve a third of RAM.
         ray.init(
+            address="local",
             include_dashboard=False,
             object_store_memory=200 * 2**20,
             log_to_driver=False,
@@ -33,7 +35,10 @@ def connect() -> None:
         )
         return
     _check(address)
-    ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError) as error:
+        raise _absent(address, str(error).splitlines()[0]) from None
 
 
 def prepare(scaling: Scaling, *, cluster: bool = False) -> Scaling:
@@ -59,19 +64,19 @@ def prepare(scaling: Scaling, *, cluster: bool = False) -> Scaling:
 def _check(address: str) -> None:
     if address == "auto":
         return
+    if address.startswith(("http://", "https://")):
+        raise ValueError(f"RAY_ADDRESS must be HOST:6379 or ray://HOST:10001; got {address}")
     parts = urlsplit(address if "://" in address else f"ray://{address}")
     try:
         socket.create_connection(
             (parts.hostname or "", parts.port or 6379), CONNECT_SECONDS
         ).close()
     except OSError as error:
-        raise ValueError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from None
+        raise _absent(address, str(error)) from None
 
 
-def quieten() -> None:
-    """Keeps Ray's own lines off the terminal; they stay in its session's log files."""
-    for name in ("ray", "ray.train", "ray.tune", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+def _absent(address: str, why: str) -> ValueError:
+    return ValueError(f"no Ray cluster answers at RAY_ADDRESS={address}: {why}")
 
 
 def log_folder() -> str | None:

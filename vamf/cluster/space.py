@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import optuna
 
 from vamf import values
+from vamf.cluster.quiet import quiet_optuna
 from vamf.experiment import Experiment
 
 DISTANCE = "eval/distance"
@@ -44,6 +45,7 @@ def objectives(space: Space, experiment: Experiment) -> tuple[str, ...]:
     return names
 
 
+@quiet_optuna()
 def check(space: Space, experiment: Experiment, draws: int = 8) -> None:
     """Raises ValueError if the space suggests what the experiment does not take."""
     study = optuna.create_study(

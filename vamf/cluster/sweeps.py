@@ -20,6 +20,10 @@ from vamf.tracking import Run
 SWEEP = "sweep.json"
 
 
+class NothingFound(RuntimeError):
+    """Not one trial of a search succeeded."""
+
+
 def new(
     space: Space,
     name: str,
@@ -77,7 +81,7 @@ def check(space: Space, experiment: Experiment, trials: int, seeds: int) -> tupl
 
 
 def resumed(directory: Path, uri: str) -> Sweep:
-    """The search in a folder, ready to go on: trials in flight are failed, to be repeated.
+    """The search in a folder, to go on with.
 
     Raises ValueError if there is none, or MLflow does not answer.
     """
@@ -93,12 +97,7 @@ def resumed(directory: Path, uri: str) -> Sweep:
         "parent": Run(**data["parent"] | {"uri": uri}),
         "scaling": Scaling(**data["scaling"]),
     }
-    sweep = Sweep(**fields)
-    tracking.rejoin(sweep.parent)
-    for number in abandon(sweep):
-        for marker in trial_folder(directory, number).glob(f"*/{RUN}"):
-            close_orphan(marker, uri)
-    return sweep
+    return Sweep(**fields)
 
 
 def _save(sweep: Sweep) -> None:
@@ -111,11 +110,19 @@ def _save(sweep: Sweep) -> None:
 
 
 def run(space: Space, sweep: Sweep) -> tuple[Results, dict[str, Path]]:
-    """Runs what is left of a search, and writes what it found, to files and to MLflow."""
+    """Runs what is left of a search, and writes what it found, to files and to MLflow.
+
+    Trials that were in flight when an earlier attempt died are repeated. Raises NothingFound if no
+    trial succeeded.
+    """
+    tracking.rejoin(sweep.parent)
     with closing(sweep.parent):
+        for number in abandon(sweep):
+            for marker in trial_folder(sweep.directory, number).glob(f"*/{RUN}"):
+                close_orphan(marker, sweep.parent.uri)
         search(space, sweep)
         found = gather(sweep)
         files = publish(sweep, found)
         if not found.complete:
-            raise RuntimeError(f"no trial of {sweep.name} succeeded")
+            raise NothingFound(f"no trial of {sweep.name} succeeded; see {files['table']}")
     return found, files

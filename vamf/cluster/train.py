@@ -31,7 +31,7 @@ class Scaling:
     cpus: float = 1
     """CPUs of a worker."""
     gpus: float | None = None
-    """GPUs of a worker; a part of one lets small runs share it. By default 1 where there are any."""
+    """GPUs of a worker, by default 1 where there are any; a part of one lets small runs share."""
     max_failures: int = 3
     """How often lost workers are replaced; the run goes on from its latest checkpoint."""
 

@@ -59,6 +59,8 @@ def over_seeds(runs: list[Metrics]) -> Metrics:
         return runs[0]
     import torch
 
+    values = {name: [run[name].value for run in runs] for name in runs[0]}
     return {
-        name: mean_with_error(torch.tensor([run[name].value for run in runs])) for name in runs[0]
+        name: mean_with_error(torch.tensor(value, dtype=torch.float64))
+        for name, value in values.items()
     }

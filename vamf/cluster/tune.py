@@ -1,6 +1,7 @@
 """The search: Ray Tune runs trials that Optuna suggests. The only module that imports Ray Tune."""
 
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from vamf.cluster import connect
 from vamf.cluster.launch import Launch, launch
+from vamf.cluster.quiet import quiet_optuna
 from vamf.cluster.space import Space
 from vamf.cluster.train import Scaling
 from vamf.cluster.trials import Trial, load_trials, over_seeds, trial_folder
@@ -90,6 +92,7 @@ def abandon(sweep: Sweep) -> list[int]:
     return [trial.number for trial in lost]
 
 
+@quiet_optuna()
 def search(space: Space, sweep: Sweep) -> None:
     """Runs what is left of a sweep; its study and its trials' files hold the results.
 
@@ -120,7 +123,12 @@ def search(space: Space, sweep: Sweep) -> None:
     with tqdm(total=total, unit="step", unit_scale=True, smoothing=0, dynamic_ncols=True) as bar:
         tune.Tuner(
             tune.with_resources(_run_trial(sweep), resources),
-            tune_config=tune.TuneConfig(search_alg=algorithm, num_samples=left, reuse_actors=True),
+            tune_config=tune.TuneConfig(
+                search_alg=algorithm,
+                num_samples=left,
+                max_concurrent_trials=at_once(sweep.scaling),
+                reuse_actors=True,
+            ),
             run_config=tune.RunConfig(
                 name=f"{time.strftime('%Y%m%d-%H%M%S')}",
                 storage_path=str(sweep.directory / "ray"),
@@ -138,6 +146,22 @@ def trial_resources(scaling: Scaling) -> dict[str, float]:
         return {"CPU": scaling.cpus, "GPU": scaling.gpus or 0}
     # The workers reserve the CPUs; Ray refuses a bundle of nothing at all.
     return {"CPU": 0, "memory": 1e6}
+
+
+def at_once(scaling: Scaling) -> int | None:
+    """How many trials the cluster has workers for; None if Ray Tune itself can tell.
+
+    A trial with workers of its own takes no CPU for itself: without a limit Ray Tune would start
+    the whole search at once, a process each, and ask Optuna for all points before any result.
+    """
+    if scaling.workers == 0:
+        return None
+    import ray
+
+    have = ray.cluster_resources()
+    needs = {"CPU": scaling.workers * scaling.cpus, "GPU": scaling.workers * (scaling.gpus or 0)}
+    fits = [int(have.get(name, 0) / amount) for name, amount in needs.items() if amount]
+    return max(1, min(fits))
 
 
 def _objective(index: int) -> str:
@@ -222,6 +246,10 @@ def _progress(sweep: Sweep, bar: Any) -> Any:
     steps: dict[str, int] = {}
 
     class Progress(tune.Callback):
+        def __reduce__(self) -> tuple[Any, ...]:
+            # Ray writes a copy to disk, which nobody reads; the bar's terminal cannot be copied.
+            return tune.Callback, ()
+
         def on_trial_result(
             self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
         ) -> None:
@@ -241,6 +269,7 @@ def _progress(sweep: Sweep, bar: Any) -> Any:
 
         def _line(self, trial: Any) -> None:
             tqdm.write(describe(sweep, trial.config["number"]))
+            sys.stdout.flush()  # whoever follows a job's log should see it now
 
     return Progress()
 
@@ -263,4 +292,3 @@ def _quiet_tune() -> None:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # MLflow has the figures
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # progress lacks objectives
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -154,6 +154,6 @@ def _write(
         generate = generate_from(trainer.ema, experiment, shape, session.workers.device)
         save_picture(generate(pictured(shape)).cpu(), path)
         session.picture(path, step)
+    session.log(figures, step)  # before saving: what a restarted worker repeats is not sent twice
     if save:
         folder.save(experiment, trainer.state_dict(), figures)
-    session.log(figures, step)

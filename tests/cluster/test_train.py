@@ -1,0 +1,88 @@
+"""Two real workers under Ray Train do what one process does on the joined batch."""
+
+import json
+
+import pytest
+import torch
+from conftest import Twins
+from tiny import TINY, checkpoint, history, same, tracked
+
+from vamf.cluster.train import Scaling, progress
+
+
+def vector(state: dict, part: str) -> torch.Tensor:
+    """A part of a state as one vector, in float64."""
+    if part == "gradient":  # Adam's first moment after one step is a tenth of it
+        moments = state["optimiser"]["state"].values()
+        return torch.cat([moment["exp_avg"].flatten() for moment in moments]).double() * 10
+    tensors = [tensor for tensor in state[part].values() if tensor.is_floating_point()]
+    return torch.cat([tensor.flatten() for tensor in tensors]).double()
+
+
+@pytest.mark.slow
+def test_two_workers_have_the_gradient_of_one_on_the_joined_batch(twins: Twins) -> None:
+    one, two = (vector(checkpoint(run, 1).load(), "gradient") for run in (twins.one, twins.two))
+    assert one.norm() > 0.01
+    # Sums of 16 float32 numbers in another order; a rank's own half of the batch is off by .5.
+    assert (two - one).norm() < 1e-5 * one.norm()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["net", "ema"])
+def test_weights_agree_after_a_few_steps(twins: Twins, part: str) -> None:
+    one, two = (vector(checkpoint(run, 3).load(), part) for run in (twins.one, twins.two))
+    # Adam divides by a gradient's own size, so rounding of the smallest gradients grows to a share
+    # of a step: measured 2e-5 in all, where the three steps moved the weights by 0.1.
+    assert (two - one).norm() < 1e-3 * (one - start(twins, part)).norm()
+
+
+def start(twins: Twins, part: str) -> torch.Tensor:
+    from vamf.training.trainer import build_networks
+
+    experiment = twins.experiment
+    shape = experiment.data.load("train").shape
+    net, ema = build_networks(experiment, shape, torch.device("cpu"))
+    return vector({"net": net.state_dict(), "ema": ema.state_dict()}, part)
+
+
+@pytest.mark.slow
+def test_two_workers_measure_what_one_measures(twins: Twins) -> None:
+    one, two = (checkpoint(run, 10).metrics() for run in (twins.one, twins.two))
+    names = [name for name in one if name.startswith("eval/") and not name.endswith("_se")]
+    assert len(names) == 3
+    for name in names:
+        assert two[name] == pytest.approx(one[name], rel=1e-4), name
+
+
+@pytest.mark.slow
+def test_all_ranks_hold_the_same_state(twins: Twins) -> None:
+    first, second = (torch.load(twins.two / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert same(first, second)
+    assert same(first, checkpoint(twins.two, 40).load())
+    # The tests above would pass if there were but one worker.
+    assert json.loads((twins.two / "run.json").read_text())["uri"] == ""
+
+
+@pytest.mark.slow
+def test_each_figure_is_logged_once_and_is_that_of_all_workers(twins: Twins) -> None:
+    (one,), (two,) = (tracked(twins.uri, run) for run in (twins.one, twins.two))
+    assert (one.info.status, two.info.status) == ("FINISHED", "FINISHED")
+    for key, steps in {
+        "loss/train": range(1, 41),
+        "loss/per_dimension": range(1, 41),
+        "grad/norm": range(1, 41),
+        "eval/loss_variance": range(10, 41, 10),
+    }.items():
+        ours, theirs = history(twins.uri, two, key), history(twins.uri, one, key)
+        assert list(ours) == list(theirs) == list(steps)
+        assert ours[10] == pytest.approx(theirs[10], rel=1e-3), key
+    assert progress(twins.two) == 40
+
+
+def test_scaling_is_checked_before_anything_starts() -> None:
+    with pytest.raises(ValueError, match=r"batch must be divisible .* got 16 for 3 workers"):
+        Scaling(workers=3).check(TINY)
+    Scaling(workers=2).check(TINY)
+    for wrong in ({"workers": -1}, {"cpus": 0}, {"gpus": -1}, {"max_failures": -1}):
+        with pytest.raises(ValueError, match="scaling needs workers >= 0"):
+            Scaling(**wrong)

@@ -1,0 +1,320 @@
+"""Real searches: what they record, what a bad trial costs, and what a dead driver costs."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import optuna
+import pytest
+import ray
+from machine import command, descendants, kill, train_workers, wait_until
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from optuna.trial import TrialState
+from ray.util import placement_group_table
+from tiny import TINY, options
+
+from jobs import tune
+from vamf.cluster import results, sweeps
+from vamf.cluster.results import Results, table
+from vamf.cluster.space import Space
+from vamf.cluster.train import Scaling
+from vamf.cluster.trials import Trial, load_trials
+from vamf.cluster.tune import Sweep, at_once, open_study, trial_resources
+
+ABSURD_LR = 1e30
+
+
+def draw(trial: optuna.Trial) -> dict[str, float]:
+    return {
+        "beta.value": trial.suggest_float("beta.value", 0.0, 1.0),
+        "optim.lr": trial.suggest_float("optim.lr", 1e-4, ABSURD_LR, log=True),
+    }
+
+
+def space_of(*points: Mapping[str, float]) -> Space:
+    """Searches beta and the learning rate, from these points on."""
+    found = SimpleNamespace(
+        PRESET="digits",
+        OBJECTIVES=("eval/loss_variance", "eval/distance"),
+        POINTS=points,
+        sampler=lambda seed: optuna.samplers.RandomSampler(seed=seed),
+        space=draw,
+    )
+    return cast(Space, found)
+
+
+SPACE = space_of(
+    {"beta.value": 0.0, "optim.lr": 1e-3},
+    {"beta.value": 1.0, "optim.lr": 1e-2},
+    {"beta.value": 0.5, "optim.lr": ABSURD_LR},
+    {"beta.value": 0.25, "optim.lr": 3e-2},
+)
+
+
+@dataclass(frozen=True)
+class Swept:
+    sweep: Sweep
+    found: Results
+    files: Mapping[str, Path]
+    said: str
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(self.sweep.parent.uri)
+
+    @property
+    def children(self) -> list[Run]:
+        parent = self.sweep.parent
+        only = f"tags.`mlflow.parentRunId` = '{parent.run_id}'"
+        return list(self.client.search_runs([parent.experiment_id], only))
+
+
+def swept(
+    space: Space, directory: Path, uri: str, *, trials: int, seeds: int, workers: int
+) -> Swept:
+    sweep = sweeps.new(
+        space,
+        "test",
+        TINY,
+        directory=directory,
+        uri=uri,
+        trials=trials,
+        seeds=seeds,
+        scaling=Scaling(workers=workers, gpus=0),
+    )
+    found, files = sweeps.run(space, sweep)
+    return Swept(sweep, found, files, results.report(sweep, found, files))
+
+
+@pytest.fixture(scope="module")
+def four(local_ray: None, tracking_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    """Four trials of two seeds each, one of which cannot succeed."""
+    directory = tmp_path_factory.mktemp("sweeps") / "four"
+    return swept(SPACE, directory, tracking_uri, trials=4, seeds=2, workers=0)
+
+
+def dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.slow
+def test_every_trial_is_recorded_with_all_its_seeds(four: Swept) -> None:
+    trials = load_trials(four.sweep.directory)
+    assert trials == four.found.trials
+    assert [trial.number for trial in trials] == [0, 1, 2, 3]
+    assert [trial.settings for trial in trials] == [dict(point) for point in SPACE.POINTS]
+    for trial in four.found.complete:
+        assert len(trial.seeds) == 2
+        for name in four.sweep.objectives:
+            a, b = (seed[name] for seed in trial.seeds)
+            assert a != b
+            assert trial.metrics[name].value == pytest.approx((a + b) / 2)
+            assert trial.metrics[name].error == pytest.approx(abs(a - b) / 2)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_costs_its_trial_only(four: Swept) -> None:
+    (failed,) = [trial for trial in four.found.trials if trial.error]
+    assert (failed.number, failed.error) == (2, "seed 0: the loss of step 2 is not finite")
+    assert len(four.found.complete) == 3
+    assert "failed: seed 0: the loss of step 2 is not finite" in table(four.found)
+    (run,) = [run for run in four.children if run.data.tags["trial"] == "2"]
+    assert run.info.status == "FAILED"
+    assert run.data.tags["error"] == "NonFiniteLoss: the loss of step 2 is not finite"
+
+
+@pytest.mark.slow
+def test_the_front_is_what_nothing_dominates(four: Swept) -> None:
+    points = {
+        trial.number: tuple(trial.metrics[name].value for name in four.sweep.objectives)
+        for trial in four.found.complete
+    }
+    front = {
+        number
+        for number, point in points.items()
+        if not any(dominates(other, point) for other in points.values())
+    }
+    assert four.found.front == front
+    # In two dimensions what a front dominates is a staircase.
+    reference_x, reference_y = (1.1 * max(axis) for axis in zip(*points.values(), strict=True))
+    assert four.found.reference == pytest.approx((reference_x, reference_y))
+    area, ceiling = 0.0, reference_y
+    for x, y in sorted(points[number] for number in front):
+        area += (reference_x - x) * (ceiling - y)
+        ceiling = y
+    assert area > 0
+    assert four.found.hypervolume == pytest.approx(area)
+
+
+@pytest.mark.slow
+def test_the_study_agrees_and_has_nothing_running(four: Swept) -> None:
+    study = optuna.load_study(study_name="four", storage=four.sweep.storage)
+    states = [trial.state for trial in study.trials]
+    done, failed = TrialState.COMPLETE, TrialState.FAIL
+    assert states == [done, done, failed, done]
+    for trial in four.found.complete:
+        values = [trial.metrics[name].value for name in four.sweep.objectives]
+        assert study.trials[trial.number].values == pytest.approx(values)
+
+
+@pytest.mark.slow
+def test_mlflow_has_the_search_above_its_trials(four: Swept) -> None:
+    client, parent = four.client, four.client.get_run(four.sweep.parent.run_id)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["search/hypervolume"] == pytest.approx(four.found.hypervolume)
+    best = four.found.best
+    assert best is not None
+    assert parent.data.tags["best"] == f"trial {best.number}, {best.label}"
+    names = {f.path for f in client.list_artifacts(parent.info.run_id)}
+    assert names == {"pareto.png", "best_samples.png", "trials.md"}
+    statuses = [(run.data.tags["trial"], run.info.status) for run in four.children]
+    finished = [(str(trial), "FINISHED") for trial in (0, 0, 1, 1, 3, 3)]
+    assert sorted(statuses) == sorted([*finished, ("2", "FAILED")])
+    assert "four-t03 β=0.250 seed 1" in {run.info.run_name for run in four.children}
+    for run in four.children:
+        if run.info.status == "FINISHED":
+            points = client.get_metric_history(run.info.run_id, "loss/train")
+            assert [point.step for point in points] == list(range(1, 7))
+
+
+@pytest.mark.slow
+def test_pictures_and_table_are_in_the_folder(four: Swept) -> None:
+    for name in ("front", "samples"):
+        assert four.files[name].read_bytes().startswith(b"\x89PNG")
+    written = four.files["table"].read_text()
+    assert written == table(four.found) + "\n"
+    assert "against β=0" in written.splitlines()[0]
+    assert four.said.startswith(written)
+    for path in four.files.values():
+        assert path.parent == four.sweep.directory
+
+
+@pytest.mark.slow
+def test_a_finished_search_has_nothing_left_to_do(four: Swept) -> None:
+    again = sweeps.resumed(four.sweep.directory, four.sweep.parent.uri)
+    assert again == four.sweep
+    found, _ = sweeps.run(SPACE, again)
+    assert found == four.found
+    assert len(open_study(again).trials) == 4
+
+
+@pytest.mark.slow
+def test_a_trial_of_two_workers_leaves_nothing_behind(
+    local_ray: None, tracking_uri: str, tmp_path: Path
+) -> None:
+    directory = tmp_path / "wide"
+    space = space_of(SPACE.POINTS[2], SPACE.POINTS[1])  # the first one's loss is not finite
+    wide = swept(space, directory, tracking_uri, trials=2, seeds=1, workers=2)
+    failed, done = wide.found.trials
+    assert failed.error == "seed 0: the loss of step 2 is not finite"
+    assert done.error is None
+    assert wide.found.front == {1}
+    runs = sorted(wide.children, key=lambda run: run.info.start_time)
+    assert [run.info.status for run in runs] == ["FAILED", "FINISHED"]
+    assert runs[0].info.end_time <= runs[1].info.start_time  # there are CPUs for one at a time
+    wait_until(lambda: not train_workers(), "the end of all workers")
+    wait_until(
+        lambda: all(group["state"] == "REMOVED" for group in placement_group_table().values()),
+        "the removal of all placement groups",
+    )
+    cpus = ray.cluster_resources()["CPU"]
+    wait_until(lambda: ray.available_resources().get("CPU") == cpus, "all CPUs being free")
+
+
+def test_trials_with_workers_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 9.0, "GPU": 2.0})
+    assert at_once(Scaling(workers=0)) is None
+    assert at_once(Scaling(workers=2)) == 4
+    assert at_once(Scaling(workers=2, cpus=1.5)) == 3
+    assert at_once(Scaling(workers=2, gpus=0.5)) == 2
+    assert at_once(Scaling(workers=9, gpus=1)) == 1
+    assert trial_resources(Scaling(cpus=2, gpus=0.5)) == {"CPU": 2, "GPU": 0.5}
+    assert trial_resources(Scaling(workers=2))["CPU"] == 0
+
+
+def unfinished(directory: Path) -> list[Path]:
+    """Folders of the trials in flight."""
+    began = {path.parent.parent for path in directory.glob("t*/seed_0/run.json")}
+    return sorted(folder for folder in began if not (folder / "trial.json").exists())
+
+
+def interrupted(directory: Path, uri: str) -> list[Trial]:
+    """Starts a search of four trials and kills all of it with one trial done and one in flight."""
+    storage, name = str(directory.parent), directory.name
+    arguments = ["--trials", "4", "--storage", storage, "--name", name, "--tracking", uri]
+    settings = options({"steps": 60, "evaluation.every": 60, "optim.lr": 1e-2})
+    said = directory.parent / "said"
+    with said.open("w") as file:
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "jobs.tune", "constant", *arguments, *settings],
+            env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"},
+            stdout=file,
+            stderr=file,
+        )
+    try:
+        wait_until(
+            lambda: bool(
+                driver.poll() is not None
+                or ("trial " in said.read_text() and unfinished(directory))
+            ),
+            "a trial done and another one begun",
+            seconds=300,
+        )
+        family = descendants(driver.pid)
+    finally:
+        # At once, as a machine dies that loses its power.
+        kill({driver.pid} | descendants(driver.pid))
+        driver.wait()
+    wait_until(lambda: not any(map(command, family)), "the end of all processes")
+    text = said.read_bytes().decode()
+    for noise in ("Warning", "[I ", "INFO", "Traceback"):
+        assert noise not in text, text
+    return load_trials(directory)
+
+
+@pytest.mark.slow
+def test_a_killed_search_keeps_what_is_done_and_repeats_the_rest(
+    local_ray: None, tracking_uri: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "killed"
+    before = interrupted(directory, tracking_uri)
+    assert 1 <= len(before) < 4
+    lost = [int(folder.name.removeprefix("t")) for folder in unfinished(directory)]
+    client = MlflowClient(tracking_uri)
+    parent = json.loads((directory / "sweep.json").read_text())["parent"]
+    assert client.get_run(parent["run_id"]).info.status == "RUNNING"
+    capfd.readouterr()
+
+    tune.main(["--resume", str(directory), "--tracking", tracking_uri])
+    out, err = capfd.readouterr()
+    assert "* Pareto front; hypervolume" in out
+    assert "Warning" not in err
+    after = load_trials(directory)
+    assert [trial for trial in after if trial in before] == before
+    assert len(after) == 4
+    assert all(trial.error is None for trial in after)
+    assert not {trial.number for trial in after} & set(lost)
+    study = optuna.load_study(study_name="killed", storage=f"sqlite:///{directory / 'study.db'}")
+    complete = study.get_trials(states=(TrialState.COMPLETE,))
+    assert [trial.number for trial in complete] == [trial.number for trial in after]
+    assert all(trial.state.is_finished() for trial in study.trials)
+    betas = [trial.settings["beta.value"] for trial in after]
+    assert {0.0, 1.0} < set(betas)
+    assert {study.trials[number].params["beta.value"] for number in lost} <= set(betas)
+
+    assert client.get_run(parent["run_id"]).info.status == "FINISHED"
+    only = f"tags.`mlflow.parentRunId` = '{parent['run_id']}'"
+    children = client.search_runs([parent["experiment_id"]], only)
+    ends = {int(run.data.tags["trial"]): run.info.status for run in children}
+    assert {number for number, end in ends.items() if end == "KILLED"} == set(lost)
+    assert {number for number, end in ends.items() if end == "FINISHED"} == {
+        trial.number for trial in after
+    }
+    assert len(ends) == len(children) == 4 + len(lost)

@@ -1,0 +1,160 @@
+"""An experiment as a value: frozen, hashable, complete, and checked as a whole."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from vamf.data.toys import Toy
+from vamf.experiment import Checkpoints, Evaluation, Experiment, Optimiser
+from vamf.flow.losses import Anchor
+from vamf.flow.times import LogitNormalTimes, UniformTimes
+from vamf.metrics.distances import FrechetDistance, SlicedWasserstein
+from vamf.models.mlp import MLPConfig
+from vamf.models.unet import UNetConfig
+
+DIGITS = Experiment()
+TOY = Experiment(data=Toy(), model=MLPConfig(), evaluation=Evaluation(distance=SlicedWasserstein()))
+
+
+def fields(value):
+    """All dataclasses of a value, itself included."""
+    parts = [getattr(value, f.name) for f in dataclasses.fields(value)]
+    return [value, *(x for p in parts if dataclasses.is_dataclass(p) for x in fields(p))]
+
+
+@pytest.mark.parametrize("experiment", [DIGITS, TOY], ids=["digits", "toy"])
+def test_frozen_and_hashable_all_the_way_down(experiment):
+    assert hash(experiment) == hash(dataclasses.replace(experiment))
+    for part in fields(experiment):
+        for f in dataclasses.fields(part):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(part, f.name, None)
+
+
+def test_positions_are_refused():
+    for part in fields(DIGITS):
+        if dataclasses.fields(part):
+            with pytest.raises(TypeError, match="positional"):
+                type(part)(getattr(part, dataclasses.fields(part)[0].name))
+
+
+@pytest.mark.parametrize("experiment", [DIGITS, TOY], ids=["digits", "toy"])
+def test_saved_and_loaded(experiment, tmp_path):
+    changed = experiment.override({"loss.anchor.weight": 0.25, "seed": 7})
+    changed.save(tmp_path / "experiment.json")
+    assert Experiment.load(tmp_path / "experiment.json") == changed != experiment
+
+
+def test_override_by_dotted_names():
+    changed = DIGITS.override(
+        {
+            "optim.lr": 3e-4,
+            "model.multipliers": [1, 2],
+            "evaluation.distance.samples": 40,
+            "loss.weight.p": 1,
+        }
+    )
+    assert changed.optim.lr == 3e-4 and changed.model.multipliers == (1, 2)
+    assert changed.evaluation.distance.samples == 40 and changed.loss.weight.p == 1.0
+    restored = changed.override(
+        {
+            "optim.lr": DIGITS.optim.lr,
+            "model.multipliers": DIGITS.model.multipliers,
+            "evaluation.distance.samples": DIGITS.evaluation.distance.samples,
+            "loss.weight.p": DIGITS.loss.weight.p,
+        }
+    )
+    assert restored == DIGITS
+
+
+def test_override_switches_kinds():
+    changed = DIGITS.override({"times.kind": "UniformTimes", "times.max_gap": 0.5})
+    assert changed.times == UniformTimes(max_gap=0.5)
+    assert changed.override({"times.kind": "LogitNormalTimes"}).times == LogitNormalTimes()
+    kinds = {
+        "data.kind": "Toy",
+        "model.kind": "MLPConfig",
+        "evaluation.distance.kind": "SlicedWasserstein",
+    }
+    assert DIGITS.override(kinds) == TOY
+
+
+def test_override_makes_an_anchor_of_none_and_none_of_it():
+    changed = DIGITS.override({"loss.anchor.weight": 0.5})
+    assert changed.loss.anchor == Anchor(weight=0.5)
+    assert changed.override({"loss.anchor": None}) == DIGITS
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optm.lr": 1}, "unknown setting 'optm'; did you mean 'optim'?"),
+        ({"optim.rl": 1}, "unknown setting 'optim.rl'; did you mean 'lr'?"),
+        ({"times.max_gap": 1}, "unknown setting 'times.max_gap'"),
+        ({"loss.anchor.wieght": 1}, "unknown setting 'loss.anchor.wieght'; did you mean 'weight'?"),
+        ({"beta": 0.5}, "set beta by its fields .*beta.value.*; got 0.5"),
+        ({"beta.value": math.nan}, "beta.value must be finite; got nan"),
+        ({"beta.value": 2.0}, "beta must lie in [0, 1]; got 2.0"),
+        ({"beta.end": 0.5}, "a constant beta takes no end"),
+        ({"optim.lr": "fast"}, "optim.lr: .*number"),
+        ({"steps": 1.5}, "steps: .*integer"),
+        ({"proxy": "oracle"}, "proxy: .*'ema' or 'online'"),
+        ({"data.kind": "Toy"}, "points take an MLPConfig; got UNetConfig"),
+        ({"evaluation.distance.kind": "SlicedWasserstein"}, "images by FrechetDistance"),
+    ],
+)
+def test_bad_overrides_raise_one_line(changes, message):
+    pattern = message.replace("?", r"\?").replace("[", r"\[")
+    with pytest.raises(ValueError, match=pattern) as caught:
+        DIGITS.override(changes)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        *((Optimiser, {"lr": lr}, "optim.lr must be positive") for lr in (0.0, -1.0, math.nan)),
+        *((Optimiser, {n: b}, "must lie in") for n in ("beta1", "beta2") for b in (-0.1, 1.0)),
+        *((Optimiser, {"final": f}, "optim.final") for f in (-0.1, 1.1, math.nan)),
+        (Optimiser, {"warmup": -1}, "optim.warmup must be at least 0; got -1"),
+        (Evaluation, {"every": 0}, "every must be at least 1"),
+        (Evaluation, {"sampling_steps": 0}, "sampling_steps must be at least 1"),
+        (Evaluation, {"variance_samples": 1}, "variance_samples must be at least 2"),
+        (Evaluation, {"gradient_batches": 1}, "gradient_batches must be at least 2"),
+        (Checkpoints, {"every": 0}, "checkpoint.every must be at least 1"),
+        (Checkpoints, {"keep": 0}, "checkpoint.keep must be at least 1"),
+        *((Experiment, {n: 0}, f"{n} must be at least 1") for n in ("batch", "steps", "log_every")),
+        *((Experiment, {"ema": d}, "ema must lie in") for d in (-0.1, 1.0, math.nan)),
+        (Experiment, {"data": Toy()}, "points take an MLPConfig"),
+        (Experiment, {"data": Toy(), "model": MLPConfig()}, "points are measured by"),
+        (FrechetDistance, {"samples": 30}, "multiple of 20"),
+        (FrechetDistance, {"samples": 20}, "multiple of 20"),
+        (SlicedWasserstein, {"samples": 1}, "at least 2 samples"),
+        (SlicedWasserstein, {"repetitions": 1}, "at least 2 samples"),
+        (Toy, {"name": "circle"}, "name must be one of"),
+    ],
+)
+def test_bad_settings_are_refused(kind, settings, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**settings)
+
+
+def test_images_may_be_flattened_for_a_perceptron():
+    assert DIGITS.override({"model.kind": "MLPConfig"}).model == MLPConfig()
+
+
+def test_flatten_holds_every_choice_by_its_dotted_name():
+    flat = TOY.flatten()
+    assert flat["data.name"] == "eight_gaussians" and flat["optim.lr"] == 1e-3
+    assert flat["model.hidden"] == [128, 128, 128] and flat["loss.anchor"] is None
+    assert flat["evaluation.distance.kind"] == "SlicedWasserstein"
+    assert not any(isinstance(v, dict) for v in flat.values())
+    json.dumps(flat, allow_nan=False)
+    # Every dotted name but the kinds can be given back to override, to the same experiment.
+    assert TOY.override(flat) == TOY
+
+
+def test_default_model_is_the_published_unet():
+    assert DIGITS.model == UNetConfig()

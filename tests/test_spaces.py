@@ -1,0 +1,149 @@
+"""Search spaces fit their presets, and one that does not is refused."""
+
+import importlib
+import pkgutil
+from dataclasses import replace
+from types import SimpleNamespace
+
+import optuna
+import pytest
+
+import tune_spaces
+from vamf import values
+from vamf.cluster.space import DISTANCE, check, objectives
+from vamf.presets import PRESETS
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+
+SPACES = {
+    m.name: importlib.import_module(f"tune_spaces.{m.name}")
+    for m in pkgutil.iter_modules(tune_spaces.__path__)
+}
+SPACE = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+
+
+def made(suggest, objectives=(DISTANCE, "eval/loss_variance"), points=()):
+    """A space of one function."""
+    return SimpleNamespace(PRESET="toy", OBJECTIVES=objectives, POINTS=points, space=suggest)
+
+
+def drawn(space, n):
+    """What a space suggests first and in random draws."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    for point in space.POINTS:
+        study.enqueue_trial(dict(point))
+    return [dict(space.space(study.ask())) for _ in range(len(space.POINTS) + n)]
+
+
+def test_there_are_spaces():
+    assert {"constant", "schedules"} <= set(SPACES)
+
+
+@SPACE
+def test_space_fits_its_preset(space):
+    preset = PRESETS[space.PRESET]
+    check(space, preset, draws=40)
+    for settings in drawn(space, 40):
+        flat = preset.override(settings).flatten()
+        assert settings and {n: flat[n] for n in settings} == settings
+
+
+@SPACE
+def test_first_points_are_taken_as_they_are(space):
+    for point, settings in zip(space.POINTS, drawn(space, 0), strict=True):
+        assert dict(point).items() <= settings.items()
+
+
+@SPACE
+def test_objectives_resolve(space):
+    preset = PRESETS[space.PRESET]
+    names = objectives(space, preset)
+    key = f"eval/{preset.evaluation.distance.key}"
+    assert len(names) == len(space.OBJECTIVES) >= 2 and key in names and DISTANCE not in names
+
+
+@SPACE
+def test_sampler_follows_its_seed(space):
+    def suggestions(seed):
+        study = optuna.create_study(
+            directions=["minimize"] * len(space.OBJECTIVES), sampler=space.sampler(seed)
+        )
+        trials = []
+        for _ in range(4):
+            trial = study.ask()
+            trials.append(dict(space.space(trial)))
+            study.tell(trial, [0.0] * len(space.OBJECTIVES))
+        return trials
+
+    first = suggestions(0)
+    assert isinstance(space.sampler(0), optuna.samplers.BaseSampler)
+    assert first == suggestions(0) != suggestions(1)
+
+
+def test_schedules_suggest_every_shape():
+    shapes = {s["beta.shape"] for s in drawn(SPACES["schedules"], 40)}
+    assert shapes == {"constant", "linear", "cosine", "step"}
+
+
+@pytest.mark.parametrize(
+    ("suggest", "message"),
+    [
+        (lambda t: {"beta.vlaue": t.suggest_float("b", 0, 1)}, "did you mean 'value'?"),
+        (lambda t: {"btea.value": t.suggest_float("b", 0, 1)}, "did you mean 'beta'?"),
+        (lambda t: {"beta.value": t.suggest_float("b", 1.1, 2)}, "must lie in"),
+        (lambda t: {"beta.end": t.suggest_float("b", 0, 1)}, "takes no end"),
+        (lambda t: {"model.channels": t.suggest_int("c", 8, 16)}, "unknown setting"),  # an MLP
+    ],
+)
+def test_a_space_that_does_not_fit_is_refused(suggest, message):
+    with pytest.raises(ValueError, match="does not fit") as caught:
+        check(made(suggest), PRESETS["toy"])
+    assert message in str(caught.value)
+
+
+def test_a_field_that_only_some_draws_suggest_is_found():
+    def suggest(trial):
+        rare = trial.suggest_categorical("rare", [False, False, False, True])
+        return {"ema": 2.0} if rare else {"ema": 0.5}
+
+    with pytest.raises(ValueError, match=r"ema must lie in \[0, 1\); got 2.0"):
+        check(made(suggest), PRESETS["toy"], draws=40)
+
+
+def test_first_points_are_checked_too():
+    """The bad value is outside of what is drawn at random in practice: probability 1e-6."""
+
+    def suggest(trial):
+        return {"beta.value": 5.0 if trial.suggest_int("k", 0, 10**6) == 7 else 0.5}
+
+    check(made(suggest), PRESETS["toy"])
+    with pytest.raises(ValueError, match="must lie in"):
+        check(made(suggest, points=({"k": 7},)), PRESETS["toy"])
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ((DISTANCE, "eval/los_variance"), "did you mean 'eval/loss_variance'"),
+        ((DISTANCE,), "at least two objectives"),
+        ((DISTANCE, DISTANCE), "at least two objectives"),
+        ((DISTANCE, "eval/sw1_n4096"), "at least two objectives"),  # the same, by its own name
+        ((DISTANCE, "loss/train"), "is not measured"),
+    ],
+)
+def test_bad_objectives_are_refused(names, message):
+    with pytest.raises(ValueError, match=message):
+        objectives(made(None, names), PRESETS["toy"])
+
+
+def test_distance_stands_for_the_experiments_own():
+    toy = PRESETS["toy"]
+    smaller = replace(
+        toy,
+        evaluation=replace(
+            toy.evaluation, distance=values.override(toy.evaluation.distance, {"samples": 64})
+        ),
+    )
+    assert objectives(made(None), toy)[0] == "eval/sw1_n4096"
+    assert objectives(made(None), smaller)[0] == "eval/sw1_n64"

@@ -1,0 +1,148 @@
+"""The objective means the same on any number of workers, and at any step, whatever came before."""
+
+import pytest
+import torch
+
+from vamf.data.toys import Toy
+from vamf.distributed import Workers
+from vamf.experiment import Evaluation, Experiment
+from vamf.flow.losses import AdaptiveWeight, Anchor, MeanFlowLoss
+from vamf.flow.schedules import BetaSchedule
+from vamf.flow.tangents import boundary_velocity
+from vamf.flow.times import UniformTimes
+from vamf.metrics.distances import SlicedWasserstein
+from vamf.models.mlp import MLPConfig
+from vamf.random import generator
+from vamf.training.objective import Objective, draw
+
+EXPERIMENT = Experiment(
+    data=Toy(name="two_moons"),
+    model=MLPConfig(hidden=(16,), embedding=4),
+    times=UniformTimes(prob_equal=0.3),
+    beta=BetaSchedule(value=0.2, shape="linear", end=0.8),
+    loss=MeanFlowLoss(weight=AdaptiveWeight(p=0.5), anchor=Anchor(weight=0.2, max_gap=0.1)),
+    batch=12,
+    steps=10,
+    evaluation=Evaluation(distance=SlicedWasserstein(samples=8)),
+)
+
+
+def network():
+    torch.manual_seed(0)
+    net = EXPERIMENT.model.build((2,))
+    with torch.no_grad():
+        net.head.weight.normal_()  # or else u is nearly 0
+    return net
+
+
+def objective(workers=Workers(), experiment=EXPERIMENT, net=None):  # noqa: B008
+    net = net or network()
+    dataset = experiment.data.load("train")
+    return Objective(experiment, net, boundary_velocity(net), dataset, workers)
+
+
+def shares(world, step, experiment=EXPERIMENT):
+    return [objective(Workers(rank, world), experiment).draw(step) for rank in range(world)]
+
+
+@pytest.mark.parametrize("step", [0, 3])
+@pytest.mark.parametrize(("world", "batch"), [(1, 12), (2, 12), (3, 12), (2, 7), (3, 10)])
+def test_shares_of_workers_make_up_the_single_workers_draws(world, batch, step):
+    experiment = EXPERIMENT.override({"batch": batch})
+    whole, uniform = objective(experiment=experiment).draw(step)
+    parts = shares(world, step, experiment)
+    for name in ("x", "e", "r", "t"):
+        joined = torch.full_like(getattr(whole, name), float("nan"))
+        for rank, (part, _) in enumerate(parts):
+            joined[rank::world] = getattr(part, name)
+        assert torch.equal(joined, getattr(whole, name))
+    assert sum(part.n_equal for part, _ in parts) == whole.n_equal
+    joined = torch.full_like(uniform, float("nan"))
+    for rank, (_, part) in enumerate(parts):
+        joined[rank::world] = part
+    assert torch.equal(joined, uniform)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_equal_times_come_first_in_every_share(world):
+    for step in range(5):
+        for draws, _ in shares(world, step):
+            assert (draws.r[: draws.n_equal] == draws.t[: draws.n_equal]).all()
+            assert (draws.r[draws.n_equal :] < draws.t[draws.n_equal :]).all()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_mean_gradient_of_shares_is_the_joined_batchs(world):
+    """What DistributedDataParallel computes, without processes."""
+    single = objective()
+    single(3).loss.backward()
+    expected = [p.grad for p in single.net.parameters()]
+    workers = [objective(Workers(rank, world)) for rank in range(world)]
+    losses = [worker(3).loss for worker in workers]
+    torch.testing.assert_close(sum(losses) / world, single(3).loss, rtol=1e-6, atol=0)
+    for loss in losses:
+        loss.backward()
+    gradients = zip(*([p.grad for p in worker.net.parameters()] for worker in workers), strict=True)
+    for mean, whole in zip((torch.stack(g).mean(0) for g in gradients), expected, strict=True):
+        assert (mean - whole).norm() < 1e-6 * whole.norm()  # float32 sums in another order
+
+
+def test_a_step_is_a_function_of_seed_and_step():
+    first, again = objective(), objective()
+    first.draw(0), first(1)  # what came before plays no part, nor does the global stream
+    torch.manual_seed(5)
+    for a, b in zip((*first.draw(4)[0][:4],), (*again.draw(4)[0][:4],), strict=True):
+        assert torch.equal(a, b)
+    other = objective(experiment=EXPERIMENT.override({"seed": 1})).draw(4)[0]
+    for name in ("x", "e", "t"):
+        assert not torch.equal(getattr(first.draw(4)[0], name), getattr(other, name))
+        assert not torch.equal(getattr(first.draw(4)[0], name), getattr(first.draw(5)[0], name))
+
+
+def test_drawing_leaves_the_global_stream_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    objective_ = Objective(EXPERIMENT, torch.nn.Identity(), None, Toy().load("train"), Workers())
+    objective_.draw(0)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_share_of_equal_times_is_that_of_the_distribution():
+    """.3 * 12 = 3.6: three or four a step, .6 of a Bernoulli; 5 standard errors over 400 steps."""
+    counts = torch.tensor([objective_draws(step).n_equal for step in range(400)]).double()
+    assert set(counts.tolist()) == {3, 4}
+    assert abs(counts.mean() - 3.6) < 5 * (0.6 * 0.4 / 400) ** 0.5
+
+
+def objective_draws(step):
+    return draw(EXPERIMENT, torch.zeros(12, 2), generator("share", step))[0]
+
+
+def test_noise_is_standard_normal_and_fits_the_data():
+    """5 standard errors: of the mean sqrt(1 / n), of the variance sqrt(2 / n)."""
+    draws, uniform = draw(EXPERIMENT, torch.zeros(4000, 1, 2, 2), generator("noise"))
+    n = draws.e.numel()
+    assert draws.e.shape == draws.x.shape and uniform.shape == (4000,)
+    assert abs(draws.e.mean()) < 5 * n**-0.5 and abs(draws.e.var() - 1) < 5 * (2 / n) ** 0.5
+    assert 0 <= uniform.min() < 0.01 and 0.99 < uniform.max() < 1
+
+
+def test_forward_is_the_experiments_loss_of_its_draws():
+    own = objective()
+    draws, uniform = own.draw(2)
+    expected = EXPERIMENT.loss(
+        own.net, draws, beta=0.2 + 0.6 * 2 / 10, v_hat=own.v_hat, anchor_uniform=uniform
+    )
+    terms = own(2)
+    assert torch.equal(terms.squared_error, expected.squared_error)
+    assert torch.equal(terms.loss, expected.loss)
+
+
+def test_beta_follows_the_share_of_steps_taken():
+    assert [objective().beta(s) for s in (0, 5, 10)] == pytest.approx([0.2, 0.5, 0.8])
+
+
+def test_only_the_network_is_trained():
+    own = objective()
+    assert {id(p) for p in own.parameters()} == {id(p) for p in own.net.parameters()}
