@@ -138,20 +138,17 @@ def test_bad_overrides_raise_one_line(changes, message):
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-Infinity"])
-@pytest.mark.xfail(strict=True, reason="_parse looks for NaN before pydantic reads the text")
 def test_words_for_numbers_that_are_not_finite_are_refused(text):
     """A command line gives text: `times.mean=nan`."""
     with pytest.raises(ValueError, match="must be finite"):
         values.override(Picture(), {"scale": text})
 
 
-@pytest.mark.xfail(strict=True, reason="pydantic takes True for 1 unless it is strict")
 def test_a_truth_value_is_no_number():
     with pytest.raises(ValueError, match="count"):
         values.override(Picture(), {"count": True})
 
 
-@pytest.mark.xfail(strict=True, reason="override clears everything; from_dict ignores the kind")
 def test_another_kind_of_the_whole_is_refused():
     with pytest.raises(ValueError, match="kind"):
         values.override(FULL, {"kind": "Oval"})

@@ -25,5 +25,5 @@ def space(trial: optuna.Trial) -> dict[str, float | str]:
     settings["beta.value"] = trial.suggest_float("beta.value", 0.0, 1.0)
     if shape != "constant":
         settings["beta.end"] = trial.suggest_float("beta.end", 0.0, 1.0)
-        settings["beta.finish"] = trial.suggest_float("beta.finish", 0.2, 1.0)
+        settings["beta.finish"] = trial.suggest_float("beta.finish", 0.2, 0.9)
     return settings

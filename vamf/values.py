@@ -40,6 +40,8 @@ def from_dict(cls: type[T], data: Mapping[str, Any], path: str = "") -> T:
 
     Raises ValueError with the dotted name of what is unknown or of the wrong type.
     """
+    if not isinstance(data, Mapping) or data.get(KIND, cls.__name__) != cls.__name__:
+        raise ValueError(f"{path or 'it'} must hold the fields of {cls.__name__}; got {data!r:.80}")
     hints = typing.get_type_hints(cls)
     names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for name in data:
@@ -59,15 +61,18 @@ def _parse(annotation: Any, value: Any, path: str) -> Any:
         if kind not in classes:
             raise ValueError(f"{path}.{KIND} must be one of {', '.join(classes)}; got {kind!r}")
         return from_dict(classes[kind], value, f"{path}.")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{path} must be finite; got {value}")
     if classes and not (value is None and type(None) in options):
         names = [f"{path}.{f.name}" for c in classes.values() for f in dataclasses.fields(c)]
         raise ValueError(f"set {path} by its fields ({', '.join(names)}); got {value!r}")
+    if isinstance(value, bool) and bool not in options:
+        raise ValueError(f"{path} must not be a truth value; got {value!r}")
     try:
-        return TypeAdapter(annotation).validate_python(value)
+        parsed = TypeAdapter(annotation).validate_python(value)
     except ValidationError as error:
         raise ValueError(f"{path}: {error.errors()[0]['msg'].lower()}; got {value!r}") from None
+    if isinstance(parsed, float) and not math.isfinite(parsed):
+        raise ValueError(f"{path} must be finite; got {value}")
+    return parsed
 
 
 def _has_fields(cls: type) -> bool:

@@ -261,11 +261,6 @@ DROPOUT = replace(
 )
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="gradient_variance runs the network in training mode: its dropout masks come from the "
-    "global stream, so the figure depends on the rank and on what was drawn before",
-)
 def test_evaluation_repeats_itself_with_dropout():
     own = trained(DROPOUT, steps=1)
     assert own.experiment.model.dropout == 0.2

@@ -43,8 +43,11 @@ class BetaSchedule:
             raise ValueError(
                 f"beta needs 0 <= begin < finish <= 1; got {self.begin} and {self.finish}"
             )
-        if self.shape == "step" and self.begin:
-            raise ValueError(f"a step of beta happens at finish and takes no begin: {self.begin}")
+        if self.shape == "step" and (self.begin or self.finish == 1):
+            raise ValueError(
+                f"a step of beta happens at finish < 1 and takes no begin; "
+                f"got {self.finish} and {self.begin}"
+            )
 
     def __call__(self, progress: float) -> float:
         if self.end is None:

@@ -84,7 +84,7 @@ class UNetConfig:
                 "a U-Net needs positive multipliers and at least 1 block; "
                 f"got {self.multipliers} and {self.blocks}"
             )
-        if any(self.channels * m % self.heads for m in self.multipliers) or self.heads < 1:
+        if self.heads < 1 or any(self.channels * m % self.heads for m in self.multipliers):
             raise ValueError(f"heads must divide the channels of every level; got {self.heads}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1); got {self.dropout}")

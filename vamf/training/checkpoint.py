@@ -1,6 +1,7 @@
 """Checkpoints: folders that describe themselves, appear whole or not at all, and are pruned."""
 
 import json
+import math
 import os
 import pickle
 import shutil
@@ -30,7 +31,10 @@ class Checkpoint:
 
     def metrics(self) -> dict[str, float]:
         """What was measured at this step; empty if nothing was."""
-        return json.loads((self.path / META).read_text())["metrics"]
+        try:
+            return json.loads((self.path / META).read_text())["metrics"]
+        except (OSError, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(f"checkpoint {self.path} is damaged: {META}: {error}") from error
 
     def experiment(self) -> Experiment:
         """The experiment that this is a state of; ValueError if the file is damaged."""
@@ -43,14 +47,14 @@ class Checkpoint:
         """The state, as ``Trainer.state_dict`` gave it; ValueError if the file is damaged."""
         try:
             return torch.load(self.path / STATE, map_location=device, weights_only=True)
-        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0]
+        except (OSError, EOFError, RuntimeError, IndexError, pickle.UnpicklingError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ValueError(f"checkpoint {self.path} is damaged: {reason}") from error
 
     def load_for(self, experiment: Experiment, device: torch.device | str) -> dict[str, Any]:
         """The state, if it is one of ``experiment``; ValueError names what differs otherwise."""
         mine, other = experiment.flatten(), self.experiment().flatten()
-        names = [n for n in mine.keys() | other.keys() if mine.get(n) != other.get(n)]
+        names = sorted(n for n in mine.keys() | other.keys() if mine.get(n) != other.get(n))
         if names:
             differ = ", ".join(f"{n} {other.get(n)} there, {mine.get(n)} here" for n in names)
             raise ValueError(f"checkpoint {self.path} is of another experiment: {differ}")
@@ -77,9 +81,10 @@ class CheckpointFolder:
         return next(reversed(self.all()), None)
 
     def best(self) -> Checkpoint | None:
-        """The one with the smallest figure among those that were measured."""
-        measured = [c for c in self.all() if self.best_by in c.metrics()]
-        return min(measured, key=lambda c: c.metrics()[self.best_by], default=None)
+        """The one with the smallest figure among those that were measured, and are finite."""
+        figures = {c: c.metrics().get(self.best_by, math.nan) for c in self.all()}
+        finite = [c for c, figure in figures.items() if math.isfinite(figure)]
+        return min(finite, key=figures.__getitem__, default=None)
 
     def save(
         self, experiment: Experiment, state: Mapping[str, Any], metrics: Mapping[str, float]

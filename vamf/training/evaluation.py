@@ -17,7 +17,7 @@ from vamf.flow.losses import Draws, path_derivative, squared_norm
 from vamf.flow.samplers import sample
 from vamf.flow.tangents import boundary_velocity
 from vamf.metrics.distances import Generate, Measurement
-from vamf.random import generator
+from vamf.random import generator, seed_of
 from vamf.training.objective import draw
 from vamf.training.trainer import Trainer
 from vamf.typing import AverageVelocity, Sample, Velocity
@@ -82,13 +82,15 @@ def gradient_variance(
     Over independent batches of the training's size with fresh data, noise and times; of the loss
     that ``loss_variance`` takes, unweighted and per dimension; with the trained weights.
     """
-    k = experiment.evaluation.gradient_batches
+    k, device = experiment.evaluation.gradient_batches, workers.device
     size = sum(p.numel() for p in net.parameters())
-    gradients = torch.zeros(k, size, device=workers.device)
+    gradients = torch.zeros(k, size, device=device)
     for index in workers.mine(k):
-        draws = _fresh(experiment, index, workers.device)
-        z, v_cond, correction = path_derivative(net, draws, beta, v_hat)
-        residual = net(z, draws.r, draws.t) + correction - v_cond
+        draws = _fresh(experiment, index, device)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed_of(experiment.evaluation.seed, "dropout", index))
+            z, v_cond, correction = path_derivative(net, draws, beta, v_hat)
+            residual = net(z, draws.r, draws.t) + correction - v_cond
         loss = squared_norm(residual).mean() / residual[0].numel()
         gradients[index] = flat_gradient(loss, net.parameters())
     return {"gradient_variance": Measurement(*trace_with_error(workers.sum(gradients)))}
