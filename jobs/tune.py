@@ -56,6 +56,11 @@ def main(argv: list[str]) -> None:
             print(json.dumps(experiment.to_dict(), indent=2))
             return
         sweep = cli.guarded(lambda: new(name, experiment, options))
+    print(
+        f"searching {sweep.space} beta: {sweep.trials} trials of {sweep.seeds} x "
+        f"{sweep.experiment.steps} steps, in {sweep.directory}",
+        flush=True,
+    )
     found = cli.guarded(lambda: sweeps.run(SPACES[sweep.space], sweep))
     print(results.report(sweep, *found))
 

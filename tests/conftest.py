@@ -1,6 +1,7 @@
 """Real Ray clusters and a real MLflow database, for the tests that need them."""
 
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,11 @@ from pathlib import Path
 
 import pytest
 from machine import descendants, free_ports, kill
+
+# Ray reads these when it is imported. Without them a local cluster would leave a token in the home
+# folder, and the next one started here would ask for it.
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+os.environ.update(TOKEN)
 
 
 def processes_of(folder: Path) -> set[int]:
@@ -38,7 +44,7 @@ def start_head(folder: Path, port: int, log: Path) -> subprocess.Popen[bytes]:
     place = [f"--temp-dir={folder}", f"--dashboard-port={port}"]
     bin_folder = Path(sys.executable).parent
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    env |= {"PATH": f"{bin_folder}:{env['PATH']}", "VAMF_TEST_CLUSTER": str(folder)}
+    env |= TOKEN | {"PATH": f"{bin_folder}:{env['PATH']}", "VAMF_TEST_CLUSTER": str(folder)}
     with log.open("wb") as output:
         return subprocess.Popen(
             [str(bin_folder / "ray"), "start", *fixed.split(), *ports, *place],
@@ -60,9 +66,11 @@ def stop_head(head: subprocess.Popen[bytes], folder: Path) -> None:
 
 
 def wait_for(address: str, head: subprocess.Popen[bytes], log: Path) -> None:
+    authorised = {"Authorization": f"Bearer {TOKEN['RAY_AUTH_TOKEN']}"}
+    request = urllib.request.Request(f"{address}/api/version", headers=authorised)
     give_up = time.monotonic() + 180
     while time.monotonic() < give_up and head.poll() is None:
-        with suppress(OSError), urllib.request.urlopen(f"{address}/api/version", timeout=2):
+        with suppress(OSError), urllib.request.urlopen(request, timeout=2):
             return
         time.sleep(0.2)
     raise AssertionError(log.read_text())

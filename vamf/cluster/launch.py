@@ -14,7 +14,7 @@ from vamf import tracking
 from vamf.cluster.train import Scaling, fit, progress
 from vamf.experiment import Experiment
 from vamf.tracking import Run, Tracker
-from vamf.training.loop import Summary
+from vamf.training.loop import Summary, checkpoints
 
 EXPERIMENT, RUN = "experiment.json", "run.json"
 
@@ -43,12 +43,18 @@ def new(directory: Path, uri: str, preset: str) -> Launch:
 
 
 def resumed(directory: Path, uri: str) -> tuple[Experiment, Launch]:
-    """The run in a folder, ready to go on; ValueError if there is none, or MLflow is away."""
+    """The run in a folder, ready to go on.
+
+    Raises ValueError if there is none, its latest checkpoint is damaged, or MLflow is away.
+    """
     directory = directory.resolve()
     if not (directory / RUN).exists():
         raise ValueError(f"no run in {directory}: {RUN} is missing")
     tracking.check(uri)
-    return Experiment.load(directory / EXPERIMENT), new(directory, uri, preset="")
+    experiment = Experiment.load(directory / EXPERIMENT)
+    if (latest := checkpoints(experiment, directory).latest()) is not None:
+        latest.load_for(experiment, "cpu")  # a damaged one is told here, not by a worker
+    return experiment, new(directory, uri, preset="")
 
 
 def close_orphan(marker: Path, uri: str) -> None:
