@@ -18,9 +18,9 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from vamf import courier, tracking
-from vamf.spool import Event, Spool
-from vamf.tracking import Run, Tracker
+from vamf import tracking
+from vamf.tracking import Run, Tracker, courier
+from vamf.tracking.spool import Event, Spool
 
 
 def free_port() -> int:
@@ -95,8 +95,8 @@ def server(folder: Path, database: str) -> Iterator[Server]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(courier, "RETRY_S", 0.1)
-    monkeypatch.setattr(tracking, "CLOSE_S", 0.2)
-    monkeypatch.setattr(tracking, "CREATE_S", 0.2)
+    monkeypatch.setattr("vamf.tracking.tracker.CLOSE_S", 0.2)
+    monkeypatch.setattr("vamf.tracking.server.CREATE_S", 0.2)
 
 
 def new_run(uri: str, spool: Path, **changes: Any) -> Run:
@@ -260,7 +260,7 @@ def test_a_silent_server_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_training_goes_on_without_a_server(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "CREATE_S", 0.2)
+    monkeypatch.setattr("vamf.tracking.server.CREATE_S", 0.2)
     tracker = Tracker(nowhere(tmp_path))
     started = time.monotonic()
     for step in range(1000):

@@ -21,7 +21,7 @@ from ray._private.runtime_env.packaging import (
 )
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from vamf.courier import where
+from vamf.tracking.courier import where
 
 JOBS = ("train", "tune", "evaluate", "sample", "bench")
 """What may run: ``python -m jobs.<name>``."""

@@ -1,27 +1,20 @@
-"""MLflow: the driver creates a run, rank 0 logs to it, and no point is lost or sent twice.
+"""MLflow itself: the only module that imports it, lazily."""
 
-Every event goes through a queue on shared storage, so that a server which is down costs a line on
-stderr and no point of any curve.
-"""
-
-import json
 import os
 import re
-import shlex
 import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from vamf.courier import Courier, failure, is_refusal, where
-from vamf.provenance import git_commit as git_commit
-from vamf.provenance import user
-from vamf.spool import Event, Spool, locked
+from vamf.tracking.courier import failure, is_refusal
+from vamf.tracking.provenance import user
+from vamf.tracking.run import Run
+from vamf.tracking.spool import Event, Spool, locked
 
 # MLflow's own choices (7 retries of up to 120 s each, logs and URLs on the terminal, telemetry)
 # suit a notebook; the tracker here retries by itself and speaks for itself.
@@ -36,37 +29,18 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
+
 PARAM_LENGTH, TAG_LENGTH = 6000, 8000
 """MLflow's longest parameter and tag, in characters."""
 PARAMS_AT_ONCE, METRICS_AT_ONCE = 100, 1000
 """The most that MLflow takes in one request; for tags as for parameters."""
 
-CLOSE_S = 30.0
-"""Seconds for which the end of a run waits for a server that does not answer."""
 
 CREATE_S = 20.0
 """Seconds for which the creation of a run tries again."""
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
+
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A run of MLflow as a value that travels to workers."""
-
-    uri: str
-    """The tracking server, or database."""
-    run_id: str
-    experiment_id: str
-    spool: str
-    """Folder, on storage that every worker sees, for what could not be sent yet."""
-
-
-def default_uri(storage: Path) -> str:
-    """Where runs are tracked: MLFLOW_TRACKING_URI, else an SQLite file in the storage folder."""
-    chosen = os.environ.get("MLFLOW_TRACKING_URI")
-    return chosen or f"sqlite:///{storage.resolve() / 'mlflow.db'}"
 
 
 def check(uri: str) -> None:
@@ -118,67 +92,7 @@ def create(
     return Run(uri=uri, run_id=run_id, experiment_id=experiment_id, spool=folder)
 
 
-class Tracker:
-    """Logs to a run from one process at a time, without ever raising for MLflow's sake.
-
-    A point of a curve, or an image, is sent once for each (key, step): a restarted worker that
-    logs the same steps again adds only those beyond the last one MLflow has.
-    """
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._spool = Spool(Path(run.spool))
-        self._courier = Courier(self._spool, _Server(run, self._spool))
-        self._courier.guarded(self._describe)
-
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Adds a point to each curve; values need not be finite."""
-        self._courier.post(
-            "metrics", values={k: float(v) for k, v in values.items()}, step=int(step)
-        )
-
-    def image(self, path: Path, key: str, step: int) -> None:
-        """Adds a PNG file to the images of a key, which MLflow shows with a slider over steps."""
-        self._courier.post("image", path=str(path.resolve()), key=key, step=int(step))
-
-    def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Uploads a file, or a folder, into a folder of the run's artifacts."""
-        self._courier.post("artifact", path=str(path.resolve()), folder=folder)
-
-    def tags(self, values: Mapping[str, str]) -> None:
-        """Sets tags."""
-        self._courier.post("tags", values={k: str(v) for k, v in values.items()})
-
-    def flush(self, deadline_s: float = 0.0) -> bool:
-        """Tries to send what waits, at least once and for so many seconds; whether all is sent."""
-        give_up = time.monotonic() + deadline_s
-        while not self._courier.attempt():
-            left = give_up - time.monotonic()
-            if left <= 0:
-                return False
-            time.sleep(min(1.0, left))
-        return True
-
-    def close(self, status: Status, message: str | None = None) -> None:
-        """Sets how the run ended; a message becomes the tag ``error``."""
-        self._courier.post("status", status=status, message=message)
-        if not self.flush(CLOSE_S):
-            folder = self._run.spool
-            line = f"Not yet sent to MLflow: what is in {folder}; vamf.tracking.resend sends it"
-            print(line, file=sys.stderr, flush=True)
-
-    def reopen(self) -> None:
-        """Sets a run that ended back to running, after what still waits for it."""
-        self._courier.post("status", status="RUNNING", message=None)
-
-    def _describe(self) -> None:
-        """Leaves beside the queue which run it is for, without credentials."""
-        self._spool.folder.mkdir(parents=True, exist_ok=True)
-        known = asdict(self._run) | {"uri": where(self._run.uri)}
-        (self._spool.folder / "run.json").write_text(json.dumps(known))
-
-
-class _Server:
+class Server:
     """MLflow as the receiver of one run's events; each method may raise whatever MLflow does."""
 
     def __init__(self, run: Run, spool: Spool) -> None:
@@ -245,39 +159,6 @@ class _Server:
         if not path.exists():
             raise ValueError(f"a file to log must exist until it is sent; got {path}")
         _client(self._run.uri).log_artifact(self._run.run_id, str(path), event.data["folder"])
-
-
-def rejoin(run: Run) -> None:
-    """Sets a run that ended back to running, after what still waited for it."""
-    Tracker(run).reopen()
-
-
-def resend(folder: Path, uri: str | None = None) -> bool:
-    """Sends what waits in a run's spool folder, or in all those inside a folder.
-
-    ``uri`` replaces the recorded one, which has no credentials; MLFLOW_TRACKING_USERNAME and
-    MLFLOW_TRACKING_PASSWORD serve too. Returns whether everything was sent.
-
-    Raises:
-        ValueError: no spool is there.
-    """
-    found = sorted([*folder.glob("run.json"), *folder.glob("*/run.json")])
-    if not found:
-        raise ValueError(f"a spool folder holds run.json, itself or one level down; got {folder}")
-    runs = [Run(**json.loads(file.read_text()) | {"spool": str(file.parent)}) for file in found]
-    sent = [Tracker(Run(**asdict(r) | {"uri": uri or r.uri})).flush() for r in runs]
-    return all(sent)
-
-
-def ui_command(uri: str, storage: Path) -> str:
-    """The command that shows the runs in a browser; files the UI itself needs go to storage."""
-    if uri.startswith(("http://", "https://")):
-        return f"open {where(uri)}"
-    files = shlex.quote(str(storage.resolve() / "mlartifacts"))
-    store = shlex.quote(uri)
-    # MLflow's four workers take half a minute to start on a small machine; one reader needs one.
-    flags = f"--backend-store-uri {store} --artifacts-destination {files} --workers 1"
-    return f"uv run mlflow ui {flags}"
 
 
 def _database(uri: str) -> Path:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from requests import RequestException
 
-from vamf.spool import Event, Queued, Spool
+from vamf.tracking.spool import Event, Queued, Spool
 
 RETRY_S = 10.0
 """Seconds between attempts to reach a server that does not answer."""

@@ -1,0 +1,22 @@
+"""MLflow: the driver creates a run, rank 0 logs to it, and no point is lost or sent twice.
+
+Every event goes through a queue on shared storage, so that a server which is down costs a line on
+stderr and no point of any curve.
+"""
+
+from vamf.tracking.provenance import git_commit
+from vamf.tracking.run import Run, default_uri, ui_command
+from vamf.tracking.server import check, create
+from vamf.tracking.tracker import Tracker, rejoin, resend
+
+__all__ = [
+    "Run",
+    "Tracker",
+    "check",
+    "create",
+    "default_uri",
+    "git_commit",
+    "rejoin",
+    "resend",
+    "ui_command",
+]

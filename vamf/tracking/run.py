@@ -1,0 +1,37 @@
+"""A run of MLflow as a value, and where runs are kept."""
+
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from vamf.tracking.courier import where
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run of MLflow as a value that travels to workers."""
+
+    uri: str
+    """The tracking server, or database."""
+    run_id: str
+    experiment_id: str
+    spool: str
+    """Folder, on storage that every worker sees, for what could not be sent yet."""
+
+
+def default_uri(storage: Path) -> str:
+    """Where runs are tracked: MLFLOW_TRACKING_URI, else an SQLite file in the storage folder."""
+    chosen = os.environ.get("MLFLOW_TRACKING_URI")
+    return chosen or f"sqlite:///{storage.resolve() / 'mlflow.db'}"
+
+
+def ui_command(uri: str, storage: Path) -> str:
+    """The command that shows the runs in a browser; files the UI itself needs go to storage."""
+    if uri.startswith(("http://", "https://")):
+        return f"open {where(uri)}"
+    files = shlex.quote(str(storage.resolve() / "mlartifacts"))
+    store = shlex.quote(uri)
+    # MLflow's four workers take half a minute to start on a small machine; one reader needs one.
+    flags = f"--backend-store-uri {store} --artifacts-destination {files} --workers 1"
+    return f"uv run mlflow ui {flags}"

@@ -1,0 +1,102 @@
+"""Logging to a run: from one process at a time, through a queue, without ever raising."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+from vamf.tracking.courier import Courier, where
+from vamf.tracking.run import Run
+from vamf.tracking.server import Server
+from vamf.tracking.spool import Spool
+
+CLOSE_S = 30.0
+"""Seconds for which the end of a run waits for a server that does not answer."""
+
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class Tracker:
+    """Logs to a run from one process at a time, without ever raising for MLflow's sake.
+
+    A point of a curve, or an image, is sent once for each (key, step): a restarted worker that
+    logs the same steps again adds only those beyond the last one MLflow has.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._spool = Spool(Path(run.spool))
+        self._courier = Courier(self._spool, Server(run, self._spool))
+        self._courier.guarded(self._describe)
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Adds a point to each curve; values need not be finite."""
+        self._courier.post(
+            "metrics", values={k: float(v) for k, v in values.items()}, step=int(step)
+        )
+
+    def image(self, path: Path, key: str, step: int) -> None:
+        """Adds a PNG file to the images of a key, which MLflow shows with a slider over steps."""
+        self._courier.post("image", path=str(path.resolve()), key=key, step=int(step))
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Uploads a file, or a folder, into a folder of the run's artifacts."""
+        self._courier.post("artifact", path=str(path.resolve()), folder=folder)
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Sets tags."""
+        self._courier.post("tags", values={k: str(v) for k, v in values.items()})
+
+    def flush(self, deadline_s: float = 0.0) -> bool:
+        """Tries to send what waits, at least once and for so many seconds; whether all is sent."""
+        give_up = time.monotonic() + deadline_s
+        while not self._courier.attempt():
+            left = give_up - time.monotonic()
+            if left <= 0:
+                return False
+            time.sleep(min(1.0, left))
+        return True
+
+    def close(self, status: Status, message: str | None = None) -> None:
+        """Sets how the run ended; a message becomes the tag ``error``."""
+        self._courier.post("status", status=status, message=message)
+        if not self.flush(CLOSE_S):
+            folder = self._run.spool
+            line = f"Not yet sent to MLflow: what is in {folder}; vamf.tracking.resend sends it"
+            print(line, file=sys.stderr, flush=True)
+
+    def reopen(self) -> None:
+        """Sets a run that ended back to running, after what still waits for it."""
+        self._courier.post("status", status="RUNNING", message=None)
+
+    def _describe(self) -> None:
+        """Leaves beside the queue which run it is for, without credentials."""
+        self._spool.folder.mkdir(parents=True, exist_ok=True)
+        known = asdict(self._run) | {"uri": where(self._run.uri)}
+        (self._spool.folder / "run.json").write_text(json.dumps(known))
+
+
+def rejoin(run: Run) -> None:
+    """Sets a run that ended back to running, after what still waited for it."""
+    Tracker(run).reopen()
+
+
+def resend(folder: Path, uri: str | None = None) -> bool:
+    """Sends what waits in a run's spool folder, or in all those inside a folder.
+
+    ``uri`` replaces the recorded one, which has no credentials; MLFLOW_TRACKING_USERNAME and
+    MLFLOW_TRACKING_PASSWORD serve too. Returns whether everything was sent.
+
+    Raises:
+        ValueError: no spool is there.
+    """
+    found = sorted([*folder.glob("run.json"), *folder.glob("*/run.json")])
+    if not found:
+        raise ValueError(f"a spool folder holds run.json, itself or one level down; got {folder}")
+    runs = [Run(**json.loads(file.read_text()) | {"spool": str(file.parent)}) for file in found]
+    sent = [Tracker(Run(**asdict(r) | {"uri": uri or r.uri})).flush() for r in runs]
+    return all(sent)
