@@ -14,6 +14,7 @@ from vamf.training.checkpoint import Checkpoint
 
 SETTINGS: dict[str, Any] = {
     "model.channels": 8,
+    "beta.value": 0.5,
     "batch": 16,
     "steps": 6,
     "log_every": 1,

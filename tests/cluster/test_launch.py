@@ -32,9 +32,9 @@ def test_a_run_is_created_once_and_rejoined(tracking_uri: str, tmp_path: Path) -
     assert create(TINY, start) == first
     (run,) = tracked(tracking_uri, tmp_path / "a")
     assert run.info.run_name == "a"
-    assert run.data.params["beta.value"] == "0.0"
+    assert run.data.params["beta.value"] == "0.5"
     assert run.data.params["optim.lr"] == str(TINY.optim.lr)
-    assert (run.data.tags["preset"], run.data.tags["beta"]) == ("digits", "β=0.000")
+    assert (run.data.tags["preset"], run.data.tags["beta"]) == ("digits", "β=0.500")
     files = [f.path for f in MlflowClient(tracking_uri).list_artifacts(first.run_id)]
     assert files == ["experiment.json"]
     experiment, again = resumed(tmp_path / "a", tracking_uri)

@@ -1,6 +1,7 @@
 """Training under Ray Train: the only module that imports it."""
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +18,9 @@ from vamf.training.loop import Session, Summary, train
 from vamf.training.trainer import NonFiniteLoss
 
 Report = Callable[[Mapping[str, Any]], None]
+
+POLL_S = 0.2
+"""Seconds between Ray Train's looks for reports: a worker waits for the look at its last one."""
 
 PROGRESS = "progress"
 """The file that holds the last reported step."""
@@ -68,6 +72,7 @@ def fit(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_S))  # 2 s otherwise
     scaling.check(experiment)
     for name in ("summary.json", "failure.json"):
         (directory / name).unlink(missing_ok=True)
