@@ -57,7 +57,7 @@ def test_a_killed_worker_costs_nothing(
 
 @pytest.mark.slow
 def test_a_killed_driver_costs_nothing(tracking_uri: str, tmp_path: Path) -> None:
-    changes = {"steps": 200, "checkpoint.every": 10, "log_every": 5, "evaluation.every": 100}
+    changes = {"steps": 100, "checkpoint.every": 5, "log_every": 5, "evaluation.every": 50}
     arguments = ["--storage", str(tmp_path), "--tracking", tracking_uri, *options(changes)]
     killed, twin = tmp_path / "killed", tmp_path / "twin"
     with (tmp_path / "said").open("w") as said:
@@ -73,7 +73,7 @@ def test_a_killed_driver_costs_nothing(tracking_uri: str, tmp_path: Path) -> Non
         driver.kill()
         driver.wait()
     text = (tmp_path / "said").read_bytes().decode()
-    assert 0 < latest(killed) < 200, text
+    assert 0 < latest(killed) < 100, text
     frames = text.split("\r")  # of the progress bar, which is all that was said
     assert all("step/s" in frame or not frame.strip() for frame in frames), text
     (run,) = tracked(tracking_uri, killed)
@@ -81,10 +81,10 @@ def test_a_killed_driver_costs_nothing(tracking_uri: str, tmp_path: Path) -> Non
 
     train.main(["--resume", str(killed), "--tracking", tracking_uri])
     train.main(["digits", "--name", "twin", *arguments])
-    assert same(checkpoint(killed, 200).load(), checkpoint(twin, 200).load())
+    assert same(checkpoint(killed, 100).load(), checkpoint(twin, 100).load())
     (run,), (undisturbed,) = tracked(tracking_uri, killed), tracked(tracking_uri, twin)
     assert run.info.status == "FINISHED"
-    assert list(history(tracking_uri, run, "loss/train")) == list(range(5, 201, 5))
+    assert list(history(tracking_uri, run, "loss/train")) == list(range(5, 101, 5))
     for key in ("loss/train", "grad/norm", "eval/loss_variance"):
         ours, theirs = (history(tracking_uri, r, key) for r in (run, undisturbed))
         assert ours == theirs, key
@@ -135,4 +135,4 @@ def test_a_checkpoint_of_another_experiment_is_refused(
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.endswith("is of another experiment: batch 16 there, 32 here")
     (run,) = tracked(tracking_uri, directory)
-    assert run.info.status == "FAILED"
+    assert run.info.status == "FINISHED"  # as it was: nothing was resumed

@@ -1,0 +1,77 @@
+"""Every command in README.md runs, on a tiny budget."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from tiny import TINY
+
+from jobs import bench, evaluate, sample, train, tune
+from vamf.cluster.submit import Submission
+from vamf.training.loop import Session
+from vamf.training.loop import train as train_in_place
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"^```\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+COMMANDS = [
+    shlex.split(line.rpartition("uv run -m jobs.")[2], comments=True)
+    for block in BLOCKS
+    for line in block.splitlines()
+    if "uv run -m jobs." in line
+]
+
+
+def commands(name: str) -> list[list[str]]:
+    return [arguments for job, *arguments in COMMANDS if job == name]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("readme") / "NAME"
+    folder.mkdir()
+    train_in_place(TINY, Session(directory=folder))
+    return folder
+
+
+def test_every_job_is_shown():
+    shown = {job for job, *_ in COMMANDS}
+    assert shown == {"train", "tune", "evaluate", "sample", "bench", "submit"}
+
+
+@pytest.mark.parametrize("arguments", commands("train") + commands("tune"), ids=" ".join)
+def test_experiments_resolve(arguments, capsys, tmp_path):
+    """``--resume`` is run for real elsewhere; here it must find that there is nothing to resume."""
+    job = train if arguments in commands("train") else tune
+    if "--resume" in arguments:
+        with pytest.raises(SystemExit):
+            job.main(["--resume", str(tmp_path)])
+        assert "is missing" in capsys.readouterr().err
+        return
+    job.main([*arguments, "--dry-run"])
+    assert '"steps"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", commands("evaluate") + commands("sample"), ids=" ".join)
+def test_checkpoints_are_used(arguments, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    job = evaluate if arguments in commands("evaluate") else sample
+    job.main([str(run) if argument == "runs/NAME" else argument for argument in arguments])
+    assert "step 6" in capsys.readouterr().out
+    assert job is evaluate or (tmp_path / "samples.png").stat().st_size > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", commands("bench"), ids=" ".join)
+def test_steps_are_timed(arguments, capsys):
+    bench.main([*arguments, "--repeats", "1", "--batch", "16"])
+    assert "to the first step" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", commands("submit"), ids=" ".join)
+def test_jobs_can_be_submitted(arguments):
+    """What is submitted is a job that exists, with an experiment that resolves."""
+    command = arguments[arguments.index("--") + 1 :]
+    Submission(command=tuple(command), working_dir=ROOT)
+    job, *options = command
+    {"train": train, "tune": tune}[job].main([*options, "--dry-run"])
