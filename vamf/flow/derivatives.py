@@ -13,5 +13,7 @@ def total_derivative(
     The derivative is (v_tan . d/dz) u + du/dt: along the tangent (v_tan, 0, 1) of (z, r, t). Both
     results carry gradients if these are enabled; inside ``torch.no_grad()`` there is no graph.
     """
-    tangents = (v_tan, torch.zeros_like(r), torch.ones_like(t))
-    return torch.func.jvp(u, (z, r, t), tangents)  # type: ignore[return-value]
+    # Copies: compiled forward mode fails on views that begin in the middle of a tensor.
+    primals = (z.clone(), r.clone(), t.clone())
+    tangents = (v_tan.clone(), torch.zeros_like(r), torch.ones_like(t))
+    return torch.func.jvp(u, primals, tangents)  # type: ignore[return-value]

@@ -90,9 +90,7 @@ def path_derivative(
     finite there does no harm. No graph is kept.
     """
     z, v_cond = interpolate(draws.x, draws.e, draws.t)
-    n = draws.n_equal
-    # Copies: compiled forward mode fails on views that begin in the middle of a tensor.
-    r, t = draws.r[n:].clone(), draws.t[n:].clone()
+    n, r, t = draws.n_equal, draws.r[draws.n_equal :], draws.t[draws.n_equal :]
     if n == len(z):
         return z, v_cond, torch.zeros_like(z)
     with torch.no_grad():
