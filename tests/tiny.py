@@ -15,6 +15,7 @@ from vamf.training.checkpoint import Checkpoint
 SETTINGS: dict[str, Any] = {
     "model.channels": 8,
     "beta.value": 0.5,
+    "ema": 0.9,
     "batch": 16,
     "steps": 6,
     "log_every": 1,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Twins
 from machine import train_workers, wait_until
 from tiny import ABSURD, checkpoint, history, options, same, tracked
+from twin_runs import Twins
 
 from jobs import train
 from vamf.cluster.launch import launch, new

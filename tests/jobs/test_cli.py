@@ -254,5 +254,12 @@ def test_options_and_settings_mean_the_same(capsys: pytest.CaptureFixture[str]) 
     ]
     argv += ["--evaluation.every", "6", "--evaluation.variance-samples", "8"]
     argv += ["--evaluation.gradient-batches", "2", "--evaluation.distance.samples", "40"]
-    train.main(["digits", "--dry-run", *argv, *["--checkpoint.every", "2", "--beta.value", "0.5"]])
+    train.main(
+        [
+            "digits",
+            "--dry-run",
+            *argv,
+            *["--checkpoint.every", "2", "--beta.value", "0.5", "--ema", "0.9"],
+        ]
+    )
     assert capsys.readouterr().out == by_setting
