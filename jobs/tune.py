@@ -27,7 +27,7 @@ SPACES = {
 class Options(cli.Options):
     """Options of a search."""
 
-    trials: int = 8
+    trials: int = 6
     """Points to try; beta = 0 and beta = 1 are the first."""
     seeds: int = 1
     """Trainings for each point; from two on, differences are tested against beta = 0."""
