@@ -63,6 +63,26 @@ class Options:
         return directory
 
 
+@dataclass(frozen=True, kw_only=True)
+class Resume:
+    """Go on with what a folder holds, from where it ended."""
+
+    resume: Path
+    """The run's, or the search's, folder."""
+    tracking: str | None = None
+    """MLflow's tracking URI; by default MLFLOW_TRACKING_URI, or else the file beside the folder."""
+
+    @property
+    def uri(self) -> str:
+        """Where MLflow keeps the runs."""
+        return self.tracking or tracking.default_uri(self.resume.resolve().parent)
+
+
+def resumes(argv: Sequence[str]) -> bool:
+    """Whether the command goes on with something, rather than beginning anew."""
+    return any(argument.split("=")[0] == "--resume" for argument in argv)
+
+
 def _literal(text: str) -> object:
     try:
         return json.loads(text)
@@ -85,14 +105,24 @@ def parse(
     raise SystemExit(0)
 
 
-def guarded(action: Callable[[], T]) -> T:
-    """Runs ``action``; bad input, or a run that fails, ends the program with its one line."""
+def guarded(action: Callable[[], T], resume: str | None = None) -> T:
+    """Runs ``action``; bad input, a run that fails, and Ctrl-C end the program with one line.
+
+    ``resume`` is the command that goes on after Ctrl-C.
+    """
     try:
         return action()
     except ValueError as error:
         stop(str(error))
     except (NonFiniteLoss, NothingFound) as error:
         stop(str(error), status=1)
+    except KeyboardInterrupt:
+        stop(f"interrupted; to go on: {resume}" if resume else "interrupted", status=130)
+
+
+def show(experiment: Experiment) -> None:
+    """Prints a resolved experiment as JSON."""
+    print(json.dumps(experiment.to_dict(), indent=2))
 
 
 def stop(line: str, status: int = 2) -> NoReturn:

@@ -1,9 +1,7 @@
 """Train one experiment: ``python -m jobs.train digits --beta.value 0.5``; ``--resume FOLDER``."""
 
-import json
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import tyro
 
@@ -18,29 +16,23 @@ from vamf.training.loop import Summary
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resume:
+class Resume(cli.Resume):
     """Continue a run from its latest checkpoint."""
 
-    resume: Path
-    """The run's folder."""
     scaling: Scaling = field(default_factory=Scaling)
     """Processes, CPUs and GPUs."""
-    tracking: str | None = None
-    """MLflow's tracking URI; by default MLFLOW_TRACKING_URI, or else the file beside the run."""
 
 
 def main(argv: list[str]) -> None:
-    if any(argument.split("=")[0] == "--resume" for argument in argv):
+    if cli.resumes(argv):
         again = tyro.cli(Resume, args=argv)
-        uri = again.tracking or tracking.default_uri(again.resume.resolve().parent)
-        experiment, start = cli.guarded(lambda: resumed(again.resume, uri))
-        run(experiment, start, again.scaling)
+        run(*cli.guarded(lambda: resumed(again.resume, again.uri)), again.scaling)
         return
     presets = {name: cli.Options(experiment=value) for name, value in PRESETS.items()}
     preset, options = cli.parse(cli.Options, presets, argv, "preset")
     experiment = cli.guarded(options.resolved)
     if options.dry_run:
-        print(json.dumps(experiment.to_dict(), indent=2))
+        cli.show(experiment)
         return
     start = cli.guarded(lambda: new(options.directory(preset), options.uri(), preset))
     run(experiment, start, options.scaling)
@@ -55,7 +47,7 @@ def run(experiment: Experiment, start: Launch, scaling: Scaling) -> None:
         with progress_bar(start.directory, experiment.steps):
             return launch(experiment, start, scaling)
 
-    summary = cli.guarded(train)
+    summary = cli.guarded(train, resume=f"python -m jobs.train --resume {start.directory}")
     for name, measurement in summary.metrics.items():
         print(f"{name:44} {measurement}")
     print(f"run        {start.directory}")

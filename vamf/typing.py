@@ -17,6 +17,9 @@ Scalars = Float[Tensor, " batch"]
 Pixels = UInt8[Tensor, "batch channels height width"]
 """Quantised images, 0 to 255."""
 
+Beta = float | Scalars
+"""beta in [0, 1]: one number for all samples, or one for each of them, (batch,)."""
+
 Features = Float[Tensor, "batch features"]
 """What an extractor makes of images."""
 

@@ -79,16 +79,8 @@ class Swept:
 def swept(
     space: Space, directory: Path, uri: str, *, trials: int, seeds: int, workers: int
 ) -> Swept:
-    sweep = sweeps.new(
-        space,
-        "test",
-        TINY,
-        directory=directory,
-        uri=uri,
-        trials=trials,
-        seeds=seeds,
-        scaling=Scaling(workers=workers, gpus=0),
-    )
+    plan = sweeps.Plan(space, "test", trials, seeds)
+    sweep = sweeps.new(plan, TINY, directory, uri, Scaling(workers=workers, gpus=0))
     found, files = sweeps.run(space, sweep)
     return Swept(sweep, found, files, results.report(sweep, found, files))
 

@@ -41,6 +41,13 @@ def connect() -> None:
         raise _absent(address, str(error).splitlines()[0]) from None
 
 
+def leave() -> None:
+    """Leaves the cluster, or ends it if this process started it; its actors and trials end."""
+    import ray
+
+    ray.shutdown()
+
+
 def prepare(scaling: Scaling, *, cluster: bool = False) -> Scaling:
     """Sees to it that what a run needs is there; a run of 0 workers alone needs no ``cluster``.
 

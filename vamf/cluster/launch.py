@@ -106,7 +106,7 @@ def closing(run: Run) -> Iterator[None]:
     """Ends an MLflow run by what happens inside: finished, failed with its error, or killed."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # the latter: Ray ends a trial
         Tracker(run).close("KILLED", "interrupted")
         raise
     except BaseException as error:

@@ -2,17 +2,18 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vamf import tracking
+from vamf.cluster import connect
 from vamf.cluster import space as spaces
 from vamf.cluster.launch import RUN, close_orphan, closing
 from vamf.cluster.results import Results, gather, publish
 from vamf.cluster.space import Space
 from vamf.cluster.train import Scaling
-from vamf.cluster.trials import trial_folder
+from vamf.cluster.trials import TRIAL
 from vamf.cluster.tune import Sweep, abandon, search
 from vamf.experiment import Experiment
 from vamf.tracking import Run
@@ -24,30 +25,37 @@ class NothingFound(RuntimeError):
     """Not one trial of a search succeeded."""
 
 
-def new(
-    space: Space,
-    name: str,
-    experiment: Experiment,
-    *,
-    directory: Path,
-    uri: str,
-    trials: int,
-    seeds: int,
-    scaling: Scaling,
-) -> Sweep:
-    """Makes the folder and the MLflow run of a new search.
+@dataclass(frozen=True)
+class Plan:
+    """What to search, and how long."""
 
-    Raises ValueError if the space does not fit the experiment, or MLflow refuses.
+    space: Space
+    """The search space."""
+    name: str
+    """Its name."""
+    trials: int
+    """Points to try."""
+    seeds: int
+    """Trainings for each point."""
+
+
+def new(plan: Plan, experiment: Experiment, directory: Path, uri: str, scaling: Scaling) -> Sweep:
+    """Makes the folder and the MLflow run of a new search, once Ray is there.
+
+    Raises ValueError if the space does not fit the experiment, weights are missing, or Ray or
+    MLflow refuses.
     """
-    objectives = check(space, experiment, trials, seeds)
+    objectives = check(plan, experiment)
+    experiment.evaluation.distance.prepare()
+    scaling = connect.prepare(scaling, cluster=True)
     directory.mkdir(parents=True)
     parent = tracking.create(
         uri,
         name=directory.name,
-        params={"trials": trials, "seeds": seeds, **experiment.flatten()},
+        params={"trials": plan.trials, "seeds": plan.seeds, **experiment.flatten()},
         tags={
-            "preset": space.PRESET,
-            "space": name,
+            "preset": plan.space.PRESET,
+            "space": plan.name,
             "objectives": ", ".join(objectives),
             "git.commit": tracking.git_commit() or "unknown",
             "directory": str(directory),
@@ -56,12 +64,12 @@ def new(
     )
     sweep = Sweep(
         directory=directory,
-        space=name,
+        space=plan.name,
         experiment=experiment,
-        preset=space.PRESET,
+        preset=plan.space.PRESET,
         objectives=objectives,
-        trials=trials,
-        seeds=seeds,
+        trials=plan.trials,
+        seeds=plan.seeds,
         parent=parent,
         scaling=scaling,
     )
@@ -69,21 +77,22 @@ def new(
     return sweep
 
 
-def check(space: Space, experiment: Experiment, trials: int, seeds: int) -> tuple[str, ...]:
+def check(plan: Plan, experiment: Experiment) -> tuple[str, ...]:
     """The objectives by their full names; ValueError for what cannot be searched."""
-    if trials < len(space.POINTS) or seeds < 1:
+    first = len(plan.space.POINTS)
+    if plan.trials < first or plan.seeds < 1:
         raise ValueError(
-            f"a search needs at least {len(space.POINTS)} trials, the space's own first points, "
-            f"and 1 seed; got {trials} and {seeds}"
+            f"a search needs at least {first} trials, the space's own first points, "
+            f"and 1 seed; got {plan.trials} and {plan.seeds}"
         )
-    spaces.check(space, experiment)
-    return spaces.objectives(space, experiment)
+    spaces.check(plan.space, experiment)
+    return spaces.objectives(plan.space, experiment)
 
 
 def resumed(directory: Path, uri: str) -> Sweep:
-    """The search in a folder, to go on with.
+    """The search in a folder, to go on with on the cluster that is there now.
 
-    Raises ValueError if there is none, or MLflow does not answer.
+    Raises ValueError if there is none, or Ray or MLflow does not answer.
     """
     directory = directory.resolve()
     if not (directory / SWEEP).exists():
@@ -95,7 +104,7 @@ def resumed(directory: Path, uri: str) -> Sweep:
         "experiment": Experiment.from_dict(data["experiment"]),
         "objectives": tuple(data["objectives"]),
         "parent": Run(**data["parent"] | {"uri": uri}),
-        "scaling": Scaling(**data["scaling"]),
+        "scaling": connect.prepare(Scaling(**data["scaling"]), cluster=True),
     }
     return Sweep(**fields)
 
@@ -117,12 +126,24 @@ def run(space: Space, sweep: Sweep) -> tuple[Results, dict[str, Path]]:
     """
     tracking.rejoin(sweep.parent)
     with closing(sweep.parent):
-        for number in abandon(sweep):
-            for marker in trial_folder(sweep.directory, number).glob(f"*/{RUN}"):
-                close_orphan(marker, sweep.parent.uri)
-        search(space, sweep)
+        abandon(sweep)
+        _close_unfinished(sweep)
+        try:
+            search(space, sweep)
+        except KeyboardInterrupt:
+            connect.leave()  # ends the trials' processes
+            _close_unfinished(sweep)
+            raise
         found = gather(sweep)
         files = publish(sweep, found)
         if not found.complete:
             raise NothingFound(f"no trial of {sweep.name} succeeded; see {files['table']}")
     return found, files
+
+
+def _close_unfinished(sweep: Sweep) -> None:
+    """Marks the runs of trials that left no result as killed: they are repeated from the start."""
+    for folder in sweep.directory.glob("t*"):
+        if not (folder / TRIAL).exists():
+            for marker in folder.glob(f"*/{RUN}"):
+                close_orphan(marker, sweep.parent.uri)

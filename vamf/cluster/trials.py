@@ -8,6 +8,8 @@ from typing import Any, Self
 from vamf.metrics.distances import Measurement, mean_with_error
 from vamf.training.evaluation import Metrics
 
+TRIAL = "trial.json"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
@@ -29,16 +31,16 @@ class Trial:
     """Why it failed, if it did."""
 
     def save(self, folder: Path) -> None:
-        """Writes ``trial.json``, whole or not at all."""
+        """Writes its record, whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         aside = folder / "trial.partial"
         aside.write_text(json.dumps(asdict(self)))
-        aside.rename(folder / "trial.json")
+        aside.rename(folder / TRIAL)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Reads what ``save`` wrote."""
-        data = json.loads((folder / "trial.json").read_text())
+        data = json.loads((folder / TRIAL).read_text())
         data["metrics"] = {name: Measurement(*pair) for name, pair in data["metrics"].items()}
         return cls(**data)
 
@@ -50,7 +52,7 @@ def trial_folder(sweep: Path, number: int) -> Path:
 
 def load_trials(sweep: Path) -> list[Trial]:
     """All trials of a sweep that ended, by number."""
-    return [Trial.load(path.parent) for path in sorted(sweep.glob("t*/trial.json"))]
+    return [Trial.load(path.parent) for path in sorted(sweep.glob(f"t*/{TRIAL}"))]
 
 
 def over_seeds(runs: list[Metrics]) -> Metrics:

@@ -16,7 +16,7 @@ from vamf.cluster.launch import Launch, launch
 from vamf.cluster.quiet import quiet_optuna
 from vamf.cluster.space import Space
 from vamf.cluster.train import Scaling
-from vamf.cluster.trials import Trial, load_trials, over_seeds, trial_folder
+from vamf.cluster.trials import TRIAL, Trial, load_trials, over_seeds, trial_folder
 from vamf.experiment import Experiment
 from vamf.tracking import Run
 from vamf.training.evaluation import Metrics
@@ -52,6 +52,14 @@ class Sweep:
     def name(self) -> str:
         """The sweep's name: its folder's."""
         return self.directory.name
+
+    @property
+    def announcement(self) -> str:
+        """One line on what is about to happen, and where."""
+        return (
+            f"searching {self.space} beta: {self.trials} trials of {self.seeds} x "
+            f"{self.experiment.steps} steps, in {self.directory}"
+        )
 
     @property
     def storage(self) -> str:
@@ -97,7 +105,7 @@ def search(space: Space, sweep: Sweep) -> None:
     """Runs what is left of a sweep; its study and its trials' files hold the results.
 
     A trial that fails costs that trial only. A trial whose process dies is started once more and
-    goes on from its checkpoint. Interrupted, it stops the trials and returns.
+    goes on from its checkpoint. Raises KeyboardInterrupt if it is interrupted.
     """
     from ray import tune
     from ray.tune.search.optuna import OptunaSearch
@@ -277,7 +285,7 @@ def _progress(sweep: Sweep, bar: Any) -> Any:
 def describe(sweep: Sweep, number: int) -> str:
     """One line on how a trial ended."""
     folder = trial_folder(sweep.directory, number)
-    if not (folder / "trial.json").exists():
+    if not (folder / TRIAL).exists():
         return f"trial {number}: its process died twice; logs in {connect.log_folder()}"
     trial = Trial.load(folder)
     if trial.error:
@@ -292,3 +300,4 @@ def _quiet_tune() -> None:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # MLflow has the figures
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # progress lacks objectives
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # it would tell Optuna of failures

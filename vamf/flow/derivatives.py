@@ -17,3 +17,12 @@ def total_derivative(
     primals = (z.clone(), r.clone(), t.clone())
     tangents = (v_tan.clone(), torch.zeros_like(r), torch.ones_like(t))
     return torch.func.jvp(u, primals, tangents)  # type: ignore[return-value]
+
+
+def directional_derivative(
+    u: AverageVelocity, z: Sample, r: Time, t: Time, direction: Sample
+) -> Sample:
+    """(direction . d/dz) u(z, r, t): what the tangent alone adds, linear in ``direction``."""
+    zero = torch.zeros_like(r)
+    primals = (z.clone(), r.clone(), t.clone())
+    return torch.func.jvp(u, primals, (direction.clone(), zero, zero))[1]

@@ -9,7 +9,7 @@ from torch import Tensor
 from vamf.flow.derivatives import total_derivative
 from vamf.flow.path import interpolate
 from vamf.flow.tangents import mix_tangent
-from vamf.typing import AverageVelocity, Sample, Scalars, Time, Velocity, expand_like
+from vamf.typing import AverageVelocity, Beta, Sample, Scalars, Time, Velocity, expand_like
 
 
 class Draws(NamedTuple):
@@ -82,7 +82,7 @@ def squared_norm(residual: Sample) -> Scalars:
 
 
 def path_derivative(
-    u: AverageVelocity, draws: Draws, beta: float, v_hat: Velocity
+    u: AverageVelocity, draws: Draws, beta: Beta, v_hat: Velocity
 ) -> tuple[Sample, Sample, Sample]:
     """Returns z, v_cond and sg[(t - r) du/dt] with the mixed tangent, all (batch, ...).
 
@@ -94,7 +94,8 @@ def path_derivative(
     if n == len(z):
         return z, v_cond, torch.zeros_like(z)
     with torch.no_grad():
-        v_tan = mix_tangent(v_cond[n:], z[n:], t, beta, v_hat)
+        mine = beta[n:] if isinstance(beta, torch.Tensor) else beta
+        v_tan = mix_tangent(v_cond[n:], z[n:], t, mine, v_hat)
         _, du_dt = total_derivative(u, z[n:], r, t, v_tan)
         correction = expand_like(t - r, z) * du_dt
     return z, v_cond, torch.cat([torch.zeros_like(z[:n]), correction])
@@ -128,7 +129,7 @@ class MeanFlowLoss:
         u: AverageVelocity,
         draws: Draws,
         *,
-        beta: float,
+        beta: Beta,
         v_hat: Velocity,
         anchor_uniform: Time | None = None,
     ) -> LossTerms:

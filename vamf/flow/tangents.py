@@ -2,7 +2,7 @@
 
 import torch
 
-from vamf.typing import AverageVelocity, Sample, Time, Velocity
+from vamf.typing import AverageVelocity, Beta, Sample, Time, Velocity, expand_like
 
 
 def boundary_velocity(u: AverageVelocity) -> Velocity:
@@ -19,11 +19,14 @@ def boundary_velocity(u: AverageVelocity) -> Velocity:
     return velocity
 
 
-def mix_tangent(v_cond: Sample, z: Sample, t: Time, beta: float, v_hat: Velocity) -> Sample:
+def mix_tangent(v_cond: Sample, z: Sample, t: Time, beta: Beta, v_hat: Velocity) -> Sample:
     """v_tan = (1 - beta) v_cond + beta v_hat(z, t) (arXiv 2605.09235); beta in [0, 1].
 
-    At beta = 0 the proxy is never evaluated, at beta = 1 the result does not depend on v_cond.
+    At the number beta = 0 the proxy is never evaluated, at beta = 1 the result does not depend on
+    v_cond. As a tensor, (batch,), beta may differ between samples.
     """
+    if isinstance(beta, torch.Tensor):
+        return torch.lerp(v_cond, v_hat(z, t), expand_like(beta, z).to(z.dtype))
     if beta == 0:
         return v_cond
     if beta == 1:

@@ -1,0 +1,84 @@
+"""The true marginal velocity v(z, t) = E[e - x | z], where it has a closed form."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vamf.typing import Sample, Time, expand_like
+
+SMALLEST_T = 1e-6
+"""Posteriors are taken at this time at the earliest: at t = 0 there is no noise to tell of."""
+
+
+@dataclass(frozen=True)
+class MixtureVelocity:
+    """Data from equally likely Gaussians N(centre_k, std^2 I), in flat coordinates.
+
+    On the linear path z | k is N((1 - t) c_k, S I) with S = (1 - t)^2 std^2 + t^2, hence with
+    m = z - (1 - t) c_k, E[e | z, k] = t m / S, E[x | z, k] = c_k + (1 - t) std^2 m / S, and v is
+    the mean of E[e - x | z, k] under the posterior of k, a softmax of -|m|^2 / 2 S.
+    """
+
+    centres: Tensor
+    """(K, d)."""
+    std: float
+    """Deviation of each component along each axis, positive."""
+
+    def __post_init__(self) -> None:
+        if self.centres.ndim != 2 or not self.std > 0:
+            raise ValueError(
+                "a mixture needs centres (K, d) and a positive std; "
+                f"got {tuple(self.centres.shape)} and {self.std}"
+            )
+
+    def __call__(self, z: Sample, t: Time) -> Sample:
+        flat, s = z.flatten(1), t.clamp_min(SMALLEST_T)[:, None]
+        centres = self.centres.to(z)
+        variance = (1 - s) ** 2 * self.std**2 + s**2
+        # |z - (1 - t) c|^2 without the (batch, K, d) differences; |z|^2 is the same for all k.
+        shrunk = (1 - s) * centres.square().sum(1) - 2 * flat @ centres.T
+        posterior = (-(1 - s) * shrunk / (2 * variance)).softmax(1)
+        centre = posterior @ centres
+        away = flat - (1 - s) * centre
+        noise_less_data = (s - (1 - s) * self.std**2) / variance * away - centre
+        return noise_less_data.reshape(z.shape)
+
+
+@dataclass(frozen=True)
+class EmpiricalVelocity:
+    """Data uniform on finitely many points: the *empirical* marginal velocity of a data set.
+
+    v(z, t) = sum_i w_i (z - x_i) / t with w = softmax(-|z - (1 - t) x_i|^2 / 2 t^2). In high
+    dimension one point carries all the weight except near t = 1: it is the velocity of the points
+    that were given, not of the population they came from.
+    """
+
+    points: Tensor
+    """(N, ...): float, or uint8 pixels, which stand for values in [-1, 1]."""
+    chunk: int = 8192
+    """Points that are compared with at a time: bounds the memory, not the result."""
+
+    def __call__(self, z: Sample, t: Time) -> Sample:
+        flat, s = z.flatten(1), t.clamp_min(SMALLEST_T)[:, None]
+        best = torch.full_like(s, -math.inf)
+        total, mean = torch.zeros_like(s), torch.zeros_like(flat)
+        for part in self.points.split(self.chunk):  # softmax over all parts, one after the other
+            x = _values(part, z)
+            logits = _logits(flat, x, s)
+            new = torch.maximum(best, logits.amax(1, keepdim=True))
+            weights, keep = (logits - new).exp(), (best - new).exp()
+            total, mean = total * keep + weights.sum(1, keepdim=True), mean * keep + weights @ x
+            best = new
+        return (z - (mean / total).reshape(z.shape)) / expand_like(t.clamp_min(SMALLEST_T), z)
+
+
+def _values(points: Tensor, like: Sample) -> Tensor:
+    flat = points.flatten(1).to(like)
+    return flat / 127.5 - 1 if points.dtype == torch.uint8 else flat
+
+
+def _logits(z: Tensor, x: Tensor, s: Tensor) -> Tensor:
+    shrunk = (1 - s) * x.square().sum(1) - 2 * z @ x.T
+    return -(1 - s) * shrunk / (2 * s.square())
