@@ -1,15 +1,18 @@
 """Command lines of the jobs, made from the same values that the library takes."""
 
+import importlib
 import json
+import pkgutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 
+import tune_spaces
 from vamf import tracking, values
 from vamf.cluster.sweeps import NothingFound
 from vamf.cluster.train import Scaling
@@ -76,6 +79,12 @@ class Resume:
     def uri(self) -> str:
         """Where MLflow keeps the runs."""
         return self.tracking or tracking.default_uri(self.resume.resolve().parent)
+
+
+def search_spaces() -> dict[str, Any]:
+    """The modules in ``tune_spaces``, by name."""
+    names = [module.name for module in pkgutil.iter_modules(tune_spaces.__path__)]
+    return {name: importlib.import_module(f"tune_spaces.{name}") for name in names}
 
 
 def resumes(argv: Sequence[str]) -> bool:

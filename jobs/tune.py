@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import tyro
 
 from jobs import cli
-from tune_spaces import SPACES
 from vamf.cluster import results, sweeps
 from vamf.cluster.tune import Sweep
 from vamf.presets import PRESETS
+
+SPACES = cli.search_spaces()
 
 
 @dataclass(frozen=True, kw_only=True)
