@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vamf.typing import Sample, Time, expand_like
+from vamf.typing import Sample, Time
 
 SMALLEST_T = 1e-6
 """Posteriors are taken at this time at the earliest: at t = 0 there is no noise to tell of."""
@@ -61,24 +61,26 @@ class EmpiricalVelocity:
     """Points that are compared with at a time: bounds the memory, not the result."""
 
     def __call__(self, z: Sample, t: Time) -> Sample:
-        flat, s = z.flatten(1), t.clamp_min(SMALLEST_T)[:, None]
+        # In float64: squared distances are divided by t^2, and only their differences count.
+        flat, s = z.flatten(1).double(), t.double().clamp_min(SMALLEST_T)[:, None]
         best = torch.full_like(s, -math.inf)
         total, mean = torch.zeros_like(s), torch.zeros_like(flat)
-        for part in self.points.split(self.chunk):  # softmax over all parts, one after the other
-            x = _values(part, z)
+        for part in self.points.to(z.device).split(self.chunk):  # a softmax, part by part
+            x = _values(part)
             logits = _logits(flat, x, s)
             new = torch.maximum(best, logits.amax(1, keepdim=True))
             weights, keep = (logits - new).exp(), (best - new).exp()
             total, mean = total * keep + weights.sum(1, keepdim=True), mean * keep + weights @ x
             best = new
-        return (z - (mean / total).reshape(z.shape)) / expand_like(t.clamp_min(SMALLEST_T), z)
+        return ((flat - mean / total) / s).reshape(z.shape).to(z.dtype)
 
 
-def _values(points: Tensor, like: Sample) -> Tensor:
-    flat = points.flatten(1).to(like)
+def _values(points: Tensor) -> Tensor:
+    flat = points.flatten(1).double()
     return flat / 127.5 - 1 if points.dtype == torch.uint8 else flat
 
 
 def _logits(z: Tensor, x: Tensor, s: Tensor) -> Tensor:
+    """-|z - (1 - t) x|^2 / 2 t^2 up to what all points share, (batch, points)."""
     shrunk = (1 - s) * x.square().sum(1) - 2 * z @ x.T
     return -(1 - s) * shrunk / (2 * s.square())

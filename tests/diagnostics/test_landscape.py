@@ -1,0 +1,258 @@
+"""The beta landscape against closed forms of a linear-Gaussian model, and against brute force."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from vamf.diagnostics.landscape import CURVES, Landscape, Tables, coefficients
+from vamf.diagnostics.probe import Probe, Probed, gram, probe_pair
+from vamf.diagnostics.variance import flat_gradient, sample_losses
+from vamf.flow.losses import AdaptiveWeight, Draws, MeanFlowLoss
+from vamf.flow.oracle import MixtureVelocity
+from vamf.flow.tangents import boundary_velocity
+from vamf.models.mlp import MLPConfig
+from vamf.random import generator
+
+BETAS = torch.tensor([0.0, 0.25, 0.5, 0.8, 1.0], dtype=torch.float64)
+R, T, STD = 0.2, 0.7, 0.5
+
+
+class Linear(nn.Module):
+    """u(z, r, t) = W z: every quantity of the theory has a closed form."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, z, r, t):
+        return z @ self.weight.T
+
+
+W = torch.tensor([[1.5, 0.4], [-0.3, 0.9]], dtype=torch.float64)
+PROXY = torch.tensor([[0.6, 0.2], [-0.1, 0.1]], dtype=torch.float64)
+"""v_hat(z) = PROXY z."""
+GAP = T - R
+S = (1 - T) ** 2 * STD**2 + T**2
+"""Variance of z along each axis, for data N(0, STD^2) and noise N(0, 1)."""
+V = (T - (1 - T) * STD**2) / S
+"""v(z) = V z."""
+SIGMA2 = STD**2 / S
+"""Variance of v' along each axis, by (1 + STD^2) - V^2 S."""
+
+
+def linear_draws(n, key):
+    g = generator("linear", key)
+    x = STD * torch.randn(n, 2, generator=g, dtype=torch.float64)
+    e = torch.randn(n, 2, generator=g, dtype=torch.float64)
+    r, t = (torch.full((n,), value, dtype=torch.float64) for value in (R, T))
+    return Draws(x, e, r, t)
+
+
+def tables(probed, pairs, edges, batch, draw=linear_draws):
+    parts = [
+        probe_pair(
+            probed,
+            (draw(batch, 2 * k), draw(batch, 2 * k + 1)),
+            edges,
+            generator("signs", k),
+        )
+        for k in range(pairs)
+    ]
+    return Tables(*(torch.cat([getattr(p, f) for p in parts]) for f in Tables.__annotations__))
+
+
+@pytest.fixture(scope="module")
+def linear():
+    net = Linear(W)
+    velocity = MixtureVelocity(torch.zeros(1, 2, dtype=torch.float64), STD)
+    probed = Probed(net, list(net.parameters()), lambda z, t: z @ PROXY.T, velocity)
+    found = tables(probed, 200, (0.0, 1.0), 64)
+    return Landscape(found, (0.0, 1.0), 64, True)
+
+
+def close(landscape, name, expected, reach=4.5):
+    values, errors = landscape.curve(name, BETAS)
+    assert ((values - expected).abs() < reach * errors + 1e-12).all(), (values, expected, errors)
+    return values
+
+
+def conditional(beta):
+    """E|2 (J v' - beta A v') z^T / d|^2 and E|2 beta A b z^T / d|^2: z and v' are independent."""
+    a = GAP * W
+    j = a - torch.eye(2, dtype=torch.float64)
+    noise = (j - beta * a).square().sum() * SIGMA2 * 2 * S
+    away = beta * a @ (PROXY - V * torch.eye(2, dtype=torch.float64))
+    # E|B z|^2 |z|^2 = S^2 (d + 2) |B|^2 for z ~ N(0, S I) in d = 2 dimensions.
+    return noise, S**2 * 4 * away.square().sum()
+
+
+def test_the_noise_of_the_model_is_what_it_should_be():
+    assert pytest.approx((1 + STD**2) - V**2 * S) == SIGMA2
+
+
+def test_conditional_curves_in_closed_form(linear):
+    noise, away = (torch.stack(part) for part in zip(*(conditional(b) for b in BETAS), strict=True))
+    close(linear, "conditional/trace", noise)
+    close(linear, "conditional/bias2", away)
+    close(linear, "conditional/mse", noise + away)
+
+
+def test_the_minimiser_is_the_matrix_formula_of_the_paper(linear):
+    """beta* = Tr(G J Sigma A^T) / Tr(G A (Sigma + b b^T) A^T) with G = 4 z z^T / d^2."""
+    a = GAP * W
+    j, b = a - torch.eye(2, dtype=torch.float64), PROXY - V * torch.eye(2, dtype=torch.float64)
+    up = (j * a).sum() * SIGMA2 * 2 * S
+    down = a.square().sum() * SIGMA2 * 2 * S + S**2 * 4 * (a @ b).square().sum()
+    value, error = linear.minimiser("conditional/mse")
+    expected = min(max(float(up / down), 0.0), 1.0)
+    assert abs(value - expected) < 4.5 * error + 1e-9
+    low, high = linear.interval("conditional/mse")
+    assert 0 <= low <= value <= high <= 1
+
+
+def direct(beta, n=400_000):
+    """Per-sample gradients 2 residual z^T / d of many draws, and of their means given z."""
+    draws = linear_draws(n, "direct")
+    z, v_cond = (1 - T) * draws.x + T * draws.e, draws.e - draws.x
+    v = V * z
+
+    def gradient(noisy):
+        tangent = (1 - beta) * noisy + beta * z @ PROXY.T
+        residual = z @ W.T + GAP * tangent @ W.T - noisy
+        return (residual[:, :, None] * z[:, None, :]).flatten(1)
+
+    return gradient(v_cond), gradient(v)
+
+
+@pytest.mark.parametrize("index", range(len(BETAS)))
+def test_conditional_and_explained_variance_add_up_to_the_unconditional_one(linear, index):
+    noisy, explained = direct(float(BETAS[index]))
+    values, errors = linear.curve("gradient/trace", BETAS)
+    total = noisy.var(0).sum()
+    assert abs(values[index] * 64 - total) < 4.5 * errors[index] * 64 + 0.01 * total
+    parts = conditional(BETAS[index])[0] + explained.var(0).sum()
+    assert float(parts) == pytest.approx(float(total), rel=0.02)
+
+
+def test_bias_and_mse_of_the_batch_gradient_in_closed_form(linear):
+    """E[g(beta)] - E[g(0)] = 2 beta A b E[z z^T] / d."""
+    b = PROXY - V * torch.eye(2, dtype=torch.float64)
+    bias2 = (BETAS * S) ** 2 * (GAP * W @ b).square().sum()
+    close(linear, "gradient/bias2", bias2)
+    trace, bias, mse = (linear.curve(f"gradient/{w}", BETAS)[0] for w in ("trace", "bias2", "mse"))
+    torch.testing.assert_close(trace + bias, mse)
+
+
+def test_the_papers_scalars_in_closed_form(linear):
+    found = linear.estimates()
+    kappa = GAP * float(W.trace()) / 2 - 1
+    b = PROXY - V * torch.eye(2, dtype=torch.float64)
+    for name, expected in {
+        "kappa": kappa,
+        "sigma2": 2 * SIGMA2,
+        "bias2": float(S * b.square().sum()),
+    }.items():
+        value, error = found[f"probe/{name}"]
+        assert abs(value - expected) < 4.5 * error + 1e-12
+    bias2 = float(S * b.square().sum())
+    scalar = kappa / (kappa + 1) * 2 * SIGMA2 / (2 * SIGMA2 + bias2)
+    value, error = found["beta_star/paper_scalar"]
+    assert abs(value - min(max(scalar, 0), 1)) < 4.5 * error + 1e-9
+
+
+def network(seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = MLPConfig(hidden=(16, 16), embedding=8).build((2,)).double()
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter += 0.3 * torch.randn_like(parameter)
+    return net
+
+
+def mixed_draws(n, key):
+    g = generator("mixed", key)
+    x, e = (torch.randn(n, 2, generator=g, dtype=torch.float64) for _ in range(2))
+    r, t = torch.rand(2, n, generator=g, dtype=torch.float64).sort(0).values
+    n_equal = n // 4
+    return Draws(x, e, torch.cat([t[:n_equal], r[n_equal:]]), t, n_equal)
+
+
+@pytest.mark.parametrize("beta", BETAS.tolist())
+def test_the_quadratic_equals_brute_force(beta):
+    """The trace from two gradients a batch, against the loss's own gradient at each beta."""
+    net = network()
+    v_hat, parameters = boundary_velocity(network(1)), list(net.parameters())
+    mean = tables(Probed(net, parameters, v_hat), 1, (0.0, 0.3, 1.0), 32, mixed_draws).map(
+        lambda table: table.mean(0)
+    )
+    powers = beta ** torch.arange(5, dtype=torch.float64)
+    a, b = (
+        flat_gradient(MeanFlowLoss()(net, draws, beta=beta, v_hat=v_hat).loss / 2, parameters)
+        for draws in (mixed_draws(32, 0), mixed_draws(32, 1))
+    )
+    found = float(coefficients("gradient/trace", mean) @ powers)
+    assert found == pytest.approx(float((a - b).square().sum() / 2), rel=1e-10)
+    losses = torch.cat([sample_losses(net, mixed_draws(32, k), beta, v_hat) for k in range(2)])
+    for what, expected in (("mean", losses.mean()), ("variance", losses.var(correction=0))):
+        found = float(coefficients(f"loss/{what}", mean) @ powers)
+        assert found == pytest.approx(float(expected), rel=1e-10)
+
+
+def test_bins_add_up_to_all():
+    net = network()
+    probed = Probed(net, list(net.parameters()), boundary_velocity(network(1)))
+    several = tables(probed, 3, (0.0, 0.2, 0.5, 1.0), 32, mixed_draws).map(lambda x: x.mean(0))
+    one = tables(probed, 3, (0.0, 1.0), 32, mixed_draws).map(lambda x: x.mean(0))
+    for name in ("gradient/trace", "gradient/bias2", "loss/mean", "loss/variance"):
+        torch.testing.assert_close(coefficients(name, several), coefficients(name, one))
+
+
+def test_the_weight_is_that_of_the_loss():
+    net = network()
+    v_hat, parameters, rule = boundary_velocity(network(1)), list(net.parameters()), 0.75
+    weight = AdaptiveWeight(p=rule)
+    probed = Probed(net, parameters, v_hat, weight=(weight, 0.4))
+    mean = tables(probed, 1, (0.0, 1.0), 32, mixed_draws).map(lambda x: x.mean(0))
+    loss = MeanFlowLoss(weight=weight)
+    a, b = (
+        flat_gradient(loss(net, mixed_draws(32, k), beta=0.4, v_hat=v_hat).loss / 2, parameters)
+        for k in range(2)
+    )
+    found = coefficients("gradient/trace", mean) @ (0.4 ** torch.arange(5, dtype=torch.float64))
+    assert float(found) == pytest.approx(float((a - b).square().sum() / 2), rel=1e-10)
+
+
+def test_without_the_velocity_there_is_no_conditional_curve():
+    net = network()
+    probed = Probed(net, list(net.parameters()), boundary_velocity(network(1)))
+    found = Landscape(tables(probed, 3, (0.0, 1.0), 32, mixed_draws), (0.0, 1.0), 32, False)
+    assert set(found.names) == {n for n in CURVES if not n.startswith("conditional")}
+    assert all(math.isfinite(value) for value, _ in found.estimates().values())
+
+
+def test_the_gradient_is_flat_where_r_equals_t():
+    net = network()
+    probed = Probed(net, list(net.parameters()), boundary_velocity(network(1)))
+
+    def equal(n, key):
+        draws = mixed_draws(n, key)
+        return draws._replace(r=draws.t, n_equal=n)
+
+    found = Landscape(tables(probed, 2, (0.0, 1.0), 32, equal), (0.0, 1.0), 32, False)
+    values, _ = found.curve("gradient/mse", BETAS)
+    assert (values == values[0]).all() and math.isnan(found.minimiser("gradient/mse").value)
+
+
+def test_gram_in_parts_is_the_product(monkeypatch):
+    monkeypatch.setattr("vamf.diagnostics.probe.COLUMNS", 3)
+    a, b = (torch.randn(2, 10, generator=generator("gram", k)) for k in range(2))
+    torch.testing.assert_close(gram(a, b), a.double() @ b.double().T)
+
+
+@pytest.mark.parametrize("wrong", [{"pairs": 1}, {"every": 0}, {"bins": 0}])
+def test_a_probe_too_small_for_a_variance_is_refused(wrong):
+    with pytest.raises(ValueError, match="at least"):
+        Probe(**wrong)

@@ -1,0 +1,216 @@
+"""Measuring a beta landscape: what two independent batches tell of every beta."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vamf.diagnostics.landscape import SCALARS, Tables
+from vamf.flow.derivatives import directional_derivative
+from vamf.flow.losses import AdaptiveWeight, Draws, path_derivative, squared_norm
+from vamf.typing import AverageVelocity, Beta, Sample, Scalars, Velocity, expand_like
+
+COLUMNS = 2**22
+"""Gradient entries that are multiplied at a time, in float64."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """How a beta landscape is measured."""
+
+    every: int = 1000
+    """Steps between landscapes while training."""
+    pairs: int = 8
+    """Pairs of independent batches of the training's size, at least 2: errors come from these."""
+    bins: int = 5
+    """Equal bins of t in [0, 1]."""
+    weighted: bool = False
+    """Weight samples adaptively as the loss does at the run's own beta; else not at all."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.bins < 1:
+            raise ValueError(
+                f"a probe needs every and bins of at least 1; got {self.every} and {self.bins}"
+            )
+        if self.pairs < 2:
+            raise ValueError(f"a variance needs at least 2 pairs of batches; got {self.pairs}")
+
+    @property
+    def edges(self) -> tuple[float, ...]:
+        """Edges of the bins, from 0 to 1."""
+        return tuple(k / self.bins for k in range(self.bins + 1))
+
+
+class Probed(NamedTuple):
+    """What is probed."""
+
+    u: AverageVelocity
+    """The network that is trained."""
+    parameters: Sequence[nn.Parameter]
+    """Its parameters."""
+    v_hat: Velocity
+    """The proxy."""
+    velocity: Velocity | None = None
+    """The true marginal velocity, where it is known."""
+    weight: tuple[AdaptiveWeight, Beta] | None = None
+    """The loss's weight, at this beta; None for an unweighted gradient."""
+
+
+class _Residuals(NamedTuple):
+    """One batch's residual a + beta D and its parts, all (batch, ...), without gradients."""
+
+    z: Sample
+    at_zero: Sample
+    """a = V(0) - v_cond."""
+    slope: Sample
+    """D = A (v_hat - v_cond), A = (t - r) du/dz."""
+    bias: Sample
+    """A b, b = v_hat - v; D where v is not known, whose mean is the same."""
+    noise: Sample | None
+    """v' = v_cond - v."""
+    response: Sample | None
+    """A v'."""
+
+
+def probe_pair(
+    probed: Probed, pair: tuple[Draws, Draws], edges: Sequence[float], generator: torch.Generator
+) -> Tables:
+    """The tables of one pair, with a first axis of one.
+
+    ``generator``, on the draws' device, gives random signs; torch's own random state moves on only
+    if the network draws from it.
+    """
+    vectors, tables = [], []
+    for draws in pair:
+        residuals, scalars = _residuals(probed, draws, generator)
+        where = _membership(draws, edges)
+        vectors.append(_gradients(probed, draws, residuals, where))
+        losses = _loss_tables(residuals, where)
+        conditional = _conditional(probed, draws, residuals, where, generator)
+        tables.append((*losses, conditional, scalars))
+    half = (vectors[0] - vectors[1]) / 2**0.5
+    crossed = gram(*vectors)
+    count, first, second, conditional, scalars = ((a + b) / 2 for a, b in zip(*tables, strict=True))
+    found = (count, first, second, gram(half, half), (crossed + crossed.T) / 2)
+    return Tables(*(table[None] for table in (*found, conditional, scalars)))
+
+
+def gram(a: Tensor, b: Tensor) -> Tensor:
+    """All inner products of the rows of two matrices, in float64."""
+    parts = zip(a.split(COLUMNS, dim=1), b.split(COLUMNS, dim=1), strict=True)
+    return sum((x.double() @ y.double().T for x, y in parts), start=torch.zeros(()).to(a.device))
+
+
+def _residuals(
+    probed: Probed, draws: Draws, generator: torch.Generator
+) -> tuple[_Residuals, Tensor]:
+    u, n = probed.u, draws.n_equal
+    r, t = draws.r[n:], draws.t[n:]
+
+    def response(z: Sample, direction: Sample) -> Sample:
+        """A direction, 0 where r = t."""
+        moved = torch.zeros_like(z)
+        if n < len(z):
+            derivative = directional_derivative(u, z[n:], r, t, direction[n:])
+            moved[n:] = expand_like(t - r, z) * derivative
+        return moved
+
+    with torch.no_grad():
+        z, v_cond, correction = path_derivative(u, draws, 0.0, probed.v_hat)
+        at_zero = u(z, draws.r, draws.t) + correction - v_cond
+        v_hat = probed.v_hat(z, draws.t)
+        slope = response(z, v_hat - v_cond)
+        own_noise = v_cond - u(z, draws.t, draws.t)
+        own = response(z, own_noise)
+        signs = torch.empty_like(z).bernoulli_(0.5, generator=generator) * 2 - 1
+        kappa = _inner(signs, response(z, signs)) / z[0].numel()
+        noise = v = None
+        if probed.velocity is not None:
+            v = probed.velocity(z, draws.t)
+            noise = v_cond - v
+        moved = None if noise is None else response(z, noise)
+    bias = slope if moved is None else slope + moved
+    residuals = _Residuals(z, at_zero, slope, bias, noise, moved)
+    interior = torch.full_like(kappa, 1 - n / len(z))
+    empty = torch.zeros_like(kappa)
+    told = [empty] * 3
+    if noise is not None and moved is not None and v is not None:
+        told = [squared_norm(noise), squared_norm(v_hat - v), _inner(moved - noise, slope)]
+    rows = [interior, kappa, *told, squared_norm(slope), _inner(own_noise, own), squared_norm(own)]
+    assert len(rows) == len(SCALARS)
+    return residuals, torch.stack(rows).double().mean(1)
+
+
+def _inner(a: Sample, b: Sample) -> Scalars:
+    return (a * b).flatten(1).sum(1)
+
+
+def _membership(draws: Draws, edges: Sequence[float]) -> Tensor:
+    """Which samples are in which bin, (J, batch) of booleans."""
+    inner = torch.tensor(edges[1:-1], device=draws.t.device, dtype=draws.t.dtype)
+    bins = torch.arange(len(edges) - 1, device=draws.t.device)
+    return torch.bucketize(draws.t, inner, right=True) == bins[:, None]
+
+
+def _loss_tables(residuals: _Residuals, where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    a, d, size = residuals.at_zero, residuals.slope, residuals.z[0].numel()
+    rows = torch.stack([squared_norm(a), 2 * _inner(a, d), squared_norm(d)], 1).double() / size
+    member = where.to(rows) / len(rows)
+    return member.sum(1), member @ rows, torch.einsum("jn,na,nb->jab", member, rows, rows)
+
+
+def _gradients(probed: Probed, draws: Draws, residuals: _Residuals, where: Tensor) -> Tensor:
+    """Each bin's part of the batch's gradients g0, gD and g(A b), (3 J, parameters)."""
+    a, d = residuals.at_zero, residuals.slope
+    weight = torch.ones_like(draws.t)
+    if probed.weight is not None:
+        rule, beta = probed.weight
+        shaped = expand_like(beta, a) if isinstance(beta, Tensor) else beta
+        weight = rule(squared_norm(a + shaped * d))
+    scale = expand_like(weight, a) * (2 / (len(a) * a[0].numel()))
+    seeds = torch.stack([scale * part for part in (a, d, residuals.bias)])
+    return _pull(probed, draws, residuals.z, seeds, where).flatten(0, 1)
+
+
+def _conditional(
+    probed: Probed,
+    draws: Draws,
+    residuals: _Residuals,
+    where: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """Means over samples of the products of g J v', g A v' and g A b, (J, 3, 3).
+
+    Random signs make one backward pass of the sum serve for the mean of all samples' squares.
+    """
+    noise, moved = residuals.noise, residuals.response
+    if noise is None or moved is None:
+        unknown = torch.full((len(where), 3, 3), float("nan"), dtype=torch.float64)
+        return unknown.to(where.device)
+    signs = torch.empty_like(draws.t).bernoulli_(0.5, generator=generator) * 2 - 1
+    scale = expand_like(signs, noise) * (2 / noise[0].numel())
+    seeds = torch.stack([scale * part for part in (moved - noise, moved, residuals.bias)])
+    pulled = _pull(probed, draws, residuals.z, seeds, where).double()  # (3, J, parameters)
+    return torch.einsum("ajp,bjp->jab", pulled, pulled) / len(noise)
+
+
+def _pull(probed: Probed, draws: Draws, z: Sample, seeds: Tensor, where: Tensor) -> Tensor:
+    """The sums of seed du/dtheta over the samples of each bin, (seeds, J, parameters)."""
+    size = sum(p.numel() for p in probed.parameters)
+    pulled = torch.zeros(len(seeds), len(where), size, device=z.device, dtype=z.dtype)
+    for bin, mine in enumerate(where):
+        if not mine.any():
+            continue
+        value = probed.u(z[mine], draws.r[mine], draws.t[mine])
+        for row, seed in enumerate(seeds[:, mine]):
+            gradients = torch.autograd.grad(
+                value, list(probed.parameters), seed, retain_graph=True, allow_unused=True
+            )
+            flat = [
+                torch.zeros_like(p).flatten() if g is None else g.flatten()
+                for g, p in zip(gradients, probed.parameters, strict=True)
+            ]
+            pulled[row, bin] = torch.cat(flat)
+    return pulled
