@@ -8,9 +8,13 @@ from typing import Any, Literal, Self
 
 from vamf import values
 from vamf.data.images import Digits
+from vamf.data.mixtures import Mixture
 from vamf.data.toys import Toy
+from vamf.diagnostics.adaptive import AdaptiveBeta
+from vamf.diagnostics.probe import Probe
+from vamf.flow.guidance import Guidance
 from vamf.flow.losses import MeanFlowLoss
-from vamf.flow.schedules import BetaSchedule
+from vamf.flow.schedules import BetaOfTime, BetaSchedule
 from vamf.flow.times import LogitNormalTimes, UniformTimes
 from vamf.metrics.distances import FrechetDistance, SlicedWasserstein
 from vamf.models.mlp import MLPConfig
@@ -87,18 +91,24 @@ class Checkpoints:
 class Experiment:
     """Every choice of a run; a variant is ``dataclasses.replace`` or ``override``."""
 
-    data: Toy | Digits = field(default_factory=Digits)
+    data: Toy | Mixture | Digits = field(default_factory=Digits)
     """What is learnt."""
     model: MLPConfig | UNetConfig = field(default_factory=UNetConfig)
     """The network u(z, r, t)."""
     times: UniformTimes | LogitNormalTimes = field(default_factory=LogitNormalTimes)
     """Distribution of the times (r, t)."""
-    beta: BetaSchedule = field(default_factory=BetaSchedule)
+    beta: BetaSchedule | BetaOfTime | AdaptiveBeta = field(default_factory=BetaSchedule)
     """Weight of the proxy in the jvp's tangent."""
-    proxy: Literal["ema", "online"] = "ema"
-    """Whose velocity at r = t is the proxy: the moving average's or the trained network's own."""
+    proxy: Literal["ema", "online", "head", "oracle", "reference"] = "ema"
+    """The proxy: the velocity at r = t of the moving average (ema) or of the trained network itself
+    (online), its velocity head's (head), the true one of data that have a closed form (oracle), or
+    that of another checkpoint (reference)."""
+    reference: Path | None = None
+    """Checkpoint, or run's folder, of the proxy `reference`: for example a flow-matching run."""
     loss: MeanFlowLoss = field(default_factory=MeanFlowLoss)
     """The objective."""
+    guidance: Guidance | None = None
+    """Labels and classifier-free guidance in training; needs model.classes."""
     optim: Optimiser = field(default_factory=Optimiser)
     """The optimiser."""
     ema: float = 0.999
@@ -115,17 +125,56 @@ class Experiment:
     """Measurements during and after training."""
     checkpoint: Checkpoints = field(default_factory=Checkpoints)
     """Saving."""
+    probe: Probe | None = None
+    """Beta landscapes while training; `--set probe.every=1000` turns them on."""
 
     def __post_init__(self) -> None:
         _at_least(1, batch=self.batch, steps=self.steps, log_every=self.log_every)
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1); got {self.ema}")
-        if isinstance(self.data, Toy) and not isinstance(self.model, MLPConfig):
+        self._check_proxy()
+        self._check_guidance()
+        points = isinstance(self.data, Toy | Mixture)
+        if points and not isinstance(self.model, MLPConfig):
             raise ValueError(f"points take an MLPConfig; got {type(self.model).__name__}")
-        if isinstance(self.data, Toy) != isinstance(self.evaluation.distance, SlicedWasserstein):
+        if points != isinstance(self.evaluation.distance, SlicedWasserstein):
             raise ValueError(
                 "points are measured by SlicedWasserstein and images by FrechetDistance; "
                 f"got {type(self.evaluation.distance).__name__} for {type(self.data).__name__}"
+            )
+
+    def _check_proxy(self) -> None:
+        if (self.proxy == "reference") != (self.reference is not None):
+            raise ValueError(
+                "the proxy reference takes a checkpoint, and no other proxy does; "
+                f"got proxy {self.proxy} and reference {self.reference}"
+            )
+        if self.proxy == "oracle" and not self.data.has_velocity:
+            raise ValueError(
+                f"the proxy oracle needs data with a closed-form velocity; got {self.data}"
+            )
+        if (self.proxy == "head") != self.model.velocity_head:
+            raise ValueError(
+                "the proxy head and model.velocity_head go together; "
+                f"got proxy {self.proxy} and velocity_head {self.model.velocity_head}"
+            )
+
+    def _check_guidance(self) -> None:
+        known = self.data.classes if isinstance(self.data, Digits) else 0
+        if self.model.classes != (known if self.guidance else 0):
+            raise ValueError(
+                "guidance and model.classes go together, with labelled data of as many classes; "
+                f"got {self.guidance}, {self.model.classes} and {self.data} with {known} classes"
+            )
+        if self.guidance is None:
+            return
+        if self.model.classes == 0:
+            raise ValueError(f"guidance needs labelled data; got {self.data}")
+        if self.proxy not in ("ema", "online"):
+            raise ValueError(f"guidance needs a proxy that knows labels; got {self.proxy}")
+        if self.guidance.mixing == "parameters" and self.proxy != "ema":
+            raise ValueError(
+                f"guidance that mixes parameters needs the proxy ema; got {self.proxy}"
             )
 
     def to_dict(self) -> dict[str, Any]:

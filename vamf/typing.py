@@ -1,5 +1,6 @@
 """Tensor aliases: the shapes of the field's quantities, written into every signature."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from jaxtyping import Float, Int, UInt8
@@ -19,6 +20,9 @@ Pixels = UInt8[Tensor, "batch channels height width"]
 
 Beta = float | Scalars
 """beta in [0, 1]: one number for all samples, or one for each of them, (batch,)."""
+
+BetaAt = Callable[[Time], Beta]
+"""beta of samples at the given times t."""
 
 Features = Float[Tensor, "batch features"]
 """What an extractor makes of images."""

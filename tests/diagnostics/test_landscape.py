@@ -214,7 +214,7 @@ def test_the_weight_is_that_of_the_loss():
     net = network()
     v_hat, parameters, rule = boundary_velocity(network(1)), list(net.parameters()), 0.75
     weight = AdaptiveWeight(p=rule)
-    probed = Probed(net, parameters, v_hat, weight=(weight, 0.4))
+    probed = Probed(net, parameters, v_hat, weight=(weight, lambda t: 0.4))
     mean = tables(probed, 1, (0.0, 1.0), 32, mixed_draws).map(lambda x: x.mean(0))
     loss = MeanFlowLoss(weight=weight)
     a, b = (

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from vamf.flow.derivatives import total_derivative
+from vamf.flow.derivatives import (
+    amplification,
+    axes,
+    directional_derivative,
+    exact_trace,
+    hutchinson_trace,
+    total_derivative,
+)
+from vamf.flow.trace import draw_signs
 from vamf.random import generator
 from vamf.typing import expand_like
 
@@ -88,3 +96,73 @@ def test_total_derivative_carries_gradients_unless_they_are_disabled():
     with torch.no_grad():
         value, du_dt = total_derivative(u, z, r, t, v)
     assert not value.requires_grad and not du_dt.requires_grad
+
+
+def test_directional_derivative_is_what_the_tangent_adds():
+    u, (z, r, t, v) = smooth_net(2), inputs((2,))
+    still = total_derivative(u, z, r, t, torch.zeros_like(v))[1]
+    expected = total_derivative(u, z, r, t, v)[1] - still
+    along = directional_derivative(u, z, r, t, v)
+    torch.testing.assert_close(along, expected, rtol=1e-12, atol=1e-13)  # float64 rounding
+
+
+def linear(shape, key="matrix"):
+    """u(z, r, t) = A z t with a full matrix A, and A."""
+    dim = torch.Size(shape).numel()
+    matrix = torch.randn(dim, dim, generator=generator(key, dim), dtype=torch.float64)
+    return lambda z, r, t: ((z.flatten(1) @ matrix.T) * t[:, None]).reshape(z.shape), matrix
+
+
+def jacobians(matrix, r, t):
+    """J = (t - r) t A - I of each sample, (batch, d, d)."""
+    return ((t - r) * t)[:, None, None] * matrix - torch.eye(len(matrix), dtype=matrix.dtype)
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 2, 2)])
+def test_amplification_is_the_jacobian_less_the_identity(shape):
+    (u, matrix), (z, r, t, v) = linear(shape), inputs(shape)
+    expected = (jacobians(matrix, r, t) @ v.flatten(1)[..., None]).reshape(v.shape)
+    torch.testing.assert_close(amplification(u, z, r, t, v), expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(amplification(u, z, t, t, v), -v)  # r = t
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 2, 2)])
+def test_exact_trace_is_the_squared_frobenius_norm(shape):
+    (u, matrix), (z, r, t, _) = linear(shape), inputs(shape)
+    expected = jacobians(matrix, r, t).square().sum((1, 2))
+    torch.testing.assert_close(exact_trace(u, z, r, t), expected, rtol=1e-12, atol=0)
+
+
+def test_axes_are_an_orthonormal_basis_of_the_data():
+    z = torch.ones(3, 1, 2, 2)
+    basis = torch.stack(list(axes(z))).flatten(2)
+    assert torch.equal(basis[:, 1], torch.eye(4)) and torch.equal(basis[:, 0], basis[:, 2])
+
+
+@pytest.mark.parametrize("u", [linear((4,))[0], smooth_net(4)], ids=["linear", "net"])
+def test_hutchinson_trace_is_unbiased(u):
+    """2^4 sign vectors hold every pair of signs equally often: their mean is exact."""
+    z, r, t, _ = inputs((4,))
+    corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 4)
+    signs = corners[:, None].expand(16, *z.shape)
+    exact = exact_trace(u, z, r, t)
+    torch.testing.assert_close(hutchinson_trace(u, z, r, t, signs), exact, rtol=1e-11, atol=0)
+    one = hutchinson_trace(u, z, r, t, signs[:1])
+    assert (one / exact - 1).abs().max() > 1e-3  # a single probe does scatter
+
+
+def test_hutchinson_trace_of_a_multiple_of_the_identity_does_not_scatter():
+    """u = c z: J = ((t - r) c - 1) I has |J s|^2 = ((t - r) c - 1)^2 d for every sign vector."""
+    z, r, t, _ = inputs((3,))
+    signs = draw_signs((1, *z.shape), generator("signs")).double()
+    trace = hutchinson_trace(lambda z, r, t: 5 * z, z, r, t, signs)
+    torch.testing.assert_close(trace, 3 * (5 * (t - r) - 1).square(), rtol=1e-12, atol=0)
+
+
+def test_trace_follows_each_samples_own_probe():
+    u, (z, r, t, _) = smooth_net(2), inputs((2,))
+    signs = draw_signs((2, *z.shape), generator("own")).double()
+    whole = hutchinson_trace(u, z, r, t, signs)
+    for i in range(len(z)):
+        alone = hutchinson_trace(u, z[i : i + 1], r[i : i + 1], t[i : i + 1], signs[:, i : i + 1])
+        torch.testing.assert_close(alone, whole[i : i + 1], rtol=1e-12, atol=0)

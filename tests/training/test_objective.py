@@ -140,9 +140,50 @@ def test_forward_is_the_experiments_loss_of_its_draws():
 
 
 def test_beta_follows_the_share_of_steps_taken():
-    assert [objective().beta(s) for s in (0, 5, 10)] == pytest.approx([0.2, 0.5, 0.8])
+    t = torch.zeros(1)
+    assert [objective().beta(s, t) for s in (0, 5, 10)] == pytest.approx([0.2, 0.5, 0.8])
 
 
 def test_only_the_network_is_trained():
     own = objective()
     assert {id(p) for p in own.parameters()} == {id(p) for p in own.net.parameters()}
+
+
+TRACED = EXPERIMENT.override({"loss.trace.probes": 2})
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_signs_of_workers_make_up_the_single_workers(world):
+    whole = objective(experiment=TRACED).signs(3)
+    assert whole.shape == (2, 12, 2)
+    for rank in range(world):
+        part = objective(Workers(rank, world), TRACED).signs(3)
+        assert torch.equal(part, whole[:, rank::world])
+    assert not torch.equal(whole, objective(experiment=TRACED).signs(4))
+
+
+def test_signs_change_no_other_number():
+    plain, traced = objective(), objective(experiment=TRACED)
+    for a, b in zip(plain.draw(2)[0], traced.draw(2)[0], strict=True):
+        assert (a == b) if isinstance(a, int) else torch.equal(a, b)
+    assert torch.equal(plain.draw(2)[1], traced.draw(2)[1])
+    assert torch.equal(plain(2).squared_error, traced(2).squared_error)
+    assert not torch.equal(plain(2).loss, traced(2).loss)
+
+
+def test_signs_are_drawn_only_when_needed():
+    assert objective().signs(0) is None
+    assert objective(experiment=EXPERIMENT.override({"loss.trace.probes": 0})).signs(0) is None
+
+
+def test_alpha_follows_the_share_of_steps_taken():
+    """Ten steps: trajectory flow matching first, the middle of the sigmoid in step 5, MeanFlow."""
+    curriculum = EXPERIMENT.override(
+        {"loss.alpha.finish": 1.0, "beta.value": 0.2, "loss.anchor": None}
+    )
+    for step, alpha in ((0, 1.0), (5, 0.5), (9, 0.0)):
+        own = objective(experiment=curriculum)
+        constant = curriculum.override({"loss.alpha": None, "loss.alpha.value": alpha})
+        assert torch.equal(own(step).loss, objective(experiment=constant)(step).loss)
+        plain = curriculum.override({"loss.alpha": None})
+        assert torch.equal(own(step).loss, objective(experiment=plain)(step).loss) == (alpha == 0)

@@ -12,6 +12,7 @@ from vamf.data.images import Digits
 from vamf.data.toys import Toy
 from vamf.distributed import Workers
 from vamf.experiment import Checkpoints, Evaluation, Experiment, Optimiser
+from vamf.flow.losses import path_derivative, squared_norm
 from vamf.flow.schedules import BetaSchedule
 from vamf.flow.times import UniformTimes
 from vamf.metrics.distances import FrechetDistance, SlicedWasserstein
@@ -19,7 +20,13 @@ from vamf.models.mlp import MLPConfig
 from vamf.models.unet import UNetConfig
 from vamf.training.checkpoint import find_checkpoint
 from vamf.training.loop import Session, checkpoints, train
-from vamf.training.trainer import NonFiniteLoss, Trainer, build_networks, learning_rate
+from vamf.training.trainer import (
+    NonFiniteLoss,
+    Trainer,
+    build_networks,
+    figures,
+    learning_rate,
+)
 
 TOY = Experiment(
     data=Toy(),
@@ -102,7 +109,7 @@ def test_resumed_is_never_interrupted_bit_for_bit(experiment, step):
     resumed.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
     after(steps - first.step, resumed)
     assert_same(resumed.state_dict(), whole.state_dict())
-    assert resumed.beta == whole.beta
+    assert resumed.beta(torch.ones(1)) == whole.beta(torch.ones(1))
 
 
 def test_every_part_of_the_state_matters():
@@ -278,6 +285,49 @@ def test_collect_gives_means_since_the_last_call():
     assert own.collect() == {}
     last = own.objective(3).loss.item()
     assert after(1, own).collect()["loss/train"] == pytest.approx(last, rel=1e-6)
+
+
+@pytest.mark.parametrize("prob_equal", [0.0, 0.3, 1.0])
+def test_boundary_and_interior_are_means_over_their_own_samples(prob_equal):
+    """Over all steps and samples at once, however many of each a step holds."""
+    own = trainer(TOY.override({"times.prob_equal": prob_equal}))
+    boundary, interior, corrections = [], [], []
+    for step in range(5):
+        draws, _ = own.objective.draw(step)
+        z, v_cond, correction = path_derivative(
+            own.net, draws, own.objective.beta(step, draws.t), own.objective.v_hat
+        )
+        error = squared_norm(own.net(z, draws.r, draws.t) + correction - v_cond).tolist()
+        boundary += error[: draws.n_equal]
+        interior += error[draws.n_equal :]
+        corrections += squared_norm(correction).tolist()
+        own.train_step()
+    collected = own.collect()
+    expected = {"loss/boundary": boundary, "loss/interior": interior, "loss/dudt": corrections}
+    for name, values in expected.items():
+        assert (name in collected) == bool(values)
+        if values:  # float32
+            assert collected[name] == pytest.approx(sum(values) / len(values), rel=1e-5)
+    both = (sum(boundary) + sum(interior)) / 40 / 2
+    assert collected["loss/per_dimension"] == pytest.approx(both, rel=1e-5)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_collected_figures_are_global_whatever_the_workers_share(world):
+    """Workers hold other numbers of r = t: sums and counts are added, not means averaged."""
+
+    class Kept(Workers):
+        def sum(self, tensor):
+            kept.append(tensor.clone())
+            return tensor
+
+    experiment = TOY.override({"batch": 12, "times.prob_equal": 5 / 12, "optim.lr": 1e-30})
+    whole = after(3, trainer(experiment)).collect()
+    kept = []
+    for rank in range(world):
+        after(3, trainer(experiment, Kept(rank, world))).collect()
+    joined = figures((sum(kept) / world).mean(0), 2)
+    assert joined == pytest.approx(whole, rel=1e-5)  # float32, weights that hardly move
 
 
 def test_gradient_norm_is_the_last_steps():

@@ -178,4 +178,4 @@ def progress(directory: Path) -> int:
 
 
 def _picture(tracker: Tracker) -> Callable[[Path, int], None]:
-    return lambda path, step: tracker.image(path, "samples", step)
+    return lambda path, step: tracker.image(path, path.parent.name, step)

@@ -82,6 +82,10 @@ class ImageSet:
         """The images at ``positions(step, size, seed)``, moved to ``device``."""
         return to_float(self.images[self.positions(step, size, seed)]).to(device)
 
+    def labels_of(self, step: int, size: int, seed: int, device: torch.device) -> Label:
+        """The labels of ``batch`` with the same arguments, (size,)."""
+        return self.labels[self.positions(step, size, seed)].to(device)
+
     def draw(self, n: int, generator: torch.Generator) -> Sample:
         """n images, independent and uniform, hence with repetitions."""
         _require_positive("n", n)

@@ -4,16 +4,27 @@ import importlib.util
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from vamf.data.dataset import ImageSet, Split
+from vamf.flow.oracle import EmpiricalVelocity
 
 
 @dataclass(frozen=True, kw_only=True)
 class Digits:
     """scikit-learn's digits: 1,797 grey 8x8 images of ten classes, 1,347 train and 450 test."""
+
+    has_velocity: ClassVar[bool] = True
+    """Whether the true marginal velocity has a closed form."""
+    classes: ClassVar[int] = 10
+    """How many classes the labels name."""
+
+    def velocity(self) -> EmpiricalVelocity:
+        """The marginal velocity of the training images themselves, not of their population."""
+        return EmpiricalVelocity(self.load("train").images)
 
     def load(self, split: Split) -> ImageSet:
         """The images of one split, (N, 1, 8, 8), in the order of the fixed permutation.

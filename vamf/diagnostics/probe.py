@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vamf.diagnostics.landscape import SCALARS, Tables
 from vamf.flow.derivatives import directional_derivative
 from vamf.flow.losses import AdaptiveWeight, Draws, path_derivative, squared_norm
-from vamf.typing import AverageVelocity, Beta, Sample, Scalars, Velocity, expand_like
+from vamf.typing import AverageVelocity, BetaAt, Sample, Scalars, Velocity, expand_like
 
 COLUMNS = 2**22
 """Gradient entries that are multiplied at a time, in float64."""
@@ -54,8 +54,8 @@ class Probed(NamedTuple):
     """The proxy."""
     velocity: Velocity | None = None
     """The true marginal velocity, where it is known."""
-    weight: tuple[AdaptiveWeight, Beta] | None = None
-    """The loss's weight, at this beta; None for an unweighted gradient."""
+    weight: tuple[AdaptiveWeight, BetaAt] | None = None
+    """The loss's weight, taken at this beta; None for an unweighted gradient."""
 
 
 class _Residuals(NamedTuple):
@@ -166,7 +166,7 @@ def _gradients(probed: Probed, draws: Draws, residuals: _Residuals, where: Tenso
     a, d = residuals.at_zero, residuals.slope
     weight = torch.ones_like(draws.t)
     if probed.weight is not None:
-        rule, beta = probed.weight
+        rule, beta = probed.weight[0], probed.weight[1](draws.t)
         shaped = expand_like(beta, a) if isinstance(beta, Tensor) else beta
         weight = rule(squared_norm(a + shaped * d))
     scale = expand_like(weight, a) * (2 / (len(a) * a[0].numel()))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vamf.flow.losses import Draws, path_derivative, squared_norm
-from vamf.typing import AverageVelocity, Sample, Scalars, Velocity
+from vamf.typing import AverageVelocity, Beta, Sample, Scalars, Velocity
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 """The times t at which the loss variance is taken."""
@@ -20,7 +20,7 @@ def evaluation_draws(x: Sample, e: Sample, t: float) -> Draws:
     return Draws(x, e, (times - GAP).clamp_min(0), times)
 
 
-def sample_losses(u: AverageVelocity, draws: Draws, beta: float, v_hat: Velocity) -> Scalars:
+def sample_losses(u: AverageVelocity, draws: Draws, beta: Beta, v_hat: Velocity) -> Scalars:
     """The unweighted loss |V(beta) - v_cond|^2 / d of each sample, (batch,), in float64.
 
     V(beta) = u + (t - r) du/dt along the mixed tangent (arXiv 2605.09235), d numbers a sample.
@@ -43,8 +43,8 @@ def variance_with_error(losses: Scalars) -> tuple[float, float]:
 
 
 def flat_gradient(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
-    """The gradient of ``loss`` as one vector, (parameters,)."""
-    gradients = torch.autograd.grad(loss, list(parameters))
+    """The gradient of ``loss`` as one vector, (parameters,); 0 where it does not depend on one."""
+    gradients = torch.autograd.grad(loss, list(parameters), materialize_grads=True)
     return torch.cat([g.flatten() for g in gradients])
 
 

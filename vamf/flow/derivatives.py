@@ -1,8 +1,11 @@
-"""The total derivative along the path: the only place that calls ``torch.func.jvp``."""
+"""Derivatives of the network in forward mode: the only place that calls ``torch.func.jvp``."""
+
+from collections.abc import Iterable, Iterator
 
 import torch
+from torch import Tensor
 
-from vamf.typing import AverageVelocity, Sample, Time
+from vamf.typing import AverageVelocity, Sample, Scalars, Time, expand_like
 
 
 def total_derivative(
@@ -26,3 +29,37 @@ def directional_derivative(
     zero = torch.zeros_like(r)
     primals = (z.clone(), r.clone(), t.clone())
     return torch.func.jvp(u, primals, (direction.clone(), zero, zero))[1]
+
+
+def amplification(u: AverageVelocity, z: Sample, r: Time, t: Time, v: Sample) -> Sample:
+    """J v with J = (t - r) du/dz - I: what a residual makes of noise v in the tangent.
+
+    J is what multiplies v_cond - v in MeanFlow's residual (arXiv 2605.09235); it is -I at r = t.
+    """
+    return expand_like(t - r, z) * directional_derivative(u, z, r, t, v) - v
+
+
+def hutchinson_trace(u: AverageVelocity, z: Sample, r: Time, t: Time, signs: Tensor) -> Scalars:
+    """Tr(J J^T) of each sample, (batch,), estimated without bias: the mean of |J s|^2 over probes.
+
+    ``signs`` are independent and +1 or -1 with probability 1/2 each, (probes, batch, ...).
+    """
+    return _total(amplification(u, z, r, t, s) for s in signs) / len(signs)
+
+
+def exact_trace(u: AverageVelocity, z: Sample, r: Time, t: Time) -> Scalars:
+    """Tr(J J^T) of each sample, (batch,): one derivative along every axis of the data."""
+    return _total(amplification(u, z, r, t, axis) for axis in axes(z))
+
+
+def axes(z: Sample) -> Iterator[Sample]:
+    """The unit vectors of the data's axes, each of the shape of ``z``."""
+    for index in range(z[0].numel()):
+        axis = torch.zeros_like(z).flatten(1)
+        axis[:, index] = 1
+        yield axis.reshape(z.shape)
+
+
+def _total(samples: Iterable[Sample]) -> Scalars:
+    norms = [a.square().flatten(1).sum(1) for a in samples]
+    return torch.stack(norms).sum(0)

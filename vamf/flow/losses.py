@@ -6,9 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vamf.flow.alpha import AlphaSchedule, secant_correction
 from vamf.flow.derivatives import total_derivative
 from vamf.flow.path import interpolate
 from vamf.flow.tangents import mix_tangent
+from vamf.flow.trace import TraceWeight
 from vamf.typing import AverageVelocity, Beta, Sample, Scalars, Time, Velocity, expand_like
 
 
@@ -69,9 +71,14 @@ class Anchor:
                 f"the anchor needs 0 <= min_gap <= max_gap <= 1; got {self.min_gap}, {self.max_gap}"
             )
 
-    def __call__(self, u: AverageVelocity, draws: Draws, uniform: Time) -> Scalars:
-        """The anchor's loss of each sample, (batch,); ``uniform`` is (batch,) in [0, 1]."""
-        z, v_cond = interpolate(draws.x, draws.e, draws.t)
+    def __call__(
+        self, u: AverageVelocity, draws: Draws, uniform: Time, velocity: Sample | None = None
+    ) -> Scalars:
+        """The anchor's loss of each sample, (batch,); ``uniform`` is (batch,) in [0, 1].
+
+        ``velocity`` takes the place of v_cond, if given.
+        """
+        z, v_cond = _path(draws, velocity)
         gap = self.min_gap + (self.max_gap - self.min_gap) * uniform
         return self.weight * squared_norm(u(z, (draws.t - gap).clamp_min(0), draws.t) - v_cond)
 
@@ -81,24 +88,61 @@ def squared_norm(residual: Sample) -> Scalars:
     return residual.square().flatten(1).sum(1)
 
 
+def _path(draws: Draws, velocity: Sample | None) -> tuple[Sample, Sample]:
+    z, v_cond = interpolate(draws.x, draws.e, draws.t)
+    return z, v_cond if velocity is None else velocity
+
+
 def path_derivative(
-    u: AverageVelocity, draws: Draws, beta: Beta, v_hat: Velocity
+    u: AverageVelocity,
+    draws: Draws,
+    beta: Beta,
+    v_hat: Velocity,
+    velocity: Sample | None = None,
 ) -> tuple[Sample, Sample, Sample]:
     """Returns z, v_cond and sg[(t - r) du/dt] with the mixed tangent, all (batch, ...).
 
     The last is 0 where r = t, without ever entering the jvp, so that a derivative that is not
-    finite there does no harm. No graph is kept.
+    finite there does no harm. No graph is kept. ``velocity``, if given, is what v_cond is.
     """
-    z, v_cond = interpolate(draws.x, draws.e, draws.t)
+    z, v_cond = _path(draws, velocity)
     n, r, t = draws.n_equal, draws.r[draws.n_equal :], draws.t[draws.n_equal :]
     if n == len(z):
         return z, v_cond, torch.zeros_like(z)
     with torch.no_grad():
-        mine = beta[n:] if isinstance(beta, torch.Tensor) else beta
-        v_tan = mix_tangent(v_cond[n:], z[n:], t, mine, v_hat)
-        _, du_dt = total_derivative(u, z[n:], r, t, v_tan)
+        _, du_dt = total_derivative(u, z[n:], r, t, _tangent(draws, z, v_cond, beta, v_hat))
         correction = expand_like(t - r, z) * du_dt
     return z, v_cond, torch.cat([torch.zeros_like(z[:n]), correction])
+
+
+def path_difference(
+    u: AverageVelocity,
+    draws: Draws,
+    beta: Beta,
+    v_hat: Velocity,
+    alpha: float,
+    velocity: Sample | None = None,
+) -> tuple[Sample, Sample, Sample, Sample]:
+    """Returns z, v_cond, sg[(1 - alpha) (t - r) du/dt] and u(z, r, t), with its graph.
+
+    As ``path_derivative``, with a difference of u for du/dt; 0 where r = t as well.
+    """
+    z, v_cond = _path(draws, velocity)
+    value, n = u(z, draws.r, draws.t), draws.n_equal
+    if n == len(z) or alpha == 1:
+        return z, v_cond, torch.zeros_like(z), value
+    with torch.no_grad():
+        v_tan = _tangent(draws, z, v_cond, beta, v_hat)
+        parts = (value[n:], z[n:], draws.r[n:], draws.t[n:], v_tan)
+        correction = secant_correction(u, *parts, alpha)
+    return z, v_cond, torch.cat([torch.zeros_like(z[:n]), correction]), value
+
+
+def _tangent(draws: Draws, z: Sample, v_cond: Sample, beta: Beta, v_hat: Velocity) -> Sample:
+    """v_tan where r < t."""
+    n = draws.n_equal
+    mine = beta[n:] if isinstance(beta, torch.Tensor) else beta
+    return mix_tangent(v_cond[n:], z[n:], draws.t[n:], mine, v_hat)
 
 
 class LossTerms(NamedTuple):
@@ -108,6 +152,10 @@ class LossTerms(NamedTuple):
     """Mean over the batch of the weighted loss, with the anchor: differentiate this."""
     squared_error: Scalars
     """|u - target|^2 of each sample, unweighted, summed over its axes, detached."""
+    squared_correction: Scalars
+    """|(t - r) du/dt|^2 of each sample, summed over its axes; 0 where r = t."""
+    n_equal: int
+    """The first ``n_equal`` samples have r = t."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,12 +165,22 @@ class MeanFlowLoss:
     The regression target keeps the unbiased v_cond at every beta; only the jvp's tangent is mixed
     (arXiv 2605.09235). beta = 0 is MeanFlow (arXiv 2505.13447, section 4.1); beta = 1 with the
     network's own boundary velocity is the tangent of improved Mean Flows (arXiv 2512.02012).
+
+    alpha-Flow (arXiv 2510.20771) is |u - sg[alpha v_cond + (1 - alpha) u(z_s, r, s)]|^2 / alpha,
+    s = alpha r + (1 - alpha) t and z_s = z - (t - s) v_tan. Its gradient is that of the loss above
+    with (1 - alpha) times a difference quotient for du/dt, exactly; so it is computed, weighed and
+    reported, for its own value goes to 0 with alpha. The way to z_s takes the mixed tangent, so
+    that its limit is this loss at every beta; what is regressed on stays v_cond.
     """
 
     weight: AdaptiveWeight = field(default_factory=AdaptiveWeight)
     """Weight of each sample by its own error."""
+    trace: TraceWeight | None = None
+    """A further factor of each sample's weight, small where its noise is amplified."""
     anchor: Anchor | None = None
     """Ties u near r = t to the velocity; needed when beta is near 1 for long."""
+    alpha: AlphaSchedule | None = None
+    """alpha-Flow: while it is positive, du/dt is a difference quotient."""
 
     def __call__(
         self,
@@ -132,13 +190,42 @@ class MeanFlowLoss:
         beta: Beta,
         v_hat: Velocity,
         anchor_uniform: Time | None = None,
+        signs: Tensor | None = None,
+        progress: float | None = None,
+        velocity: Sample | None = None,
     ) -> LossTerms:
-        z, v_cond, correction = path_derivative(u, draws, beta, v_hat)
-        target = v_cond - correction
-        error = squared_norm(u(z, draws.r, draws.t) - target)
-        loss = (self.weight(error) * error).mean()
-        if self.anchor is not None:
-            if anchor_uniform is None:
-                raise ValueError("a loss with an anchor needs anchor_uniform")
-            loss = loss + self.anchor(u, draws, anchor_uniform).mean()
-        return LossTerms(loss, error.detach())
+        """``anchor_uniform`` is (batch,) in [0, 1], ``signs`` the trace's (probes, batch, ...).
+
+        ``progress`` in [0, 1] is what alpha depends on. ``velocity``, such as a guided one, takes
+        the place of v_cond in the target, in the tangent and in the anchor.
+        """
+        alpha = self._alpha(progress)
+        if alpha == 0:
+            z, v_cond, correction = path_derivative(u, draws, beta, v_hat, velocity)
+            value = u(z, draws.r, draws.t)
+        else:
+            z, v_cond, correction, value = path_difference(u, draws, beta, v_hat, alpha, velocity)
+        error = squared_norm(value - (v_cond - correction))
+        extra = self._anchor(u, draws, anchor_uniform, velocity)
+        weighted = self.weight(error) * error
+        if self.trace is not None:  # last: masks of dropout stay what they are without it
+            trace = self.trace.trace(u, z, draws.r, draws.t, draws.n_equal, signs)
+            weighted = self.trace(trace, draws.t) * weighted
+        loss = weighted.mean() if extra is None else weighted.mean() + extra
+        return LossTerms(loss, error.detach(), squared_norm(correction), draws.n_equal)
+
+    def _alpha(self, progress: float | None) -> float:
+        if self.alpha is None:
+            return 0.0
+        if progress is None:
+            raise ValueError("a loss with an alpha needs progress")
+        return self.alpha(progress)
+
+    def _anchor(
+        self, u: AverageVelocity, draws: Draws, uniform: Time | None, velocity: Sample | None
+    ) -> Tensor | None:
+        if self.anchor is None:
+            return None
+        if uniform is None:
+            raise ValueError("a loss with an anchor needs anchor_uniform")
+        return self.anchor(u, draws, uniform, velocity).mean()

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from vamf.typing import Beta, Time
+
 
 def _check_unit(name: str, value: float) -> None:
     if not 0 <= value <= 1:
@@ -60,9 +62,45 @@ class BetaSchedule:
                 return self.end + (self.value - self.end) * (1 + math.cos(math.pi * p)) / 2
         return self.value + (self.end - self.value) * p
 
+    def at(self, progress: float, t: Time) -> Beta:
+        """beta of samples at times ``t``: the same number for all."""
+        return self(progress)
+
     @property
     def label(self) -> str:
         """A few readable characters: ``β=0.750`` or ``β=1.000→0.000 cosine``."""
         if self.end is None:
             return f"β={self.value:.3f}"
         return f"β={self.value:.3f}→{self.end:.3f} {self.shape}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BetaOfTime:
+    """beta as a function of a sample's time t, constant over training.
+
+    Linear between its values at t = 0 (data), t = 1/2 and t = 1 (noise).
+    """
+
+    at_data: float = 0.0
+    """beta in [0, 1] at t = 0."""
+    at_half: float = 0.0
+    """beta in [0, 1] at t = 1/2."""
+    at_noise: float = 0.0
+    """beta in [0, 1] at t = 1."""
+
+    def __post_init__(self) -> None:
+        for name in ("at_data", "at_half", "at_noise"):
+            _check_unit(f"beta.{name}", getattr(self, name))
+
+    def at(self, progress: float, t: Time) -> Beta:
+        """beta of samples at times ``t``, (batch,); one number if it is constant."""
+        if self.at_data == self.at_half == self.at_noise:
+            return self.at_half
+        near_data = self.at_data + (self.at_half - self.at_data) * 2 * t
+        near_noise = self.at_half + (self.at_noise - self.at_half) * (2 * t - 1)
+        return near_data.where(t < 0.5, near_noise)
+
+    @property
+    def label(self) -> str:
+        """A few readable characters: ``β(t)=0.100 0.500 0.900``."""
+        return f"β(t)={self.at_data:.3f} {self.at_half:.3f} {self.at_noise:.3f}"

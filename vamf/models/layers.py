@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vamf.typing import Time
+from vamf.typing import Label, Time
 
 _Affine = TypeVar("_Affine", nn.Linear, nn.Conv2d)
 
@@ -85,6 +85,27 @@ class SelfAttention(nn.Module):
         logits = torch.einsum("bhcq,bhck->bhqk", q, k / math.sqrt(c // self.heads))
         weights = logits.to(torch.promote_types(x.dtype, torch.float32)).softmax(-1).to(x.dtype)
         return x + self.proj(torch.einsum("bhqk,bhck->bhcq", weights, v).reshape(b, c, h, w))
+
+
+class ClassEmbedding(nn.Module):
+    """A learnt vector for each class, and one more for none of them (arXiv 2207.12598)."""
+
+    def __init__(self, classes: int, dim: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.table = nn.Embedding(classes + 1, dim)
+
+    def forward(self, y: Label | None, size: int) -> Tensor:
+        """(size, dim) for class indices (size,); index ``classes``, or None, is no class."""
+        if y is None:
+            return self.table.weight[-1:].expand(size, -1)
+        return self.table(y)
+
+
+def refuse_labels(y: Label | None) -> None:
+    """Raises ValueError if a network without classes is given some."""
+    if y is not None:
+        raise ValueError("this network takes no labels; its config has classes = 0")
 
 
 def initialise(module: _Affine, gain: float = 1.0) -> _Affine:

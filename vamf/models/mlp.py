@@ -5,33 +5,57 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from vamf.models.layers import initialise, sinusoid
-from vamf.typing import Sample, Time
+from vamf.models.layers import ClassEmbedding, initialise, refuse_labels, sinusoid
+from vamf.typing import Label, Sample, Time
 
 
 class MLP(nn.Module):
     """u(z, r, t) by SiLU layers over [z, emb(t), emb(t) - emb(r)], with all axes of z flattened.
 
     ``z`` is (batch, ...), ``r`` and ``t`` (batch,); returns the shape of z. At initialisation the
-    output is practically 0.
+    output is practically 0. With classes the labels ``y`` are embedded too; None is no class.
     """
 
-    def __init__(self, dim: int, hidden: tuple[int, ...], embedding: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        hidden: tuple[int, ...],
+        embedding: int,
+        velocity_head: bool = False,
+        classes: int = 0,
+    ) -> None:
         super().__init__()
         self.embedding = embedding
-        widths = (dim + 2 * embedding, *hidden)
+        widths = (dim + (3 if classes else 2) * embedding, *hidden)
         self.layers = nn.ModuleList(initialise(nn.Linear(a, b)) for a, b in pairwise(widths))
         self.head = initialise(nn.Linear(widths[-1], dim), gain=1e-5)
+        self.velocity_head = (
+            initialise(nn.Linear(widths[-1], dim), gain=1e-5) if velocity_head else None
+        )
+        self.labels = ClassEmbedding(classes, embedding) if classes else None
 
-    def forward(self, z: Sample, r: Time, t: Time) -> Sample:
+    def forward(self, z: Sample, r: Time, t: Time, y: Label | None = None) -> Sample:
+        return self.head(self._hidden(z, r, t, y)).reshape(z.shape).to(z.dtype)
+
+    def velocity(self, z: Sample, t: Time) -> Sample:
+        """v(z, t) by the velocity head."""
+        assert self.velocity_head is not None
+        return self.velocity_head(self._hidden(z, t, t)).reshape(z.shape).to(z.dtype)
+
+    def _hidden(self, z: Sample, r: Time, t: Time, y: Label | None = None) -> Tensor:
         emb_r, emb_t = sinusoid(r, self.embedding), sinusoid(t, self.embedding)
         dtype = self.head.weight.dtype
-        h = torch.cat([z.flatten(1).to(dtype), emb_t.to(dtype), (emb_t - emb_r).to(dtype)], 1)
+        parts = [z.flatten(1).to(dtype), emb_t.to(dtype), (emb_t - emb_r).to(dtype)]
+        if self.labels is not None:
+            parts.append(self.labels(y, len(z)))
+        else:
+            refuse_labels(y)
+        h = torch.cat(parts, 1)
         for layer in self.layers:
             h = nn.functional.silu(layer(h))
-        return self.head(h).reshape(z.shape).to(z.dtype)
+        return h
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +66,20 @@ class MLPConfig:
     """Widths of the hidden layers."""
     embedding: int = 32
     """Size of each time embedding, even."""
+    velocity_head: bool = False
+    """A second output layer, for the velocity at t: the proxy `head`."""
+    classes: int = 0
+    """Classes of the labels that it is conditioned on; 0 makes it unconditional."""
 
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"hidden needs at least one width, all positive; got {self.hidden}")
         if self.embedding < 2 or self.embedding % 2:
             raise ValueError(f"embedding must be even and at least 2; got {self.embedding}")
+        if self.classes < 0:
+            raise ValueError(f"classes must be at least 0; got {self.classes}")
 
     def build(self, shape: tuple[int, ...]) -> MLP:
         """The network for samples of ``shape``."""
-        return MLP(math.prod(shape), self.hidden, self.embedding)
+        dim = math.prod(shape)
+        return MLP(dim, self.hidden, self.embedding, self.velocity_head, self.classes)

@@ -9,14 +9,16 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from vamf.models.layers import (
+    ClassEmbedding,
     GroupNorm,
     SelfAttention,
     downsample,
     initialise,
+    refuse_labels,
     sinusoid,
     upsample,
 )
-from vamf.typing import Sample, Time
+from vamf.typing import Label, Sample, Time
 
 OUT_GAIN = 1e-5
 """Residual branches and the output start at practically 0."""
@@ -75,6 +77,10 @@ class UNetConfig:
     """Attention heads."""
     dropout: float = 0.2
     """Dropout probability inside residual blocks."""
+    velocity_head: bool = False
+    """A second output convolution, for the velocity at t: the proxy `head`."""
+    classes: int = 0
+    """Classes of the labels that it is conditioned on; 0 makes it unconditional."""
 
     def __post_init__(self) -> None:
         if self.channels < 4 or self.channels % 4:
@@ -88,6 +94,8 @@ class UNetConfig:
             raise ValueError(f"heads must divide the channels of every level; got {self.heads}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1); got {self.dropout}")
+        if self.classes < 0:
+            raise ValueError(f"classes must be at least 0; got {self.classes}")
 
     def build(self, shape: tuple[int, ...]) -> "UNet":
         """The network for images of ``shape`` (channels, height, width)."""
@@ -101,7 +109,10 @@ class UNetConfig:
 
 
 class UNet(nn.Module):
-    """u(z, r, t) on images (batch, channels, height, width), with t and t - r embedded."""
+    """u(z, r, t) on images (batch, channels, height, width), with t and t - r embedded.
+
+    With classes the vectors of the labels ``y`` are added to those of the times; None is no class.
+    """
 
     def __init__(self, config: UNetConfig, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -113,6 +124,12 @@ class UNet(nn.Module):
         self.up, self.joins, width = self._decoder(shape[1], skips, width)
         self.norm_out = GroupNorm(width)
         self.conv_out = initialise(nn.Conv2d(width, shape[0], 3, padding=1), gain=OUT_GAIN)
+        self.velocity_head = (
+            initialise(nn.Conv2d(width, shape[0], 3, padding=1), gain=OUT_GAIN)
+            if config.velocity_head
+            else None
+        )
+        self.labels = ClassEmbedding(config.classes, emb) if config.classes else None
 
     def _block(
         self, width: int, out: int, resample: Resample = None, attend: bool = False
@@ -151,10 +168,23 @@ class UNet(nn.Module):
                 width = out
         return blocks, joins, width
 
-    def forward(self, z: Sample, r: Time, t: Time) -> Sample:
+    def forward(self, z: Sample, r: Time, t: Time, y: Label | None = None) -> Sample:
+        return self.conv_out(self._hidden(z, r, t, y)).to(z.dtype)
+
+    def velocity(self, z: Sample, t: Time) -> Sample:
+        """v(z, t) by the velocity head."""
+        assert self.velocity_head is not None
+        return self.velocity_head(self._hidden(z, t, t)).to(z.dtype)
+
+    def _hidden(self, z: Sample, r: Time, t: Time, y: Label | None = None) -> Tensor:
         dtype, channels = self.conv_in.weight.dtype, self.config.channels
         times = [sinusoid(s, 2 * channels, endpoint=True).to(dtype) for s in (t, t - r)]
-        emb = silu(self.map1(silu(self.map0(torch.cat(times, 1)))))
+        known = torch.cat(times, 1)
+        if self.labels is not None:
+            known = known + self.labels(y, len(z))
+        else:
+            refuse_labels(y)
+        emb = silu(self.map1(silu(self.map0(known))))
         x = self.conv_in(z.to(dtype))
         skips = [x]
         for block in self.down:
@@ -162,4 +192,4 @@ class UNet(nn.Module):
             skips.append(x)
         for block, join in zip(self.up, self.joins, strict=True):
             x = block(torch.cat([x, skips.pop()], 1) if join else x, emb)
-        return self.conv_out(silu(self.norm_out(x))).to(z.dtype)
+        return silu(self.norm_out(x))

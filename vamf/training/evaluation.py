@@ -13,6 +13,7 @@ from vamf.diagnostics.variance import (
 )
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
+from vamf.flow.guidance import with_labels
 from vamf.flow.losses import Draws, path_derivative, squared_norm
 from vamf.flow.samplers import sample
 from vamf.flow.tangents import boundary_velocity
@@ -20,7 +21,7 @@ from vamf.metrics.distances import Generate, Measurement
 from vamf.random import generator, seed_of
 from vamf.training.objective import draw
 from vamf.training.trainer import Trainer
-from vamf.typing import AverageVelocity, Sample, Velocity
+from vamf.typing import AverageVelocity, Beta, BetaAt, Label, Sample, Velocity
 
 Metrics = dict[str, Measurement]
 
@@ -31,16 +32,23 @@ def noise(seed: int, indices: range, shape: tuple[int, ...], device: torch.devic
     return torch.stack(draws).to(device)
 
 
+def classes(seed: int, indices: range, number: int, device: torch.device) -> Label:
+    """Classes of the samples with these indices, uniform; each depends on its index alone."""
+    draws = [torch.randint(number, (1,), generator=generator(seed, "class", i)) for i in indices]
+    return torch.cat(draws).to(device)
+
+
 def generate_from(
     u: AverageVelocity, experiment: Experiment, shape: tuple[int, ...], device: torch.device
 ) -> Generate:
-    """A function from sample indices to generated samples."""
-    evaluation = experiment.evaluation
+    """A function from sample indices to generated samples, of random classes if it knows any."""
+    evaluation, number = experiment.evaluation, experiment.model.classes
 
     def generate(indices: range) -> Sample:
         with torch.inference_mode():
             e = noise(evaluation.seed, indices, shape, device)
-            return sample(u, e, evaluation.sampling_steps)
+            y = classes(evaluation.seed, indices, number, device) if number else None
+            return sample(u if y is None else with_labels(u, y), e, evaluation.sampling_steps)
 
     return generate
 
@@ -53,7 +61,11 @@ def distance(u: AverageVelocity, experiment: Experiment, workers: Workers) -> Me
 
 
 def loss_variance(
-    u: AverageVelocity, v_hat: Velocity, beta: float, experiment: Experiment, workers: Workers
+    u: AverageVelocity,
+    v_hat: Velocity,
+    beta: Beta | BetaAt,
+    experiment: Experiment,
+    workers: Workers,
 ) -> Metrics:
     """Mean over t of the variance over samples of the unweighted loss per dimension.
 
@@ -67,7 +79,7 @@ def loss_variance(
         x = experiment.data.load("test").draw(n, g).cpu()
         e = torch.randn(x.shape, generator=g)
         draws = evaluation_draws(x[mine].to(workers.device), e[mine].to(workers.device), t)
-        losses[row, mine] = sample_losses(u, draws, beta, v_hat)
+        losses[row, mine] = sample_losses(u, draws, _at(beta, draws), v_hat)
     rows = [variance_with_error(row) for row in workers.sum(losses)]
     value = sum(v for v, _ in rows) / len(rows)
     error = sum(s * s for _, s in rows) ** 0.5 / len(rows)
@@ -75,7 +87,7 @@ def loss_variance(
 
 
 def gradient_variance(
-    net: nn.Module, v_hat: Velocity, beta: float, experiment: Experiment, workers: Workers
+    net: nn.Module, v_hat: Velocity, beta: Beta | BetaAt, experiment: Experiment, workers: Workers
 ) -> Metrics:
     """Trace of the covariance of a batch's mean gradient, per parameter, unconditional.
 
@@ -89,11 +101,15 @@ def gradient_variance(
         draws = _fresh(experiment, index, device)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed_of(experiment.evaluation.seed, "dropout", index))
-            z, v_cond, correction = path_derivative(net, draws, beta, v_hat)
+            z, v_cond, correction = path_derivative(net, draws, _at(beta, draws), v_hat)
             residual = net(z, draws.r, draws.t) + correction - v_cond
         loss = squared_norm(residual).mean() / residual[0].numel()
         gradients[index] = flat_gradient(loss, net.parameters())
     return {"gradient_variance": Measurement(*trace_with_error(workers.sum(gradients)))}
+
+
+def _at(beta: Beta | BetaAt, draws: Draws) -> Beta:
+    return beta(draws.t) if callable(beta) else beta
 
 
 def _fresh(experiment: Experiment, index: int, device: torch.device) -> Draws:

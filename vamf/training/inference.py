@@ -1,11 +1,13 @@
 """A trained network off its checkpoint, for sampling and for measuring."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.optim.swa_utils import AveragedModel
 
+from vamf.diagnostics.adaptive import Adapted
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
 from vamf.flow.tangents import boundary_velocity
@@ -15,8 +17,10 @@ from vamf.metrics.quantize import to_uint8
 from vamf.random import generator
 from vamf.training.checkpoint import find_checkpoint
 from vamf.training.evaluation import Metrics, distance, generate_from, loss_variance
-from vamf.training.trainer import build_networks
-from vamf.typing import Sample
+from vamf.training.networks import build_networks
+from vamf.training.objective import beta_at
+from vamf.training.trainer import Trainer
+from vamf.typing import BetaAt, Sample
 
 
 class Trained(NamedTuple):
@@ -24,6 +28,8 @@ class Trained(NamedTuple):
 
     experiment: Experiment
     ema: AveragedModel
+    beta: BetaAt
+    """beta at the checkpoint's step."""
     path: Path
     step: int
 
@@ -39,16 +45,34 @@ def load(path: Path, device: torch.device) -> Trained:
     experiment = checkpoint.experiment()
     shape = experiment.data.load("test").shape
     _, ema = build_networks(experiment, shape, device)
-    ema.load_state_dict(checkpoint.load(device)["ema"])
-    return Trained(experiment, ema, checkpoint.path, checkpoint.step)
+    state = checkpoint.load(device)
+    ema.load_state_dict(state["ema"])
+    adapted = Adapted(**state["beta"]) if "beta" in state else None
+    beta = beta_at(experiment, checkpoint.step, adapted)
+    return Trained(experiment, ema, beta, checkpoint.path, checkpoint.step)
+
+
+def load_trainer(path: Path, device: torch.device, changes: Mapping[str, Any]) -> Trainer:
+    """A trainer at a checkpoint's state, with changes to its experiment, by dotted name.
+
+    Raises ValueError if the checkpoint is not usable, or lacks what the changes ask for.
+    """
+    checkpoint = find_checkpoint(path)
+    experiment = checkpoint.experiment().override(changes)
+    trainer = Trainer(experiment, experiment.data.load("train"), Workers(device=device))
+    try:
+        trainer.load_state_dict(checkpoint.load(device))
+    except RuntimeError as error:  # another network, for instance one without a velocity head
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{checkpoint.path} does not fit {dict(changes)}: {reason}") from None
+    return trainer
 
 
 def measure(trained: Trained, experiment: Experiment, workers: Workers) -> Metrics:
     """Distance and loss variance of a trained network, by the evaluation that is asked for."""
-    beta = experiment.beta(trained.step / experiment.steps)
     proxy = boundary_velocity(trained.ema)
     return distance(trained.ema, experiment, workers) | loss_variance(
-        trained.ema, proxy, beta, experiment, workers
+        trained.ema, proxy, trained.beta, experiment, workers
     )
 
 

@@ -7,14 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from vamf.data.dataset import ImageSet
+from vamf.diagnostics.probe import Probe
+from vamf.diagnostics.variance import TIMES
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
 from vamf.metrics.distances import Measurement
 from vamf.training.checkpoint import CheckpointFolder
 from vamf.training.evaluation import Metrics, evaluate, generate_from
+from vamf.training.landscapes import plot_landscape, save_landscape
 from vamf.training.pictures import pictured, save_picture
 from vamf.training.trainer import Trainer
 
@@ -116,8 +120,9 @@ def _after_step(
     last = step == experiment.steps
     log_due = last or step % experiment.log_every == 0
     evaluation_due = last or step % experiment.evaluation.every == 0
+    probe_due = experiment.probe is not None and step % experiment.probe.every == 0
     checkpoint_due = last or step % experiment.checkpoint.every == 0
-    if not (log_due or evaluation_due or checkpoint_due):
+    if not (log_due or evaluation_due or checkpoint_due or probe_due):
         return {}
     figures = trainer.collect()  # raises before anything is saved
     if log_due:
@@ -125,6 +130,8 @@ def _after_step(
     metrics = evaluate(trainer) if evaluation_due else {}
     figures |= {name: measurement.value for name, measurement in metrics.items()}
     figures |= {f"{name}_se": measurement.error for name, measurement in metrics.items()}
+    if experiment.probe is not None and probe_due:
+        figures |= _probe(trainer, session, experiment.probe)
     if session.leads:
         _write(trainer, session, folder, figures, evaluation_due, checkpoint_due)
     session.report({"step": step, **figures})
@@ -134,10 +141,34 @@ def _after_step(
 def _progress(trainer: Trainer, start: float) -> dict[str, float]:
     return {
         "grad/norm": trainer.gradient_norm(),
-        "schedule/beta": trainer.objective.beta(trainer.step - 1),
+        **_beta(trainer),
         "schedule/lr": trainer.optimiser.param_groups[0]["lr"],
         "time/seconds": time.monotonic() - start,
     }
+
+
+def _beta(trainer: Trainer) -> dict[str, float]:
+    """beta of the last step; if it depends on t, at the times of the loss variance too."""
+    t = torch.tensor(TIMES, device=trainer.workers.device)
+    beta = trainer.objective.beta(trainer.step - 1, t)
+    if not isinstance(beta, torch.Tensor):
+        return {"schedule/beta": beta}
+    at = {f"schedule/beta_t{time}": b for time, b in zip(TIMES, beta.tolist(), strict=True)}
+    return {"schedule/beta": float(beta.mean())} | at
+
+
+def _probe(trainer: Trainer, session: Session, plan: Probe) -> dict[str, float]:
+    """Measures a landscape on all workers; rank 0 keeps its figures and its plot."""
+    landscape = trainer.probe(plan)
+    if session.leads:
+        folder, step = session.directory / "landscape", trainer.step
+        save_landscape(landscape, folder / f"step_{step:08d}.json")
+        path = folder / f"step_{step:08d}.png"
+        plot_landscape(landscape, path)
+        session.picture(path, step)
+    estimates = landscape.estimates().items()
+    values = {name: e.value for name, e in estimates}
+    return values | {f"{name}_se": e.error for name, e in estimates}
 
 
 def _write(

@@ -1,15 +1,22 @@
 """The objective as a module: what DistributedDataParallel wraps."""
 
+from functools import partial
+
 import torch
 from torch import nn
 
-from vamf.data.dataset import Dataset
+from vamf.data.dataset import Dataset, ImageSet
+from vamf.diagnostics.adaptive import Adapted, AdaptiveBeta
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
-from vamf.flow.losses import Draws, LossTerms
+from vamf.flow.guidance import Labels, drop_labels, with_labels
+from vamf.flow.losses import Draws, LossTerms, squared_norm
+from vamf.flow.path import interpolate
+from vamf.flow.tangents import boundary_velocity
 from vamf.flow.times import count_equal, draw_times
+from vamf.flow.trace import draw_signs
 from vamf.random import generator
-from vamf.typing import Time, Velocity
+from vamf.typing import AverageVelocity, Beta, BetaAt, Sample, Time, Velocity
 
 
 class Objective(nn.Module):
@@ -31,16 +38,68 @@ class Objective(nn.Module):
         super().__init__()
         self.net, self.v_hat = net, v_hat
         self.experiment, self.dataset, self.workers = experiment, dataset, workers
+        rule = experiment.beta
+        self.adapted = Adapted.new(rule, workers.device) if isinstance(rule, AdaptiveBeta) else None
 
     def forward(self, step: int) -> LossTerms:
         draws, uniform = self.draw(step)
-        return self.experiment.loss(
-            self.net, draws, beta=self.beta(step), v_hat=self.v_hat, anchor_uniform=uniform
+        u, v_hat, velocity, beta = self._guided(step, draws)
+        terms = self.experiment.loss(
+            u,
+            draws,
+            beta=beta,
+            v_hat=v_hat,
+            anchor_uniform=uniform,
+            signs=self.signs(step),
+            progress=step / self.experiment.steps,
+            velocity=velocity,
         )
+        if self.experiment.proxy == "head":
+            return terms._replace(loss=terms.loss + self._head_loss(draws))
+        return terms
 
-    def beta(self, step: int) -> float:
-        """beta in the given step, counted from 0."""
-        return self.experiment.beta(step / self.experiment.steps)
+    def _head_loss(self, draws: Draws) -> torch.Tensor:
+        """Flow matching of the velocity head, weighted as the loss (arXiv 2512.02012)."""
+        z, v_cond = interpolate(draws.x, draws.e, draws.t)
+        error = squared_norm(self.net.velocity(z, draws.t) - v_cond)  # type: ignore[operator]
+        return (self.experiment.loss.weight(error) * error).mean()
+
+    def _guided(
+        self, step: int, draws: Draws
+    ) -> tuple[AverageVelocity, Velocity, Sample | None, Beta]:
+        """The network and the proxy, with the step's labels if it has any; v_g and its beta."""
+        beta, guidance = self.beta(step, draws.t), self.experiment.guidance
+        if guidance is None:
+            return self.net, self.v_hat, None, beta
+        labels, (z, v_cond) = self.labels(step), interpolate(draws.x, draws.e, draws.t)
+        own = boundary_velocity(self.net)
+        velocity, beta = guidance(own, self.v_hat, z, draws.t, v_cond, labels, beta)
+        return with_labels(self.net, labels.y), with_labels(self.v_hat, labels.y), velocity, beta
+
+    def labels(self, step: int) -> Labels:
+        """This worker's share of the step's labels, some of them dropped by a stream of its own."""
+        e, (rank, world, device) = self.experiment, self.workers
+        assert e.guidance is not None and isinstance(self.dataset, ImageSet)
+        y = self.dataset.labels_of(step, e.batch, e.seed, device)
+        g = generator(e.seed, "labels", step, device=device)
+        labels = drop_labels(y, e.model.classes, e.guidance.dropout, g)
+        return Labels(*(part[rank::world] for part in labels))
+
+    def beta(self, step: int, t: Time) -> Beta:
+        """beta in the given step, counted from 0, of samples at times ``t``."""
+        return beta_at(self.experiment, step, self.adapted)(t)
+
+    def signs(self, step: int) -> torch.Tensor | None:
+        """This worker's share of the step's probes for the trace weight, if any is needed.
+
+        From a stream of their own: whether they are drawn changes no other number.
+        """
+        e, (rank, world, device) = self.experiment, self.workers
+        if e.loss.trace is None or not e.loss.trace.probes:
+            return None
+        shape = (e.loss.trace.probes, e.batch, *self.dataset.shape)
+        signs = draw_signs(shape, generator(e.seed, "trace", step, device=device))
+        return signs[:, rank::world]
 
     def draw(self, step: int) -> tuple[Draws, Time]:
         """This worker's share of the step's samples, and uniform numbers for the anchor."""
@@ -50,6 +109,15 @@ class Objective(nn.Module):
         mine, n_equal = slice(rank, None, world), len(range(rank, draws.n_equal, world))
         x, noise, r, t = (part[mine] for part in (draws.x, draws.e, draws.r, draws.t))
         return Draws(x, noise, r, t, n_equal), uniform[mine]
+
+
+def beta_at(experiment: Experiment, step: int, adapted: Adapted | None) -> BetaAt:
+    """beta in a step, counted from 0, as a function of t; ``adapted`` is what a rule has learnt."""
+    rule = experiment.beta
+    if isinstance(rule, AdaptiveBeta):
+        assert adapted is not None
+        return adapted.at
+    return partial(rule.at, step / experiment.steps)
 
 
 def draw(experiment: Experiment, x: torch.Tensor, g: torch.Generator) -> tuple[Draws, Time]:

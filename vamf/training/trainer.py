@@ -6,15 +6,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vamf.data.dataset import Dataset
+from vamf.diagnostics.adaptive import Adapted, AdaptiveBeta
+from vamf.diagnostics.landscape import Landscape
+from vamf.diagnostics.probe import Probe
 from vamf.distributed import Workers
 from vamf.experiment import Experiment, Optimiser
-from vamf.flow.tangents import boundary_velocity
+from vamf.flow.losses import LossTerms
 from vamf.random import seed_of
+from vamf.training.networks import build_networks
 from vamf.training.objective import Objective
-from vamf.typing import Velocity
+from vamf.training.probing import probe
+from vamf.training.proxies import build_proxy
+from vamf.typing import Beta, Time
 
 Wrap = Callable[[nn.Module], nn.Module]
 
@@ -31,18 +36,32 @@ def learning_rate(optim: Optimiser, step: int, steps: int) -> float:
     return optim.lr * (optim.final + (1 - optim.final) * (1 + math.cos(math.pi * progress)) / 2)
 
 
-def build_networks(
-    experiment: Experiment, shape: tuple[int, ...], device: torch.device
-) -> tuple[nn.Module, AveragedModel]:
-    """The network with weights drawn from the experiment's seed, and its moving average."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(experiment.seed, "weights"))
-        net = experiment.model.build(shape)
-    net = net.to(device)
-    ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(experiment.ema))
-    ema.requires_grad_(False).eval()
-    ema.n_averaged.fill_(1)  # the average starts at the initial weights
-    return net, ema
+def watched(terms: LossTerms) -> Tensor:
+    """What is collected of a step, (7,): two means, then sums and counts; nothing is waited for."""
+    n, error = terms.n_equal, terms.squared_error
+    means = [terms.loss.detach(), error.mean()]
+    sums = [error[:n].sum(), error[n:].sum(), terms.squared_correction.sum()]
+    counts = [error.new_full((), n), error.new_full((), len(error) - n)]
+    return torch.stack([*means, *sums, *counts])
+
+
+def figures(collected: Tensor, numbers: int) -> dict[str, float]:
+    """The named figures of what ``watched`` gave, averaged; ``numbers`` a sample has.
+
+    The boundary is r = t, where the squared error is flow matching's, the interior r < t; each is
+    left out where no sample lay.
+    """
+    loss, error, boundary, interior, correction, equal, rest = collected.tolist()
+    means = {
+        "loss/train": loss,
+        "loss/per_dimension": error / numbers,
+        "loss/dudt": correction / (equal + rest),
+    }
+    if equal:
+        means["loss/boundary"] = boundary / equal
+    if rest:
+        means["loss/interior"] = interior / rest
+    return means
 
 
 class Trainer:
@@ -57,6 +76,7 @@ class Trainer:
     ) -> None:
         self.experiment, self.dataset, self.workers = experiment, dataset, workers
         self.net, self.ema = build_networks(experiment, dataset.shape, workers.device)
+        self.v_hat = build_proxy(experiment, self.net, self.ema, workers.device)
         self.objective = Objective(experiment, self.net, self.v_hat, dataset, workers)
         self.wrapped = wrap(self.objective)
         optim = experiment.optim
@@ -66,19 +86,25 @@ class Trainer:
         self.step = 0
         self._losses: list[Tensor] = []
 
-    @property
-    def v_hat(self) -> Velocity:
-        """The proxy of the marginal velocity that the experiment names."""
-        return boundary_velocity(self.ema if self.experiment.proxy == "ema" else self.net)
+    def beta(self, t: Time) -> Beta:
+        """beta in the coming step, of samples at times ``t``."""
+        return self.objective.beta(self.step, t)
 
-    @property
-    def beta(self) -> float:
-        """beta in the coming step."""
-        return self.objective.beta(self.step)
+    def probe(self, plan: Probe) -> Landscape:
+        """Measures the beta landscape of the present weights; training goes on bit for bit."""
+        e = self.experiment
+        return probe(e, self.net, self.v_hat, self.beta, self.workers, plan=plan, step=self.step)
+
+    def _adapt(self) -> None:
+        rule, state = self.experiment.beta, self.objective.adapted
+        if isinstance(rule, AdaptiveBeta) and rule.due(self.step):
+            assert state is not None
+            self.objective.adapted = state.updated(rule, self.probe(rule.probe).tables)
 
     def train_step(self) -> None:
         """One step of the optimiser and of the moving average; nothing waits for the device."""
         e = self.experiment
+        self._adapt()
         torch.manual_seed(seed_of(e.seed, "dropout", self.workers.rank, self.step))
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(e.optim, self.step, e.steps)
@@ -87,7 +113,7 @@ class Trainer:
         terms.loss.backward()
         self.optimiser.step()
         self.ema.update_parameters(self.net)
-        self._losses.append(torch.stack([terms.loss.detach(), terms.squared_error.mean()]))
+        self._losses.append(watched(terms))
         self.step += 1
 
     def collect(self) -> dict[str, float]:
@@ -104,9 +130,7 @@ class Trainer:
             step = self.step - len(losses) + int(bad[0]) + 1
             raise NonFiniteLoss(f"the loss of step {step} is not finite")
         self._losses.clear()
-        weighted, squared_error = losses.mean(0).tolist()
-        numbers = math.prod(self.dataset.shape)
-        return {"loss/train": weighted, "loss/per_dimension": squared_error / numbers}
+        return figures(losses.mean(0), math.prod(self.dataset.shape))
 
     def gradient_norm(self) -> float:
         """Norm of the last step's gradient, averaged over workers."""
@@ -120,6 +144,7 @@ class Trainer:
             "net": self.net.state_dict(),
             "ema": self.ema.state_dict(),
             "optimiser": self.optimiser.state_dict(),
+            **({"beta": adapted._asdict()} if (adapted := self.objective.adapted) else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -128,3 +153,5 @@ class Trainer:
         self.net.load_state_dict(state["net"])
         self.ema.load_state_dict(state["ema"])
         self.optimiser.load_state_dict(state["optimiser"])
+        if "beta" in state:
+            self.objective.adapted = Adapted(**state["beta"])

@@ -1,0 +1,59 @@
+"""Measure the beta landscape of a checkpoint: ``python -m jobs.probe runs/NAME``."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from jobs import cli
+from vamf.diagnostics.probe import Probe
+from vamf.training import inference
+from vamf.training.landscapes import describe_landscape, plot_landscape, save_landscape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Measure loss, variance, bias and gradient error of a checkpoint at every beta at once."""
+
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    """A checkpoint, or a run's folder for its best one."""
+    pairs: int = 16
+    """Pairs of batches, at least 2: they give the errors."""
+    bins: int = 5
+    """Equal bins of t."""
+    batch: int | None = None
+    """Samples in a batch; by default the training's."""
+    weighted: bool = False
+    """Weight samples as the run's loss does at its own beta."""
+    proxy: Literal["ema", "online", "head", "oracle", "reference"] | None = None
+    """Another proxy than the run's."""
+    reference: Path | None = None
+    """Checkpoint of the proxy `reference`."""
+    out: Path = Path("landscape")
+    """Files to write, without their suffixes .json and .png."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where to compute."""
+
+
+def main(argv: list[str]) -> None:
+    options = tyro.cli(Options, args=argv, prog="probe")
+    plan = cli.guarded(
+        lambda: Probe(pairs=options.pairs, bins=options.bins, weighted=options.weighted)
+    )
+    wanted = {"proxy": options.proxy, "reference": options.reference, "batch": options.batch}
+    changes = {name: value for name, value in wanted.items() if value is not None}
+    device = torch.device(options.device)
+    trainer = cli.guarded(lambda: inference.load_trainer(options.checkpoint, device, changes))
+    landscape = trainer.probe(plan)
+    save_landscape(landscape, options.out.with_suffix(".json"))
+    plot_landscape(landscape, options.out.with_suffix(".png"))
+    print(f"{options.checkpoint}, step {trainer.step}, {trainer.experiment.batch} samples a batch")
+    print(describe_landscape(landscape))
+    print(f"landscape  {options.out.with_suffix('.png')}, {options.out.with_suffix('.json')}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,65 @@
+"""Probing the beta landscape of a network that is being trained, or of a checkpoint."""
+
+from dataclasses import fields
+
+import torch
+from torch import nn
+
+from vamf.diagnostics.landscape import Landscape, Tables
+from vamf.diagnostics.probe import Probe, Probed, probe_pair
+from vamf.distributed import Workers
+from vamf.experiment import Experiment
+from vamf.flow.losses import Draws
+from vamf.random import generator, seed_of
+from vamf.training.objective import draw
+from vamf.typing import AverageVelocity, BetaAt, Sample, Time, Velocity
+
+
+def probe(
+    experiment: Experiment,
+    net: nn.Module,
+    v_hat: Velocity,
+    beta: BetaAt,
+    workers: Workers,
+    *,
+    plan: Probe,
+    step: int,
+) -> Landscape:
+    """Measures the landscape of the present weights, on all workers together.
+
+    From streams of its own, keyed by the evaluation's seed and the step: training goes on as if
+    nothing had happened. All workers get the same result.
+    """
+    velocity = experiment.data.velocity() if experiment.data.has_velocity else None
+    weight = (experiment.loss.weight, beta) if plan.weighted else None
+    tables = Tables.zeros(plan.pairs, plan.bins, workers.device)
+    for index in workers.mine(plan.pairs):
+        key = (experiment.evaluation.seed, "probe", step, index)
+        u = _steady(net, seed_of(*key, "dropout"))
+        probed = Probed(u, list(net.parameters()), v_hat, velocity, weight)
+        a, b = (_fresh(experiment, (*key, k), workers.device) for k in range(2))
+        signs = generator(*key, "signs", device=workers.device)
+        with torch.random.fork_rng([workers.device] if workers.device.type == "cuda" else []):
+            found = probe_pair(probed, (a, b), plan.edges, signs)
+        for field in fields(Tables):
+            getattr(tables, field.name)[index] = getattr(found, field.name)[0]
+    tables = tables.map(workers.sum)
+    return Landscape(tables, plan.edges, experiment.batch, velocity is not None)
+
+
+def _fresh(experiment: Experiment, key: tuple[int | str, ...], device: torch.device) -> Draws:
+    """A batch as training draws them, from a stream of its own."""
+    g = generator(*key)
+    x = experiment.data.load("train").draw(experiment.batch, g)
+    (x, e, r, t, n_equal), _ = draw(experiment, x, g)
+    return Draws(x.to(device), e.to(device), r.to(device), t.to(device), n_equal)
+
+
+def _steady(net: nn.Module, seed: int) -> AverageVelocity:
+    """The network with the same masks of dropout at every call: it stays one function."""
+
+    def u(z: Sample, r: Time, t: Time) -> Sample:
+        torch.manual_seed(seed)
+        return net(z, r, t)
+
+    return u

@@ -1,0 +1,57 @@
+"""Where the proxy v_hat of the marginal velocity comes from."""
+
+import torch
+from torch import nn
+
+from vamf.experiment import Experiment
+from vamf.flow.tangents import boundary_velocity
+from vamf.training.checkpoint import find_checkpoint
+from vamf.training.networks import build_networks
+from vamf.typing import Sample, Time, Velocity
+
+
+def build_proxy(
+    experiment: Experiment, net: nn.Module, ema: nn.Module, device: torch.device
+) -> Velocity:
+    """The proxy that the experiment names.
+
+    Raises ValueError if there is no closed form, or the reference checkpoint does not serve.
+    """
+    match experiment.proxy:
+        case "online":
+            return boundary_velocity(net)
+        case "head":
+            return head_velocity(net)
+        case "oracle":
+            return experiment.data.velocity()
+        case "reference":
+            return reference_velocity(experiment, device)
+    return boundary_velocity(ema)
+
+
+def head_velocity(net: nn.Module) -> Velocity:
+    """The proxy sg[v(z, t)] of a network's own velocity head (arXiv 2512.02012)."""
+
+    def velocity(z: Sample, t: Time) -> Sample:
+        with torch.no_grad():
+            return net.velocity(z, t)  # type: ignore[operator]
+
+    return velocity
+
+
+def reference_velocity(experiment: Experiment, device: torch.device) -> Velocity:
+    """The frozen velocity u(z, t, t) of another checkpoint's moving average (arXiv 2605.09235).
+
+    Raises ValueError if there is none, or it was trained on other data.
+    """
+    assert experiment.reference is not None
+    checkpoint = find_checkpoint(experiment.reference)
+    other = checkpoint.experiment()
+    if other.data != experiment.data:
+        raise ValueError(
+            f"the reference {checkpoint.path} was trained on other data: "
+            f"{other.data} there, {experiment.data} here"
+        )
+    _, ema = build_networks(other, other.data.load("test").shape, device)
+    ema.load_state_dict(checkpoint.load(device)["ema"])
+    return boundary_velocity(ema)
