@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import tyro
 
 from jobs import cli
-from vamf.cluster import results, sweeps
-from vamf.cluster.tune import Sweep
+from vamf.cluster import sweeps
+from vamf.cluster.report import report
+from vamf.cluster.sweep import Sweep
 from vamf.presets import PRESETS
 
 SPACES = cli.search_spaces()
@@ -50,9 +51,8 @@ def run(sweep: Sweep) -> None:
     """Searches, and prints what was found and where it is."""
     print(sweep.announcement, flush=True)
     again = f"python -m jobs.tune --resume {sweep.directory}"
-    print(
-        results.report(sweep, *cli.guarded(lambda: sweeps.run(SPACES[sweep.space], sweep), again))
-    )
+    found = cli.guarded(lambda: sweeps.run(SPACES[sweep.space], sweep), again)
+    print(report(sweep, *found))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import pytest
 
 from vamf.data.toys import Toy
 from vamf.experiment import Checkpoints, Evaluation, Experiment, Optimiser
+from vamf.flow.guidance import Guidance
 from vamf.flow.losses import Anchor
 from vamf.flow.times import LogitNormalTimes, UniformTimes
 from vamf.metrics.distances import FrechetDistance, SlicedWasserstein
@@ -165,3 +166,34 @@ def test_flatten_holds_every_choice_by_its_dotted_name():
 
 def test_default_model_is_the_published_unet():
     assert DIGITS.model == UNetConfig()
+
+
+GUIDED = DIGITS.override({"guidance.cfg_kappa": 0.5, "model.classes": 10})
+
+
+def test_guidance_and_classes_are_set_together():
+    assert GUIDED.guidance == Guidance(cfg_kappa=0.5) and GUIDED.model.classes == 10
+    assert Experiment.from_dict(GUIDED.to_dict()) == GUIDED
+    assert GUIDED.override({"guidance": None, "model.classes": 0}) == DIGITS
+
+
+@pytest.mark.parametrize(
+    ("experiment", "changes", "message"),
+    [
+        (DIGITS, {"guidance.omega": 1.0}, "guidance and model.classes go together"),
+        (DIGITS, {"model.classes": 10}, "guidance and model.classes go together"),
+        (GUIDED, {"model.classes": 9}, "as many classes; .* with 10 classes"),
+        (TOY, {"guidance.omega": 1.0}, "guidance needs labelled data; got Toy"),
+        (TOY, {"guidance.omega": 1.0, "model.classes": 8}, "with 0 classes"),
+        (GUIDED, {"proxy": "oracle"}, "guidance needs a proxy that knows labels; got oracle"),
+        (
+            GUIDED,
+            {"proxy": "online", "guidance.mixing": "parameters"},
+            "mixes parameters needs the proxy ema; got online",
+        ),
+    ],
+)
+def test_guidance_that_makes_no_sense_is_refused(experiment, changes, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        experiment.override(changes)
+    assert "\n" not in str(caught.value)

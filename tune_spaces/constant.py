@@ -8,7 +8,14 @@ import optuna
 
 PRESET = "digits_search"
 OBJECTIVES = ("eval/loss_variance", "eval/distance")
-POINTS = ({"beta.value": 0.0}, {"beta.value": 1.0})
+
+
+def constant(beta: float) -> dict[str, float]:
+    """The parameters of this beta."""
+    return {"beta.value": beta}
+
+
+POINTS = (constant(0.0), constant(1.0))
 
 
 def sampler(seed: int) -> optuna.samplers.BaseSampler:

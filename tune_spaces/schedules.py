@@ -7,10 +7,14 @@ import optuna
 
 PRESET = "digits_search"
 OBJECTIVES = ("eval/loss_variance", "eval/distance")
-POINTS = (
-    {"beta.shape": "constant", "beta.value": 0.0},
-    {"beta.shape": "constant", "beta.value": 1.0},
-)
+
+
+def constant(beta: float) -> dict[str, float | str]:
+    """The parameters of a beta that does not move."""
+    return {"beta.shape": "constant", "beta.value": beta}
+
+
+POINTS = (constant(0.0), constant(1.0))
 
 
 def sampler(seed: int) -> optuna.samplers.BaseSampler:

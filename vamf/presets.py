@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from vamf.data.images import Digits
 from vamf.data.toys import Toy
+from vamf.diagnostics.probe import Probe
 from vamf.experiment import Checkpoints, Evaluation, Experiment, Optimiser
 from vamf.flow.losses import AdaptiveWeight, MeanFlowLoss
 from vamf.flow.schedules import BetaSchedule
@@ -35,6 +36,7 @@ DIGITS_SEARCH = replace(
     steps=400,
     evaluation=Evaluation(every=400, distance=FrechetDistance()),
     checkpoint=Checkpoints(every=200, keep=1),
+    probe=Probe(every=400, pairs=4, bins=3, weighted=True),
 )
 
 # The protocol of arXiv 2605.09235 for points, sampled at the largest gap that is trained.

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from vamf.cluster.results import Results, table, verdict
+from vamf.cluster.results import Results, table
 from vamf.cluster.trials import Trial, load_trials, over_seeds, trial_folder
+from vamf.cluster.verdicts import verdicts
 from vamf.metrics.distances import Measurement
 
 VARIANCE, DISTANCE = "eval/loss_variance", "eval/fd_n40"
@@ -51,21 +52,25 @@ def test_differences_are_paired_by_seed() -> None:
     worse = trial(2, "β=1.000", [11.0, 21.1, 30.9])
     equal = trial(3, "β=0.700", [9.0, 21.0, 30.0])
     found = results(base, better, worse, equal)
-    verdicts = [verdict(found, one) for one in (base, better, worse, equal)]
-    assert verdicts == ["-", "better", "worse", "indistinguishable"]
+    assert list(verdicts(found.complete, DISTANCE).values()) == [
+        "-",
+        "better",
+        "worse",
+        "indistinguishable",
+    ]
 
 
 def test_no_verdict_without_a_baseline_of_as_many_seeds() -> None:
     one = trial(1, "β=0.500", [9.0, 18.0])
-    assert verdict(results(one), one) == "-"
-    assert verdict(results(trial(0, "β=0.000", [9.0]), one), one) == "-"
+    assert verdicts([one], DISTANCE)[1] == "-"
+    assert verdicts([trial(0, "β=0.000", [9.0]), one], DISTANCE)[1] == "-"
 
 
 def test_one_seed_or_equal_figures_are_indistinguishable() -> None:
     base, one = trial(0, "β=0.000", [9.0]), trial(1, "β=0.500", [5.0])
-    assert verdict(results(base, one), one) == "indistinguishable"
+    assert verdicts([base, one], DISTANCE)[1] == "indistinguishable"
     base, one = trial(0, "β=0.000", [9.0, 8.0]), trial(1, "β=0.500", [9.0, 8.0])
-    assert verdict(results(base, one), one) == "indistinguishable"
+    assert verdicts([base, one], DISTANCE)[1] == "indistinguishable"
 
 
 def test_the_best_is_the_nearest_on_the_front() -> None:

@@ -129,10 +129,8 @@ def test_the_address_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch)
 def test_an_address_without_a_cluster_is_one_line(project: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        started = time.monotonic()
         with pytest.raises(ValueError, match=f"must answer at http://127.0.0.1:{port}; got no"):
             submit.submit(bench(project, address=f"http://ann:hunter2@127.0.0.1:{port}"))
-        assert time.monotonic() - started < 10
     with pytest.raises(ValueError, match=r"got no answer \(ConnectionError\)") as caught:
         submit.connect(f"http://ann:hunter2@127.0.0.1:{port}")
     assert "hunter2" not in str(caught.value)

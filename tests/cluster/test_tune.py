@@ -21,12 +21,15 @@ from ray.util import placement_group_table
 from tiny import TINY, options
 
 from jobs import tune
-from vamf.cluster import results, sweeps
+from vamf.cluster import sweeps
+from vamf.cluster.report import report
 from vamf.cluster.results import Results, table
 from vamf.cluster.space import Space
+from vamf.cluster.study import open_study
+from vamf.cluster.sweep import Sweep
 from vamf.cluster.train import Scaling
 from vamf.cluster.trials import Trial, load_trials
-from vamf.cluster.tune import Sweep, at_once, open_study, trial_resources
+from vamf.cluster.tune import at_once, trial_resources
 
 ABSURD_LR = 1e30
 
@@ -82,7 +85,7 @@ def swept(
     plan = sweeps.Plan(space, "test", trials, seeds)
     sweep = sweeps.new(plan, TINY, directory, uri, Scaling(workers=workers, gpus=0))
     found, files = sweeps.run(space, sweep)
-    return Swept(sweep, found, files, results.report(sweep, found, files))
+    return Swept(sweep, found, files, report(sweep, found, files))
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from vamf.flow.alpha import AlphaSchedule
 from vamf.flow.derivatives import total_derivative
 from vamf.flow.losses import AdaptiveWeight, Draws, MeanFlowLoss
 from vamf.flow.tangents import boundary_velocity
+from vamf.flow.trace import TraceWeight, draw_signs
 from vamf.models.mlp import MLPConfig
 from vamf.models.unet import UNetConfig
 from vamf.random import generator
@@ -186,6 +188,28 @@ QUICK = ("mlp points", "unet 2 levels")
 )
 def test_compiled_equals_eager(name):
     compiled_equals_eager(*MODELS[name], "aot_eager", n_equal=1)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        MeanFlowLoss(trace=TraceWeight(probes=1)),
+        MeanFlowLoss(trace=TraceWeight(probes=0)),
+        MeanFlowLoss(alpha=AlphaSchedule(value=0.3)),
+    ],
+    ids=["trace by a probe", "exact trace", "alpha"],
+)
+def test_other_losses_compile_in_one_graph(loss):
+    net = build(*MODELS["mlp points"]).double()
+    d = draws((2,), dtype=torch.float64)
+    signs = draw_signs((1, *d.x.shape), generator("compiled")).double()
+    v_hat = boundary_velocity(net)
+
+    def run(d):
+        return loss(net, d, beta=0.5, v_hat=v_hat, signs=signs, progress=0.5).loss
+
+    torch.testing.assert_close(compiled(run, "aot_eager")(d), run(d), rtol=1e-10, atol=0)
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
 
 
 @pytest.mark.slow

@@ -3,10 +3,13 @@
 import pytest
 import torch
 
+from vamf.data.images import Digits
 from vamf.data.toys import Toy
 from vamf.distributed import Workers
 from vamf.experiment import Evaluation, Experiment
+from vamf.flow.guidance import Guidance, with_labels
 from vamf.flow.losses import AdaptiveWeight, Anchor, MeanFlowLoss
+from vamf.flow.path import interpolate
 from vamf.flow.schedules import BetaSchedule
 from vamf.flow.tangents import boundary_velocity
 from vamf.flow.times import UniformTimes
@@ -187,3 +190,70 @@ def test_alpha_follows_the_share_of_steps_taken():
         assert torch.equal(own(step).loss, objective(experiment=constant)(step).loss)
         plain = curriculum.override({"loss.alpha": None})
         assert torch.equal(own(step).loss, objective(experiment=plain)(step).loss) == (alpha == 0)
+
+
+def guided(**changes):
+    """Labelled digits in a small perceptron."""
+    return Experiment(
+        data=Digits(),
+        model=MLPConfig(hidden=(16,), embedding=4, classes=10),
+        beta=BetaSchedule(value=0.3),
+        guidance=Guidance(cfg_kappa=0.5, dropout=0.4),
+        batch=12,
+        steps=10,
+    ).override(changes)
+
+
+def guided_objective(experiment, workers=Workers()):  # noqa: B008
+    torch.manual_seed(0)
+    net = experiment.model.build((1, 8, 8))
+    with torch.no_grad():
+        net.head.weight.normal_()
+    dataset = experiment.data.load("train")
+    return Objective(experiment, net, boundary_velocity(net), dataset, workers)
+
+
+@pytest.mark.parametrize("mixing", ["tangent", "parameters"])
+def test_guided_forward_is_the_guided_loss_of_its_draws(mixing):
+    experiment = guided(**{"guidance.mixing": mixing})
+    own = guided_objective(experiment)
+    draws, uniform = own.draw(2)
+    y, dropped = own.labels(2)
+    assert 0 < dropped.sum() < 12 and ((y == 10) == dropped).all()
+    z, v_cond = interpolate(draws.x, draws.e, draws.t)
+    v_hat = boundary_velocity(own.net)
+    velocity, beta = experiment.guidance(v_hat, v_hat, z, draws.t, v_cond, (y, dropped), 0.3)
+    expected = experiment.loss(
+        with_labels(own.net, y),
+        draws,
+        beta=beta,
+        v_hat=with_labels(v_hat, y),
+        anchor_uniform=uniform,
+        velocity=velocity,
+    )
+    assert torch.equal(own(2).loss, expected.loss)
+
+
+def test_labels_are_the_images_own_where_they_are_not_dropped():
+    experiment = guided()
+    own, data = guided_objective(experiment), Digits().load("train")
+    y, dropped = own.labels(3)
+    true = data.labels[data.positions(3, 12, experiment.seed)]
+    assert torch.equal(y[~dropped], true[~dropped])
+    assert torch.equal(own.draw(3)[0].x, data.batch(3, 12, experiment.seed, torch.device("cpu")))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_labels_of_workers_make_up_the_single_workers(world):
+    whole = guided_objective(guided()).labels(3)
+    for rank in range(world):
+        part = guided_objective(guided(), Workers(rank, world)).labels(3)
+        assert all(torch.equal(a, b[rank::world]) for a, b in zip(part, whole, strict=True))
+
+
+def test_labels_change_no_other_number():
+    plain = guided(**{"guidance": None, "model.classes": 0})
+    for a, b in zip(
+        guided_objective(guided()).draw(2)[0], guided_objective(plain).draw(2)[0], strict=True
+    ):
+        assert (a == b) if isinstance(a, int) else torch.equal(a, b)

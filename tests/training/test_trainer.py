@@ -62,6 +62,15 @@ DROPOUT = Experiment(
     ),
     checkpoint=Checkpoints(every=2),
 )
+EVERY_OPTION = DROPOUT.override(
+    {
+        "model.classes": 10,
+        "guidance.cfg_kappa": 0.5,
+        "loss.trace.probes": 1,
+        "loss.alpha.sharpness": 4.0,
+        "loss.anchor.weight": 0.1,
+    }
+)
 BOTH = pytest.mark.parametrize("experiment", [TOY, DROPOUT], ids=["toy", "dropout"])
 
 
@@ -94,8 +103,8 @@ def assert_same(a, b, path=""):
 
 @pytest.mark.parametrize(
     ("experiment", "step"),
-    [(TOY, 1), (TOY, 7), (DROPOUT, 2)],
-    ids=["toy, warming up", "toy", "dropout"],
+    [(TOY, 1), (TOY, 7), (DROPOUT, 2), (EVERY_OPTION, 2)],
+    ids=["toy, warming up", "toy", "dropout", "every option"],
 )
 def test_resumed_is_never_interrupted_bit_for_bit(experiment, step):
     steps = experiment.steps
@@ -310,6 +319,12 @@ def test_boundary_and_interior_are_means_over_their_own_samples(prob_equal):
             assert collected[name] == pytest.approx(sum(values) / len(values), rel=1e-5)
     both = (sum(boundary) + sum(interior)) / 40 / 2
     assert collected["loss/per_dimension"] == pytest.approx(both, rel=1e-5)
+
+
+def test_alpha_of_the_last_step_is_collected():
+    own = after(7, trainer(TOY.override({"loss.alpha.sharpness": 6.0})))
+    assert own.collect()["schedule/alpha"] == pytest.approx(0.5)  # step 6 of 12, from 0
+    assert "schedule/alpha" not in after(1, trainer()).collect()
 
 
 @pytest.mark.parametrize("world", [2, 3])

@@ -21,10 +21,14 @@ class Space(Protocol):
     OBJECTIVES: Sequence[str]
     """Figures to minimise, two or more; ``eval/distance`` is the preset's own distance."""
     POINTS: Sequence[Mapping[str, Any]]
-    """Settings to try first."""
+    """Parameters to try first."""
 
     def sampler(self, seed: int) -> optuna.samplers.BaseSampler:
         """The sampler that suits the space."""
+        ...
+
+    def constant(self, beta: float) -> Mapping[str, Any]:
+        """The parameters of a constant beta: how the first landscapes' beta* enters the search."""
         ...
 
     def space(self, trial: optuna.Trial) -> Mapping[str, Any]:

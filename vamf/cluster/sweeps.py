@@ -10,11 +10,14 @@ from vamf import tracking
 from vamf.cluster import connect
 from vamf.cluster import space as spaces
 from vamf.cluster.launch import RUN, close_orphan, closing
-from vamf.cluster.results import Results, gather, publish
+from vamf.cluster.report import publish
+from vamf.cluster.results import Results, gather
 from vamf.cluster.space import Space
+from vamf.cluster.study import abandon
+from vamf.cluster.sweep import Sweep
 from vamf.cluster.train import Scaling
 from vamf.cluster.trials import TRIAL
-from vamf.cluster.tune import Sweep, abandon, search
+from vamf.cluster.tune import search
 from vamf.experiment import Experiment
 from vamf.tracking import Run
 

@@ -4,8 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
@@ -15,89 +14,12 @@ from vamf.cluster import connect
 from vamf.cluster.launch import Launch, launch
 from vamf.cluster.quiet import quiet_optuna
 from vamf.cluster.space import Space
+from vamf.cluster.study import BETA_STAR, follow_landscape, settle
+from vamf.cluster.sweep import Sweep
 from vamf.cluster.train import Scaling
 from vamf.cluster.trials import TRIAL, Trial, load_trials, over_seeds, trial_folder
-from vamf.experiment import Experiment
-from vamf.tracking import Run
 from vamf.training.evaluation import Metrics
 from vamf.training.trainer import NonFiniteLoss
-
-STUDY = "study.db"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """A search as a value: everything that its trials need to know."""
-
-    directory: Path
-    """Its folder: the study, and a folder for each trial."""
-    space: str
-    """Name of its search space."""
-    experiment: Experiment
-    """What the trials vary."""
-    preset: str
-    """Name of the preset that the experiment came from."""
-    objectives: tuple[str, ...]
-    """Figures to minimise, by their full names."""
-    trials: int
-    """How many points are tried."""
-    seeds: int
-    """Trainings for each point, with seeds experiment.seed, + 1, ..."""
-    parent: Run
-    """The sweep's own MLflow run."""
-    scaling: Scaling = field(default_factory=Scaling)
-    """Resources of a trial."""
-
-    @property
-    def name(self) -> str:
-        """The sweep's name: its folder's."""
-        return self.directory.name
-
-    @property
-    def announcement(self) -> str:
-        """One line on what is about to happen, and where."""
-        return (
-            f"searching {self.space} beta: {self.trials} trials of {self.seeds} x "
-            f"{self.experiment.steps} steps, in {self.directory}"
-        )
-
-    @property
-    def storage(self) -> str:
-        """The study's database, as Optuna and optuna-dashboard take it."""
-        return f"sqlite:///{self.directory / STUDY}"
-
-
-def open_study(sweep: Sweep) -> optuna.Study:
-    """The sweep's study, which exists."""
-    return optuna.load_study(study_name=sweep.name, storage=sweep.storage)
-
-
-def settle(sweep: Sweep) -> list[optuna.trial.FrozenTrial]:
-    """Settles the trials on which nobody works any more; returns those that left no result.
-
-    A trial that recorded its result is completed with it, the others are marked as failed.
-    """
-    if sweep.name not in optuna.get_all_study_names(sweep.storage):
-        return []
-    study, lost = open_study(sweep), []
-    records = {trial.number: trial for trial in load_trials(sweep.directory)}
-    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-        record = records.get(trial.number)
-        if record is not None and record.error is None:
-            study.tell(trial.number, [record.metrics[name].value for name in sweep.objectives])
-            continue
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        if record is None:
-            lost.append(trial)
-    return lost
-
-
-def abandon(sweep: Sweep) -> list[int]:
-    """Settles what a dead search left in flight, to be tried again; returns the lost numbers."""
-    lost = settle(sweep)
-    for trial in lost:
-        open_study(sweep).enqueue_trial(trial.params)
-    return [trial.number for trial in lost]
 
 
 @quiet_optuna()
@@ -141,7 +63,7 @@ def search(space: Space, sweep: Sweep) -> None:
                 name=f"{time.strftime('%Y%m%d-%H%M%S')}",
                 storage_path=str(sweep.directory / "ray"),
                 failure_config=tune.FailureConfig(max_failures=1),
-                callbacks=[_progress(sweep, bar)],
+                callbacks=[_progress(space, sweep, bar)],
                 verbose=0,
             ),
         ).fit()
@@ -247,7 +169,7 @@ def _run_seed(sweep: Sweep, trial: Trial, index: int) -> Metrics:
     return summary.metrics
 
 
-def _progress(sweep: Sweep, bar: Any) -> Any:
+def _progress(space: Space, sweep: Sweep, bar: Any) -> Any:
     """A Ray Tune callback: moves the bar with the steps of all trials, prints a line a trial."""
     from ray import tune
 
@@ -266,6 +188,7 @@ def _progress(sweep: Sweep, bar: Any) -> Any:
         def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             self._move(trial, sweep.seeds * sweep.experiment.steps)
             self._line(trial)
+            follow_landscape(space, sweep, trial.config["number"])
 
         def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             if trial.num_failures > 1:  # after the second try
@@ -293,7 +216,8 @@ def describe(sweep: Sweep, number: int) -> str:
     figures = "  ".join(
         f"{name.removeprefix('eval/')} {trial.metrics[name]}" for name in sweep.objectives
     )
-    return f"trial {number}  {trial.label}  {figures}  {trial.seconds:.0f} s"
+    star = f"  beta* {trial.metrics[BETA_STAR]}" if BETA_STAR in trial.metrics else ""
+    return f"trial {number}  {trial.label}  {figures}{star}  {trial.seconds:.0f} s"
 
 
 def _quiet_tune() -> None:

@@ -103,4 +103,6 @@ class BetaOfTime:
     @property
     def label(self) -> str:
         """A few readable characters: ``β(t)=0.100 0.500 0.900``."""
+        if self.at_data == self.at_half == self.at_noise:
+            return f"β={self.at_half:.3f}"
         return f"β(t)={self.at_data:.3f} {self.at_half:.3f} {self.at_noise:.3f}"

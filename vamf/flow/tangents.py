@@ -2,19 +2,20 @@
 
 import torch
 
-from vamf.typing import AverageVelocity, Beta, Sample, Time, Velocity, expand_like
+from vamf.typing import AverageVelocity, Beta, Label, Sample, Time, Velocity, expand_like
 
 
 def boundary_velocity(u: AverageVelocity) -> Velocity:
     """The proxy v_hat(z, t) = sg[u(z, t, t)]: a network's own velocity, at r = t.
 
     With the trained network itself and beta = 1 this is the tangent of improved Mean Flows
-    (arXiv 2512.02012); with its moving average, the proxy of arXiv 2605.09235.
+    (arXiv 2512.02012); with its moving average, the proxy of arXiv 2605.09235. Labels that follow t
+    are handed on to a conditional network.
     """
 
-    def velocity(z: Sample, t: Time) -> Sample:
+    def velocity(z: Sample, t: Time, *y: Label) -> Sample:
         with torch.no_grad():
-            return u(z, t, t)
+            return u(z, t, t, *y)
 
     return velocity
 

@@ -128,10 +128,10 @@ def _after_step(
     if log_due:
         figures |= _progress(trainer, start)
     metrics = evaluate(trainer) if evaluation_due else {}
+    if experiment.probe is not None and probe_due:
+        metrics |= _probe(trainer, session, experiment.probe)
     figures |= {name: measurement.value for name, measurement in metrics.items()}
     figures |= {f"{name}_se": measurement.error for name, measurement in metrics.items()}
-    if experiment.probe is not None and probe_due:
-        figures |= _probe(trainer, session, experiment.probe)
     if session.leads:
         _write(trainer, session, folder, figures, evaluation_due, checkpoint_due)
     session.report({"step": step, **figures})
@@ -157,18 +157,15 @@ def _beta(trainer: Trainer) -> dict[str, float]:
     return {"schedule/beta": float(beta.mean())} | at
 
 
-def _probe(trainer: Trainer, session: Session, plan: Probe) -> dict[str, float]:
-    """Measures a landscape on all workers; rank 0 keeps its figures and its plot."""
+def _probe(trainer: Trainer, session: Session, plan: Probe) -> Metrics:
+    """Measures a landscape on all workers; rank 0 keeps its file and its plot."""
     landscape = trainer.probe(plan)
     if session.leads:
-        folder, step = session.directory / "landscape", trainer.step
-        save_landscape(landscape, folder / f"step_{step:08d}.json")
-        path = folder / f"step_{step:08d}.png"
+        path = session.directory / "landscape" / f"step_{trainer.step:08d}.png"
+        save_landscape(landscape, path.with_suffix(".json"))
         plot_landscape(landscape, path)
-        session.picture(path, step)
-    estimates = landscape.estimates().items()
-    values = {name: e.value for name, e in estimates}
-    return values | {f"{name}_se": e.error for name, e in estimates}
+        session.picture(path, trainer.step)
+    return {name: Measurement(*estimate) for name, estimate in landscape.estimates().items()}
 
 
 def _write(

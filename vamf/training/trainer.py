@@ -124,13 +124,18 @@ class Trainer:
         """
         if not self._losses:
             return {}
-        losses = self.workers.sum(torch.stack(self._losses)).cpu() / self.workers.world
+        losses = self.workers.sum(torch.stack(self._losses)).cpu().double() / self.workers.world
         bad = (~losses.isfinite().all(1)).nonzero()
         if len(bad):
             step = self.step - len(losses) + int(bad[0]) + 1
             raise NonFiniteLoss(f"the loss of step {step} is not finite")
         self._losses.clear()
-        return figures(losses.mean(0), math.prod(self.dataset.shape))
+        return figures(losses.mean(0), math.prod(self.dataset.shape)) | self._alpha()
+
+    def _alpha(self) -> dict[str, float]:
+        """alpha of the last step, if the loss has one."""
+        rule, e = self.experiment.loss.alpha, self.experiment
+        return {} if rule is None else {"schedule/alpha": rule((self.step - 1) / e.steps)}
 
     def gradient_norm(self) -> float:
         """Norm of the last step's gradient, averaged over workers."""

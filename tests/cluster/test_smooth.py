@@ -1,0 +1,127 @@
+"""A search over beta read off a smooth fit, and what a landscape adds to a search."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from vamf.cluster.plots import plot
+from vamf.cluster.results import Results
+from vamf.cluster.smooth import smooth
+from vamf.cluster.study import BETA_STAR, follow_landscape
+from vamf.cluster.trials import Trial, trial_folder
+from vamf.cluster.verdicts import verdicts
+from vamf.metrics.distances import Measurement
+
+NAMES = ("eval/loss_variance", "eval/fd")
+
+
+def trial(number: int, beta: float, variance: float, distance: float) -> Trial:
+    figures = (Measurement(variance, 0.1 * variance), Measurement(distance, 0.1))
+    metrics = dict(zip(NAMES, figures, strict=True))
+    return Trial(number=number, settings={"beta.value": beta}, label="", metrics=metrics)
+
+
+def searched(noise: float, seed: int, n: int = 16) -> list[Trial]:
+    """Loss variance falls with beta, the distance is lowest at beta = 0.6."""
+    draw = np.random.default_rng(seed)
+    return [
+        trial(
+            k,
+            beta,
+            float(np.exp(2 - 3 * beta + noise * draw.normal())),
+            float(5 + 4 * (beta - 0.6) ** 2 + noise * draw.normal()),
+        )
+        for k, beta in enumerate(np.linspace(0, 1, n))
+    ]
+
+
+def test_without_noise_the_curves_go_through_the_trials() -> None:
+    found = smooth(searched(0.0, 0), NAMES)
+    assert found is not None and found.best == pytest.approx(0.6, abs=0.02)
+    for curve, expected in zip(
+        found.curves,
+        (np.exp(2 - 3 * found.betas), 5 + 4 * (found.betas - 0.6) ** 2),
+        strict=True,
+    ):
+        np.testing.assert_allclose(curve.mean, expected, rtol=0.02)
+    # Variance always falls: beyond the best distance each beta trades one for the other.
+    np.testing.assert_array_equal(found.front, found.betas >= found.best)
+
+
+def test_the_fit_is_nearer_the_truth_than_the_luckiest_trial() -> None:
+    lost, lost_by_winner = [], []
+    for seed in range(12):
+        trials = searched(0.2, seed)
+        found = smooth(trials, NAMES)
+        assert found is not None and found.interval[0] <= found.best <= found.interval[1]
+        winner = min(trials, key=lambda t: t.metrics["eval/fd"].value)
+        lost.append(4 * (found.best - 0.6) ** 2)
+        lost_by_winner.append(4 * (winner.settings["beta.value"] - 0.6) ** 2)
+    assert np.mean(lost) < 0.75 * np.mean(lost_by_winner)
+
+
+def test_no_curve_for_few_points_or_other_parameters() -> None:
+    trials = searched(0.1, 0)
+    assert smooth(trials[:3], NAMES) is None
+    other = Trial(number=9, settings={"beta.value": 0.1, "beta.shape": "constant"}, label="")
+    assert smooth([*trials, other], NAMES) is None
+
+
+@pytest.mark.parametrize("n", [2, 12])
+def test_the_plot_is_drawn_with_and_without_curves(tmp_path: Path, n: int) -> None:
+    trials = searched(0.1, 0, n)
+    found = Results(
+        objectives=NAMES,
+        trials=trials,
+        front=frozenset({0, n - 1}),
+        hypervolume=1.0,
+        reference=(1.0, 1.0),
+    )
+    plot(found, tmp_path / "pareto.png")
+    assert (tmp_path / "pareto.png").stat().st_size > 5000
+
+
+def test_a_verdict_is_wrong_one_time_in_twenty() -> None:
+    """Five betas that differ from beta = 0 in nothing but the luck of three seeds."""
+    draw, wrong = np.random.default_rng(3), 0
+    for _ in range(100):
+        rows = draw.normal(size=(6, 3))
+        trials = [
+            Trial(
+                number=k,
+                settings={},
+                label="β=0.000" if k == 0 else f"β={k}",
+                seeds=[{"a": float(value)} for value in row],
+            )
+            for k, row in enumerate(rows)
+        ]
+        wrong += sum(v not in ("-", "indistinguishable") for v in verdicts(trials, "a").values())
+    assert 0.01 * 500 < wrong < 0.1 * 500
+
+
+def test_the_landscapes_beta_star_is_tried_next(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    study = optuna.create_study(study_name="s", storage=storage, directions=["minimize"] * 2)
+    sweep = SimpleNamespace(directory=tmp_path, name="s", storage=storage)
+    space = SimpleNamespace(POINTS=({}, {}), constant=lambda beta: {"beta.value": beta})
+    stars = {0: 0.834, 1: 0.831, 2: 0.4}  # the second is the same point, the third is no first one
+    for number, star in stars.items():
+        metrics = {BETA_STAR: Measurement(star, 0.1)}
+        Trial(number=number, settings={}, label="", metrics=metrics).save(
+            trial_folder(tmp_path, number)
+        )
+        follow_landscape(space, sweep, number)  # type: ignore[arg-type]
+    waiting = study.get_trials(states=(TrialState.WAITING,))
+    assert [t.system_attrs["fixed_params"] for t in waiting] == [{"beta.value": 0.83}]
+    assert study.ask().suggest_float("beta.value", 0, 1) == 0.83
+
+
+def test_a_flat_landscape_adds_no_point(tmp_path: Path) -> None:
+    metrics = {BETA_STAR: Measurement(float("nan"), 0.0)}
+    Trial(number=0, settings={}, label="", metrics=metrics).save(trial_folder(tmp_path, 0))
+    space = SimpleNamespace(POINTS=({},), constant=None)
+    follow_landscape(space, SimpleNamespace(directory=tmp_path), 0)  # type: ignore[arg-type]

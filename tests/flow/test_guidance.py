@@ -1,0 +1,227 @@
+"""Guidance inside the target: its formula, its fixed point, and its neutral setting."""
+
+import math
+
+import pytest
+import torch
+
+from vamf.flow.guidance import Guidance, Labels, drop_labels, with_labels
+from vamf.flow.losses import Anchor, Draws, MeanFlowLoss, path_derivative
+from vamf.flow.tangents import boundary_velocity
+from vamf.random import generator
+
+N, N_EQUAL, CLASSES = 8, 3, 4
+Y = torch.tensor([0, 1, 2, 3, 3, 2, 1, 0])
+NOTHING = torch.zeros(N, dtype=torch.bool)
+KEPT = Labels(Y, NOTHING)
+SOME = Labels(
+    torch.tensor([4, 1, 2, 4, 3, 2, 4, 0]),
+    torch.tensor([1, 0, 0, 1, 0, 0, 1, 0], dtype=torch.bool),
+)
+
+
+class Net(torch.nn.Module):
+    """u(z, r, t, y), in float64, with a vector for each class."""
+
+    def __init__(self, key="guidance net"):
+        super().__init__()
+        g = generator(key)
+        self.w1 = torch.nn.Parameter(torch.randn(4, 16, generator=g).double() / 2)
+        self.w2 = torch.nn.Parameter(torch.randn(16, 2, generator=g).double() / 4)
+        self.classes = torch.nn.Parameter(torch.randn(CLASSES + 1, 16, generator=g).double())
+
+    def forward(self, z, r, t, y=None):
+        y = torch.full((len(z),), CLASSES) if y is None else y
+        h = torch.cat([z, r[:, None], t[:, None]], 1) @ self.w1 + self.classes[y]
+        return torch.tanh(h) @ self.w2
+
+
+def draws(n_equal=N_EQUAL):
+    g = generator("guidance draws")
+    x, e = torch.randn(2, N, 2, generator=g, dtype=torch.float64)
+    times = 0.05 + 0.9 * torch.rand(2, N, generator=g, dtype=torch.float64)
+    t = times.amax(0)
+    return Draws(x, e, torch.cat([t[:n_equal], times.amin(0)[n_equal:]]), t, n_equal)
+
+
+def on_path(d):
+    t = d.t[:, None]
+    return (1 - t) * d.x + t * d.e, d.e - d.x
+
+
+def guided(guidance, net, mean, d, labels, beta):
+    z, v_cond = on_path(d)
+    own, v_hat = boundary_velocity(net), boundary_velocity(mean)
+    return guidance(own, v_hat, z, d.t, v_cond, labels, beta)
+
+
+def loss(guidance, net, mean, d, labels, beta, **settings):
+    velocity, beta = guided(guidance, net, mean, d, labels, beta)
+    v_hat = with_labels(boundary_velocity(mean), labels.y)
+    objective = MeanFlowLoss(**{k: v for k, v in settings.items() if k == "anchor"})
+    rest = {k: v for k, v in settings.items() if k != "anchor"}
+    return objective(
+        with_labels(net, labels.y), d, beta=beta, v_hat=v_hat, velocity=velocity, **rest
+    )
+
+
+def formula(omega, kappa, net, z, t, v_cond):
+    """v_g of arXiv 2505.13447, section 4.2, written out."""
+    with torch.no_grad():
+        null, known = net(z, t, t), net(z, t, t, Y)
+    return omega * v_cond + (1 - omega - kappa) * null + kappa * known
+
+
+@pytest.mark.parametrize(("omega", "kappa"), [(1.0, 0.5), (0.2, 0.92), (2.0, 0.0), (0.3, 0.7)])
+@pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
+def test_guided_velocity_is_the_papers(omega, kappa, beta):
+    net, mean, d = Net(), Net("mean"), draws()
+    z, v_cond = on_path(d)
+    velocity, left = guided(Guidance(omega=omega, cfg_kappa=kappa), net, mean, d, KEPT, beta)
+    assert left == beta and not velocity.requires_grad
+    expected = formula(omega, kappa, net, z, d.t, v_cond)
+    torch.testing.assert_close(velocity, expected, rtol=1e-12, atol=1e-13)  # float64 rounding
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.4, 1.0, torch.linspace(0, 1, N, dtype=torch.float64)])
+def test_mixed_parameters_are_the_repositorys(beta):
+    """(1 - beta) v_g + beta v_g' : v_cond keeps its weight at every beta."""
+    net, mean, d = Net(), Net("mean"), draws()
+    z, v_cond = on_path(d)
+    guidance = Guidance(omega=1.0, cfg_kappa=0.5, mixing="parameters")
+    velocity, left = guided(guidance, net, mean, d, KEPT, beta)
+    share = beta[:, None] if isinstance(beta, torch.Tensor) else beta
+    corrections = [formula(1.0, 0.5, u, z, d.t, v_cond) - v_cond for u in (net, mean)]
+    expected = v_cond + (1 - share) * corrections[0] + share * corrections[1]
+    torch.testing.assert_close(velocity, expected, rtol=1e-12, atol=1e-13)
+    assert left == 0
+
+
+@pytest.mark.parametrize("mixing", ["tangent", "parameters"])
+@pytest.mark.parametrize("beta", [0.0, 0.4])
+def test_target_and_tangent_take_the_guided_velocity(mixing, beta):
+    """|u(z, r, t, y) - sg[v - (t - r) du/dt]|^2 by central differences along the tangent."""
+    net, mean, d, h = Net(), Net("mean"), draws(), 1e-5
+    z, v_cond = on_path(d)
+    own, other = (formula(1.0, 0.5, u, z, d.t, v_cond) for u in (net, mean))
+    with torch.no_grad():
+        v_hat = mean(z, d.t, d.t, Y)
+    if mixing == "tangent":
+        target, tangent = own, (1 - beta) * own + beta * v_hat
+    else:
+        target = tangent = (1 - beta) * own + beta * other
+    with torch.no_grad():
+        ahead = net(z + h * tangent, d.r, d.t + h, Y)
+        behind = net(z - h * tangent, d.r, d.t - h, Y)
+    compound = net(z, d.r, d.t, Y) + (d.t - d.r)[:, None] * (ahead - behind) / (2 * h)
+    expected = (compound - target).square().sum(1)
+    guidance = Guidance(omega=1.0, cfg_kappa=0.5, mixing=mixing)
+    found = loss(guidance, net, mean, d, KEPT, beta)
+    # Differences of second order: 1e-9 of numbers of order 1.
+    torch.testing.assert_close(found.squared_error, expected, rtol=1e-7, atol=1e-8)
+    gradients = [torch.autograd.grad(x, net.w2)[0] for x in (found.loss, expected.mean())]
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("mixing", ["tangent", "parameters"])
+def test_dropped_labels_keep_the_conditional_velocity_and_know_no_class(mixing):
+    """Their losses are those of a network of no class without guidance."""
+    net, mean, d = Net(), Net("mean"), draws()
+    guidance = Guidance(omega=1.0, cfg_kappa=0.5, mixing=mixing)
+    found = loss(guidance, net, mean, d, SOME, 0.0)
+    plain = MeanFlowLoss()(net, d, beta=0.0, v_hat=None)
+    whole = loss(guidance, net, mean, d, KEPT, 0.0)
+    dropped = SOME.dropped
+    pick = found.squared_error
+    torch.testing.assert_close(pick[dropped], plain.squared_error[dropped], rtol=1e-12, atol=0)
+    torch.testing.assert_close(pick[~dropped], whole.squared_error[~dropped], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("mixing", ["tangent", "parameters"])
+@pytest.mark.parametrize("beta", [0.0, 0.4])
+def test_neutral_is_mean_flow_of_the_conditional_network_to_the_bit(mixing, beta):
+    net, mean, d = Net(), Net("mean"), draws()
+    guidance = Guidance(omega=1.0, cfg_kappa=0.0, dropout=0.0, mixing=mixing)
+    labels = drop_labels(Y, CLASSES, 0.0, generator("none"))
+    assert not labels.dropped.any() and torch.equal(labels.y, Y)
+    found = loss(guidance, net, mean, d, labels, beta)
+    v_hat = with_labels(boundary_velocity(mean), Y)
+    left = 0.0 if mixing == "parameters" else beta  # there beta mixes what has no weight
+    plain = MeanFlowLoss()(with_labels(net, Y), d, beta=left, v_hat=v_hat)
+    assert torch.equal(found.loss, plain.loss)
+    pairs = (torch.autograd.grad(x.loss, list(net.parameters())) for x in (found, plain))
+    assert all(torch.equal(a, b) for a, b in zip(*pairs, strict=True))
+
+
+def test_nothing_is_evaluated_without_weight():
+    calls = []
+
+    def v(z, t, *y):
+        calls.append(bool(y))
+        return z
+
+    z, v_cond = on_path(draws())
+    for settings in ({}, {"omega": 2.0}, {"omega": 0.5, "cfg_kappa": 0.5}, {"cfg_kappa": 0.5}):
+        Guidance(**settings).velocity(v, z, draws().t, v_cond, Y)
+        calls.append(None)
+    assert calls == [None, False, None, True, None, False, True, None]
+
+
+def test_fixed_point_is_guidance_of_scale_omega_over_1_minus_kappa():
+    """Iterating u(y) = E[v_g] with u of no class the marginal velocity gives its extrapolation."""
+    known, marginal = torch.tensor([3.0, -1.0]), torch.tensor([0.5, 0.5])
+    guidance, u = Guidance(omega=0.8, cfg_kappa=0.6), marginal
+    for _ in range(100):
+        u = guidance.velocity(
+            lambda z, t, *y, u=u: u if y else marginal, marginal, None, known, Y[:1]
+        )
+    expected = 2 * known + (1 - 2) * marginal  # .8 / (1 - .6)
+    torch.testing.assert_close(u, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_anchor_draws_to_the_guided_velocity():
+    net, mean, d = Net(), Net("mean"), draws()
+    anchor, uniform = Anchor(weight=0.5, max_gap=0.2), torch.linspace(0, 1, N).double()
+    guidance = Guidance(cfg_kappa=0.5)
+    without = loss(guidance, net, mean, d, KEPT, 0.3).loss
+    found = loss(guidance, net, mean, d, KEPT, 0.3, anchor=anchor, anchor_uniform=uniform).loss
+    z, v_cond = on_path(d)
+    residual = net(z, (d.t - 0.2 * uniform).clamp_min(0), d.t, Y)
+    residual = residual - formula(1.0, 0.5, net, z, d.t, v_cond)
+    expected = without + 0.5 * residual.square().sum(1).mean()
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+def test_labels_go_with_the_samples_that_a_batch_ends_with():
+    seen = []
+    u = with_labels(lambda z, r, t, y: seen.append(y.tolist()) or z, Y)
+    d = draws()
+    path_derivative(u, d, 0.0, lambda z, t: z)
+    u(d.x, d.r, d.t)
+    assert seen == [Y[N_EQUAL:].tolist(), Y.tolist()]
+
+
+def test_labels_are_dropped_independently():
+    """Binomial(20000, .1): 5 standard errors; the rest stay as they were."""
+    n = 20_000
+    y = torch.arange(n) % CLASSES
+    labels = drop_labels(y, CLASSES, 0.1, generator("drop"))
+    assert abs(labels.dropped.double().mean() - 0.1) < 5 * (0.09 / n) ** 0.5
+    assert torch.equal(labels.y == CLASSES, labels.dropped)
+    assert torch.equal(labels.y[~labels.dropped], y[~labels.dropped])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"omega": 0.0},
+        {"omega": math.nan},
+        {"cfg_kappa": -0.1},
+        {"cfg_kappa": 1.0},
+        {"dropout": 1.0},
+        {"dropout": -0.1},
+    ],
+)
+def test_bad_settings_are_refused(settings):
+    with pytest.raises(ValueError, match="guidance needs omega > 0, and cfg_kappa and dropout"):
+        Guidance(**settings)

@@ -1,0 +1,66 @@
+"""The picture of a search: one objective against the other, and each over beta."""
+
+from pathlib import Path
+from typing import Any
+
+from vamf.cluster.results import Results
+
+
+def plot(results: Results, path: Path) -> None:
+    """Draws the trials with standard errors, the front, and, for beta alone, the fitted curves."""
+    from matplotlib.figure import Figure  # slow to import
+
+    smooth, names = results.smooth, results.objectives
+    columns = 1 if smooth is None else 1 + len(names)
+    figure = Figure(figsize=(6 * columns, 5), layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    _trade(axes[0], results)
+    if smooth is not None:
+        shown = smooth.front
+        curve, last = smooth.curves[0].mean[shown], smooth.curves[-1].mean[shown]
+        axes[0].plot(curve, last, ".", ms=3, color="tab:blue", label="front of the fitted curves")
+        for axis, name in zip(axes[1:], names, strict=True):
+            _over_beta(axis, results, name)
+    axes[0].legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def _trade(axes: Any, results: Results) -> None:
+    x, y = results.objectives[0], results.objectives[-1]
+    for trial in results.complete:
+        colour = "tab:red" if trial.number in results.front else "tab:gray"
+        (a, da), (b, db) = trial.metrics[x], trial.metrics[y]
+        axes.errorbar(a, b, yerr=db, xerr=da, fmt="o", color=colour, capsize=2, lw=1)
+        axes.annotate(trial.label, (a, b), xytext=(5, 5), textcoords="offset points", fontsize=8)
+    on_front = [trial for trial in results.complete if trial.number in results.front]
+    front = sorted((t.metrics[x].value, t.metrics[y].value) for t in on_front)
+    if front:
+        line = zip(*front, strict=True)
+        axes.step(*line, where="post", color="tab:red", lw=1, label="front of the trials")
+    if _wide([trial.metrics[x].value for trial in results.complete]):
+        axes.set_xscale("log")
+    axes.set(xlabel=x.removeprefix("eval/"), ylabel=y.removeprefix("eval/"))
+
+
+def _over_beta(axes: Any, results: Results, name: str) -> None:
+    assert results.smooth is not None
+    smooth, index = results.smooth, results.objectives.index(name)
+    curve = smooth.curves[index]
+    axes.plot(smooth.betas, curve.mean, color="tab:blue", label="Gaussian process")
+    axes.fill_between(smooth.betas, curve.low, curve.high, color="tab:blue", alpha=0.2)
+    for trial in results.complete:
+        value, error = trial.metrics[name]
+        beta = trial.settings["beta.value"]
+        axes.errorbar(beta, value, yerr=error, fmt="o", color="tab:gray", capsize=2, lw=1)
+    if index == len(results.objectives) - 1:
+        axes.axvspan(*smooth.interval, color="tab:red", alpha=0.1)
+        axes.axvline(smooth.best, color="tab:red", label=f"best beta {smooth.best:.2f}")
+    if _wide([trial.metrics[name].value for trial in results.complete]):
+        axes.set_yscale("log")
+    axes.set(xlabel="beta", ylabel=name.removeprefix("eval/"))
+    axes.legend(fontsize=8)
+
+
+def _wide(values: list[float]) -> bool:
+    return bool(values) and min(values) > 0 and max(values) > 10 * min(values)

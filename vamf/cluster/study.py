@@ -1,0 +1,57 @@
+"""A search's Optuna study: which trials it holds, and what is to be tried next."""
+
+import optuna
+
+from vamf.cluster.space import Space
+from vamf.cluster.sweep import Sweep
+from vamf.cluster.trials import TRIAL, Trial, load_trials, trial_folder
+
+BETA_STAR = "beta_star/gradient/mse"
+"""Where a trial's last landscape, if it measured one, has the batch gradient's error lowest."""
+
+
+def open_study(sweep: Sweep) -> optuna.Study:
+    """The sweep's study, which exists."""
+    return optuna.load_study(study_name=sweep.name, storage=sweep.storage)
+
+
+def settle(sweep: Sweep) -> list[optuna.trial.FrozenTrial]:
+    """Settles the trials on which nobody works any more; returns those that left no result.
+
+    A trial that recorded its result is completed with it, the others are marked as failed.
+    """
+    if sweep.name not in optuna.get_all_study_names(sweep.storage):
+        return []
+    study, lost = open_study(sweep), []
+    records = {trial.number: trial for trial in load_trials(sweep.directory)}
+    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+        record = records.get(trial.number)
+        if record is not None and record.error is None:
+            study.tell(trial.number, [record.metrics[name].value for name in sweep.objectives])
+            continue
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        if record is None:
+            lost.append(trial)
+    return lost
+
+
+def abandon(sweep: Sweep) -> list[int]:
+    """Settles what a dead search left in flight, to be tried again; returns the lost numbers."""
+    lost = settle(sweep)
+    for trial in lost:
+        open_study(sweep).enqueue_trial(trial.params)
+    return [trial.number for trial in lost]
+
+
+def follow_landscape(space: Space, sweep: Sweep, number: int) -> None:
+    """Has the beta* that a first point's landscape found tried next, unless it has been."""
+    folder = trial_folder(sweep.directory, number)
+    if number >= len(space.POINTS) or not (folder / TRIAL).exists():
+        return
+    star = Trial.load(folder).metrics.get(BETA_STAR)
+    if star is None or not 0 <= star.value <= 1:  # NaN where nothing was measured
+        return
+    study, point = open_study(sweep), dict(space.constant(round(star.value, 2)))
+    tried = [trial.system_attrs.get("fixed_params") for trial in study.get_trials(deepcopy=False)]
+    if point not in tried:
+        study.enqueue_trial(point)

@@ -1,0 +1,50 @@
+"""A search as a value."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vamf.cluster.train import Scaling
+from vamf.experiment import Experiment
+from vamf.tracking import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A search as a value: everything that its trials need to know."""
+
+    directory: Path
+    """Its folder: the study, and a folder for each trial."""
+    space: str
+    """Name of its search space."""
+    experiment: Experiment
+    """What the trials vary."""
+    preset: str
+    """Name of the preset that the experiment came from."""
+    objectives: tuple[str, ...]
+    """Figures to minimise, by their full names."""
+    trials: int
+    """How many points are tried."""
+    seeds: int
+    """Trainings for each point, with seeds experiment.seed, + 1, ..."""
+    parent: Run
+    """The sweep's own MLflow run."""
+    scaling: Scaling = field(default_factory=Scaling)
+    """Resources of a trial."""
+
+    @property
+    def name(self) -> str:
+        """The sweep's name: its folder's."""
+        return self.directory.name
+
+    @property
+    def announcement(self) -> str:
+        """One line on what is about to happen, and where."""
+        return (
+            f"searching {self.space} beta: {self.trials} trials of {self.seeds} x "
+            f"{self.experiment.steps} steps, in {self.directory}"
+        )
+
+    @property
+    def storage(self) -> str:
+        """The study's database, as Optuna and optuna-dashboard take it."""
+        return f"sqlite:///{self.directory / 'study.db'}"

@@ -1,0 +1,108 @@
+"""Classifier-free guidance inside the target: one evaluation a step when sampling.
+
+A conditional network is u(z, r, t, y), where u(z, r, t) is that of no class.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+
+from vamf.flow.tangents import mix_tangent
+from vamf.typing import Beta, Label, Sample, Time, expand_like
+
+LabelledVelocity = Callable[..., Sample]
+"""v(z, t, y), or v(z, t) of no class."""
+
+
+class Labels(NamedTuple):
+    """What is known of a batch, or was dropped."""
+
+    y: Label
+    """Class indices; the number of classes itself where the label was dropped."""
+    dropped: Label
+    """Truth values: whether it was."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """v_g = omega v_cond + (1 - omega - cfg_kappa) u(z, t, t) + cfg_kappa u(z, t, t, y).
+
+    Takes the place of v_cond, in target and tangent (arXiv 2505.13447, section 4.2 and appendix);
+    samples whose label was dropped keep v_cond, so that u of no class is the unconditional flow,
+    whose variances and landscapes are those that evaluation shows. omega = 1 and cfg_kappa = 0
+    condition without guiding.
+
+    ``tangent``: v_g is the trained network's, and the tangent (1 - beta) v_g + beta v_hat, as
+    without guidance. ``parameters``, as in the code of arXiv 2605.09235 and not as in its text:
+    tangent and target are both (1 - beta) v_g + beta v_g', v_g' evaluated by the moving average, so
+    that v_cond keeps its weight omega at every beta.
+    """
+
+    omega: float = 1.0
+    """Weight of v_cond, positive; the guidance scale is omega / (1 - cfg_kappa)."""
+    cfg_kappa: float = 0.0
+    """Weight of the network's own conditional velocity, in [0, 1)."""
+    dropout: float = 0.1
+    """Probability that a sample's label is dropped, in [0, 1)."""
+    mixing: Literal["tangent", "parameters"] = "tangent"
+    """What beta mixes: the jvp's tangent, or the parameters that evaluate the guidance."""
+
+    def __post_init__(self) -> None:
+        if not (self.omega > 0 and 0 <= self.cfg_kappa < 1 and 0 <= self.dropout < 1):
+            raise ValueError(
+                "guidance needs omega > 0, and cfg_kappa and dropout in [0, 1); "
+                f"got {self.omega}, {self.cfg_kappa} and {self.dropout}"
+            )
+
+    def velocity(self, v: LabelledVelocity, z: Sample, t: Time, v_cond: Sample, y: Label) -> Sample:
+        """v_g, with ``v`` the boundary velocity sg[u(z, t, t, y)]; no weight, no evaluation."""
+        guided = self.omega * v_cond
+        if self.omega + self.cfg_kappa != 1:
+            guided = guided + (1 - self.omega - self.cfg_kappa) * v(z, t)
+        if self.cfg_kappa:
+            guided = guided + self.cfg_kappa * v(z, t, y)
+        return guided
+
+    def __call__(
+        self,
+        v: LabelledVelocity,
+        v_hat: LabelledVelocity,
+        z: Sample,
+        t: Time,
+        v_cond: Sample,
+        labels: Labels,
+        beta: Beta,
+    ) -> tuple[Sample, Beta]:
+        """What takes the place of v_cond, and the beta that is left to mix the tangent with.
+
+        ``v`` is the trained network's boundary velocity and ``v_hat`` the proxy.
+        """
+        y, dropped = labels
+        guided = self.velocity(v, z, t, v_cond, y)
+        if self.mixing == "parameters":
+            averaged = self.velocity
+            guided = mix_tangent(guided, z, t, beta, lambda z, t: averaged(v_hat, z, t, v_cond, y))
+            beta = 0.0
+        return torch.where(expand_like(dropped, z), v_cond, guided), beta
+
+
+def with_labels(function: Callable[..., Sample], y: Label) -> Callable[..., Sample]:
+    """A function of z and times with labels added: those of the samples that a batch ends with.
+
+    Losses evaluate a batch whole, or without its first samples, which have r = t; so the labels of
+    ``len(z)`` samples are the last ones.
+    """
+
+    def labelled(z: Sample, *times: Time) -> Sample:
+        return function(z, *times, y[len(y) - len(z) :])
+
+    return labelled
+
+
+def drop_labels(y: Label, classes: int, dropout: float, generator: torch.Generator) -> Labels:
+    """Replaces labels by ``classes``, independently with probability ``dropout``."""
+    uniform = torch.rand(len(y), generator=generator, device=y.device)
+    dropped = uniform < dropout
+    return Labels(y.masked_fill(dropped, classes), dropped)
