@@ -54,6 +54,13 @@ def test_batch_shows_the_images_at_the_positions_in_unit_range(numbered):
     assert to_float(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1, 1]
 
 
+@pytest.mark.parametrize("size", [1, 4, 25])
+def test_labels_are_those_of_the_batchs_images(numbered, size):
+    for step in range(5):
+        shown = (numbered.batch(step, size, 3, CPU)[:, 0, 0, 0] + 1) * 127.5
+        assert torch.equal(numbered.labels_of(step, size, 3, CPU), shown.round().long())
+
+
 def test_draws_repeat_images_and_depend_on_the_generator_only(numbered):
     x = numbered.draw(1000, generator("draw"))
     assert torch.equal(x, numbered.to("cpu").draw(1000, generator("draw")))
@@ -93,6 +100,7 @@ def test_digits_splits_are_disjoint_and_complete():
     shown = torch.cat([train.images, test.images]).flatten(1).double() * 16 / 255
     assert sorted(shown.round().tolist()) == sorted(levels.tolist())
     assert train.images.max() == 255 and train.labels.bincount().min() > 100
+    assert len(train.labels.bincount()) == Digits.classes == test.labels.max() + 1
     with pytest.raises(ValueError, match="split must be 'train' or 'test'; got 'val'"):
         Digits().load("val")
 

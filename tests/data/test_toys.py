@@ -104,3 +104,9 @@ def test_splits_are_the_same_distribution():
 def test_unknown_name_is_refused():
     with pytest.raises(ValueError, match=r"name must be one of checkerboard.*; got 'moon'"):
         Toy(name="moon")
+
+
+@pytest.mark.parametrize("name", get_args(ToyName))
+def test_batches_are_one_draw_in_parts(name):
+    batches = Toy(name=name).batches(3, 5, generator("toy", name))
+    assert torch.equal(batches.reshape(15, 2), points(name, 15))

@@ -12,6 +12,7 @@ from vamf.data.toys import Toy
 from vamf.diagnostics.variance import TIMES
 from vamf.distributed import Workers
 from vamf.experiment import Checkpoints, Evaluation, Experiment
+from vamf.flow.guidance import Guidance
 from vamf.flow.losses import AdaptiveWeight, Anchor, MeanFlowLoss
 from vamf.flow.schedules import BetaSchedule
 from vamf.flow.times import UniformTimes
@@ -19,6 +20,7 @@ from vamf.metrics.distances import FrechetDistance, SlicedWasserstein
 from vamf.models.mlp import MLPConfig
 from vamf.random import generator
 from vamf.training.evaluation import (
+    classes,
     distance,
     evaluate,
     generate_from,
@@ -105,6 +107,26 @@ def test_generated_samples_depend_on_the_index_alone(steps):
         z = z - net(z, r, t) / steps
     torch.testing.assert_close(whole, z)
     assert not whole.requires_grad
+
+
+def test_generated_samples_have_random_classes_of_their_own():
+    experiment = Experiment(
+        data=Digits(),
+        model=MLPConfig(hidden=(16,), embedding=4, classes=10),
+        guidance=Guidance(),
+        evaluation=Evaluation(seed=5),
+    )
+
+    def shows_its_class(z, r, t, y):
+        return z - y.reshape(-1, 1, 1, 1)  # one step from z to z - u leaves y
+
+    generate = generate_from(shows_its_class, experiment, (1, 2, 2), CPU)
+    whole = generate(range(2000))
+    y = classes(5, range(2000), 10, CPU)
+    torch.testing.assert_close(whole, y.reshape(-1, 1, 1, 1).expand_as(whole).float())
+    torch.testing.assert_close(generate(range(70, 80)), whole[70:80])
+    # Binomial(2000, 1/10): deviation 13.4.
+    assert (y.bincount(minlength=10) - 200).abs().max() < 5 * 13.4 and y.max() == 9
 
 
 def direct_losses(beta, experiment):

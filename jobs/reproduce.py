@@ -1,0 +1,58 @@
+"""The tables of arXiv 2605.09235 on points: ``python -m jobs.reproduce --sets two_moons``."""
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from jobs import cli
+from vamf import tracking
+from vamf.reproduction import bench, publish
+from vamf.reproduction.protocol import Protocol
+from vamf.reproduction.work import Computing
+
+FLAT = tyro.conf.arg(name="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Train every set at every beta and seed, and compare with beta = 0 and with the paper."""
+
+    protocol: Annotated[Protocol, FLAT] = field(default_factory=Protocol)
+    computing: Annotated[Computing, FLAT] = field(default_factory=Computing)
+    storage: Path = Path("runs")
+    """Folder for runs."""
+    tracking: str | None = None
+    """MLflow's tracking URI; by default MLFLOW_TRACKING_URI, or else a file in the storage."""
+    name: str | None = None
+    """The folder in the storage, new or to go on with; by default made from the time."""
+    table: Path | None = None
+    """Only write the table of what is finished in this folder, and print it."""
+    bench: bool = False
+    """Only time an ensemble against single runs, on the first set."""
+
+
+def main(argv: list[str]) -> None:
+    options = tyro.cli(Options, args=argv, prog="reproduce")
+    protocol, computing = options.protocol, options.computing
+    if (folder := options.table) is not None:
+        print(cli.guarded(lambda: publish.render(folder)).read_text(), end="")
+        return
+    cli.guarded(protocol.check)
+    cli.guarded(computing.prepare)
+    if options.bench:
+        experiment, device = protocol.experiment(protocol.sets[0]), torch.device(computing.device)
+        print(bench.speed(experiment, protocol.betas, protocol.seeds, device))
+        return
+    name = options.name or f"reproduce-{time.strftime('%Y%m%d-%H%M%S')}"
+    place = options.storage.resolve() / name
+    uri = options.tracking or tracking.default_uri(options.storage)
+    cli.guarded(lambda: publish.reproduce(protocol, computing, place, uri))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

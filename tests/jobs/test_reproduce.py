@@ -1,0 +1,75 @@
+"""The tables from the command line: a whole tiny reproduction, joined, tracked and rendered."""
+
+import json
+import re
+
+import pytest
+from mlflow import MlflowClient
+
+from jobs import reproduce
+
+TINY = "--sets two_moons dgmm_4_redrawn --betas 0 1 --seeds 42 0 --steps 50 --trace-every 20"
+TINY += " --distance.samples 128 --distance.directions 16 --distance.repetitions 2"
+
+
+def test_a_reproduction_from_end_to_end(tmp_path, tracking_uri, capsys):
+    place = ["--storage", str(tmp_path), "--name", "r", "--tracking", tracking_uri]
+    argv = [*TINY.split(), "--device", "cpu", *place]
+    first = argv.copy()
+    first.remove("dgmm_4_redrawn")
+    reproduce.main(first)
+    reproduce.main(argv)  # joins: the finished set is skipped
+    out = capsys.readouterr().out
+    assert out.count("two_moons is finished") == out.count("dgmm_4_redrawn is finished") == 1
+    folder = tmp_path / "r"
+    found = json.loads((folder / "two_moons.json").read_text())
+    assert found["trace_steps"] == [20, 40] and found["lost"] == []
+    text = (folder / "reproduction.md").read_text()
+    assert re.findall("^## (.*)", text, re.M) == ["two_moons", "dgmm_4_redrawn"]
+    reproduce.main(["--table", str(folder)])
+    assert capsys.readouterr().out == text
+    check_runs(tracking_uri, folder, found)
+
+
+def check_runs(uri, folder, found):
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("vamf").experiment_id
+    (parent,) = client.search_runs([experiment], f"tags.directory = '{folder}'")
+    assert parent.info.status == "FINISHED"
+    assert "reproduction.md" in {f.path for f in client.list_artifacts(parent.info.run_id)}
+    query = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    children = {run.info.run_name: run for run in client.search_runs([experiment], query)}
+    assert len(children) == 4
+    run = children["two_moons β=1.000"]
+    assert run.data.params["beta"] == "1.0" and run.data.params["data.name"] == "two_moons"
+    mean = (found["sw1"][0][1] + found["sw1"][1][1]) / 2
+    assert run.data.metrics["eval/sw1_n128"] == pytest.approx(mean)
+    assert run.data.metrics["eval/sw1_n128_se"] >= 0
+    assert run.data.tags["verdict.sw1"] in ("better", "worse", "indistinguishable")
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        ("--sets two_moon", "unknown set 'two_moon'; did you mean 'two_moons'?"),
+        ("--betas 0 2", "beta must lie in [0, 1]; got 2.0"),
+        ("--betas 0.5 1", "betas must contain 0, to compare with; got [0.5, 1.0]"),
+        ("--seeds 1", "seeds must be at least 2, to tell luck; got [1]"),
+        ("--together 0", "together must be at least 1 and minutes positive; got 0 and None"),
+        ("--table nowhere", "no finished set in nowhere"),
+    ],
+)
+def test_bad_input_costs_one_line_before_anything_starts(argv, line, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main([*argv.split(), "--storage", str(tmp_path)])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2 and out == "" and err == f"error: {line}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path, tracking_uri, capsys):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "summary.json").touch()
+    with pytest.raises(SystemExit):
+        reproduce.main(f"--storage {tmp_path} --name a --tracking {tracking_uri}".split())
+    assert capsys.readouterr().err.endswith("holds something else; choose another name\n")

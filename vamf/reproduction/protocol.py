@@ -1,0 +1,135 @@
+"""What is trained and measured for the tables (arXiv 2605.09235, supplement: toys and DGMM)."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from vamf.data.mixtures import Mixture
+from vamf.data.toys import TOYS, Toy
+from vamf.experiment import Evaluation, Experiment, Optimiser
+from vamf.flow.schedules import BetaSchedule
+from vamf.flow.times import UniformTimes
+from vamf.metrics.distances import SlicedWasserstein
+from vamf.models.mlp import MLPConfig
+from vamf.values import nearest
+
+DIMENSIONS = (2, 4, 8, 16, 32, 64)
+
+SETS: dict[str, Toy | Mixture] = {
+    **{name: Toy(name=name) for name in TOYS},
+    **{f"dgmm_{d}": Mixture(name="dgmm", dim=d) for d in DIMENSIONS},
+    **{f"dgmm_{d}_redrawn": Mixture(name="dgmm", dim=d, centres="redrawn") for d in DIMENSIONS},
+}
+"""The data by name; the paper's own mixtures are the redrawn ones."""
+
+PROTOCOL = "protocol.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """One reproduction; ``check`` says whether it can be run."""
+
+    sets: tuple[str, ...] = tuple(SETS)
+    """Data sets by name."""
+    betas: tuple[float, ...] = tuple(k / 10 for k in range(11))
+    """Weights of the proxy in the tangent, in [0, 1], with 0 among them."""
+    seeds: tuple[int, ...] = (42, 0, 1)
+    """Seeds of the weights and of all draws, at least two."""
+    steps: int = 200_000
+    """Training steps."""
+    setting: Literal["faithful", "sound"] = "faithful"
+    """`faithful` trains gaps t - r up to .5 and samples at gap 1, as the paper does; `sound` trains
+    all gaps."""
+    trace_every: int = 2000
+    """Steps between measurements of the gradient's covariance."""
+    distance: SlicedWasserstein = field(default_factory=SlicedWasserstein)
+    """The measure of generated points."""
+    evaluation_seed: int = 2020
+    """Seed of the points, noise and directions of the evaluation, common to all members."""
+
+    def check(self) -> None:
+        """Raises ValueError for what cannot be reproduced."""
+        for name in self.sets:
+            if name not in SETS:
+                raise ValueError(f"unknown set {name!r}{nearest(name, SETS)}")
+        for beta in self.betas:
+            BetaSchedule(value=beta)
+        if 0 not in self.betas:
+            raise ValueError(f"betas must contain 0, to compare with; got {list(self.betas)}")
+        if len(self.seeds) < 2:
+            raise ValueError(f"seeds must be at least 2, to tell luck; got {list(self.seeds)}")
+        for what, values in (("sets", self.sets), ("betas", self.betas), ("seeds", self.seeds)):
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{what} must be given, each once; got {list(values)}")
+        if self.steps < 2 or self.trace_every < 1:
+            raise ValueError(
+                "steps must be at least 2 and trace_every at least 1; "
+                f"got {self.steps} and {self.trace_every}"
+            )
+
+    @property
+    def interval(self) -> int:
+        """Steps between traces: short runs have at least two, one of them in the second half."""
+        return min(self.trace_every, self.steps // 2)
+
+    def experiment(self, name: str) -> Experiment:
+        """The experiment on a set; betas and seeds come with the ensemble."""
+        return Experiment(
+            data=SETS[name],
+            model=MLPConfig(hidden=(128, 128, 128), embedding=32),
+            times=UniformTimes(
+                prob_equal=0.25, max_gap=0.5 if self.setting == "faithful" else 1.0, margin=1e-4
+            ),
+            proxy="ema",
+            optim=Optimiser(lr=1e-3, final=0.01),
+            ema=0.999,
+            batch=256,
+            steps=self.steps,
+            evaluation=Evaluation(distance=self.distance, seed=self.evaluation_seed),
+        )
+
+    @property
+    def command(self) -> str:
+        """The command that runs it."""
+        mine, usual = self._options(), Protocol()._options()
+        given = [f"--{name} {text}" for name, text in mine.items() if text != usual[name]]
+        return " ".join(["python -m jobs.reproduce", *given])
+
+    def _options(self) -> dict[str, str]:
+        distance = {f"distance.{name}": value for name, value in asdict(self.distance).items()}
+        fields = {k: v for k, v in asdict(self).items() if k != "distance"} | distance
+        return {name.replace("_", "-"): _words(value) for name, value in fields.items()}
+
+    def common(self) -> dict[str, object]:
+        """All but the sets: what processes that share a folder must agree on."""
+        fields = json.loads(json.dumps(asdict(self)))
+        del fields["sets"]
+        return fields
+
+
+def _words(value: object) -> str:
+    values = value if isinstance(value, tuple) else (value,)
+    return " ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
+
+
+def claim(folder: Path, protocol: Protocol) -> None:
+    """Makes the folder of a reproduction, or joins it; ValueError if it holds another one."""
+    file, mine = folder / PROTOCOL, protocol.common()
+    folder.mkdir(parents=True, exist_ok=True)
+    if not file.exists():
+        if any(not path.name.startswith(".") for path in folder.iterdir()):
+            raise ValueError(f"{folder} holds something else; choose another name")
+        write_whole(file, json.dumps(mine, indent=2) + "\n")
+    there = json.loads(file.read_text())
+    differ = [f"{k} {there.get(k)} there, {v} here" for k, v in mine.items() if there.get(k) != v]
+    if differ:
+        raise ValueError(f"{folder} holds another reproduction: {'; '.join(differ)}")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file aside and renames it into place: it is there whole or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    aside.write_text(text)
+    aside.rename(path)

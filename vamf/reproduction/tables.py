@@ -1,0 +1,121 @@
+"""The tables of a reproduction in Markdown: the paper's figures and a verdict beside each beta."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from vamf.metrics.distances import Measurement, mean_with_error
+from vamf.reproduction import paper
+from vamf.reproduction.results import Result
+
+LEVEL = 0.05
+"""Of the tests against beta = 0."""
+
+
+def over_seeds(values: Tensor) -> Measurement:
+    """The mean over seeds, (seeds,), and its standard error; NaN if one of them is."""
+    return mean_with_error(values)
+
+
+def verdict(values: Tensor, base: Tensor) -> str:
+    """Whether figures, (seeds,), differ from those of beta = 0: a paired t-test at 95 %."""
+    from scipy.stats import ttest_rel
+
+    if not bool((values - base).isfinite().all()):
+        return "lost"
+    if torch.equal(values, base) or not ttest_rel(values, base).pvalue < LEVEL:
+        return "indistinguishable"
+    return "better" if values.mean() < base.mean() else "worse"
+
+
+def ratio(result: Result, column: int) -> Measurement:
+    """Gradient variance at beta = 0 over that at another beta: mean over seeds and its error."""
+    trace = result.grid("trace")
+    return over_seeds(trace[:, result.betas.index(0.0)] / trace[:, column])
+
+
+HEADER = [
+    *("beta", "SW1", "paper", "SW1 against β=0", "SW2", "paper", "SW2 against β=0"),
+    *("gradient variance", "β=0 / β"),
+]
+
+
+def table(result: Result) -> str:
+    """The rows of one set."""
+    rows = [_row(result, column) for column in range(len(result.betas))]
+    return markdown([HEADER, *rows])
+
+
+def _row(result: Result, column: int) -> list[str]:
+    beta, cells = result.betas[column], [f"{result.betas[column]:g}"]
+    for name, figure in zip(
+        ("sw1", "sw2"), paper.sliced_wasserstein(result.set, beta), strict=True
+    ):
+        grid = result.grid(name)
+        ours, base = grid[:, column], grid[:, result.betas.index(0.0)]
+        against = "-" if beta == 0 else verdict(ours, base)
+        cells += [_text(over_seeds(ours)), str(figure or "-"), against]
+    trace = over_seeds(result.grid("trace")[:, column])
+    return [*cells, _text(trace), _text(ratio(result, column)) if beta else "1"]
+
+
+def _text(figure: Measurement) -> str:
+    return "lost" if math.isnan(figure.value) else str(figure)
+
+
+def about(result: Result) -> str:
+    """What stands above a table: floors, errors, cost."""
+    (one, one_error), (two, two_error) = result.floor
+    errors = ", ".join(f"{error:.1g}" for error in result.repetition_error)
+    times = result.experiment["times"]
+    lines = [
+        f"Floor (real against real points): SW1 {Measurement(one, one_error)}, "
+        f"SW2 {Measurement(two, two_error)}; error of one evaluation (SW1, SW2): {errors}.",
+        f"{result.experiment['steps']} steps, trained gap at most {times['max_gap']:g}; "
+        f"{result.device}, torch {result.torch}, {result.seconds:.0f} s for "
+        f"{len(result.seeds) * len(result.betas)} members"
+        + (f", beside {result.together - 1} other sets." if result.together > 1 else "."),
+    ]
+    for seed, column, step in result.lost:
+        lines.append(f"Lost: seed {seed}, beta {result.betas[column]:g}, from step {step} on.")
+    return "\n".join(lines)
+
+
+READING = """Seeds {seeds}. ± is the standard error over {n} seeds. Verdicts are paired t-tests
+over {n} seeds ({df} degree(s) of freedom) at 95 %, against beta = 0{caution}. Of {tests} tests
+about {chance:.0f} would differ by chance. One-step samples of the moving average; points, noise and
+directions are common to all members. Gradient variance: trace of the covariance of a batch's mean
+gradient over 8 batches, in the second half of training; the paper's ratio of beta = 0 to 1 is
+{paper}. Mixtures whose centres are redrawn for every batch are the paper's; their distances lie at
+the floor whatever the model does. The paper's numbers are its own, of its own protocol."""
+
+
+def document(results: Mapping[str, Result]) -> str:
+    """All finished sets, after a word on how to read them."""
+    some = next(iter(results.values()))
+    n, tests = len(some.seeds), sum(2 * (len(r.betas) - 1) for r in results.values())
+    reading = READING.format(
+        seeds=", ".join(map(str, some.seeds)),
+        n=n,
+        df=n - 1,
+        caution=": with so few seeds only large effects show" if n < 5 else "",
+        tests=tests,
+        chance=LEVEL * tests,
+        paper=paper.GRADIENT_RATIO,
+    )
+    commands = "\n".join(dict.fromkeys(f"`{r.command}`" for r in results.values()))
+    parts = [f"## {name}\n\n{about(r)}\n\n{table(r)}" for name, r in results.items()]
+    head = ["# Reproduction of arXiv 2605.09235 on points", commands, reading]
+    return "\n\n".join([*head, *parts]) + "\n"
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Rows, the header first, as a Markdown table in columns."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = [
+        "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
