@@ -46,8 +46,7 @@ class Options:
 
     def resolved(self) -> Experiment:
         """The experiment with every option applied; ValueError names what is wrong."""
-        changes = dict(item.partition("=")[::2] for item in self.set)
-        experiment = self.experiment.override({k: _literal(v) for k, v in changes.items()})
+        experiment = changed(self.experiment, self.set)
         self.scaling.check(experiment)
         return experiment
 
@@ -92,6 +91,19 @@ def resumes(argv: Sequence[str]) -> bool:
     return any(argument.split("=")[0] == "--resume" for argument in argv)
 
 
+def changed(experiment: Experiment, settings: Sequence[str]) -> Experiment:
+    """The experiment with settings `name=value`; ValueError names what is wrong."""
+    changes = dict(item.partition("=")[::2] for item in settings)
+    return experiment.override({name: _literal(value) for name, value in changes.items()})
+
+
+def one_of(name: str, known: Mapping[str, T], what: str) -> T:
+    """The value of that name; ValueError with the nearest known name."""
+    if name not in known:
+        raise ValueError(f"unknown {what} {name!r}{values.nearest(name, known)}")
+    return known[name]
+
+
 def _literal(text: str) -> object:
     try:
         return json.loads(text)
@@ -108,7 +120,7 @@ def parse(
         program = f"{Path(sys.argv[0]).stem} {name}"
         return name, tyro.cli(options, default=defaults[name], args=argv[1:], prog=program)
     if name not in ("-h", "--help"):
-        stop(f"unknown {what} {name!r}{values.nearest(name, defaults)}")
+        guarded(lambda: one_of(name, defaults, what))
     print(f"usage: NAME [options]; NAME --help lists the options of the {what} NAME:")
     print("\n".join(f"  {known}" for known in defaults))
     raise SystemExit(0)
@@ -132,6 +144,11 @@ def guarded(action: Callable[[], T], resume: str | None = None) -> T:
 def show(experiment: Experiment) -> None:
     """Prints a resolved experiment as JSON."""
     print(json.dumps(experiment.to_dict(), indent=2))
+
+
+def figure(name: str, value: object) -> None:
+    """Prints one figure."""
+    print(f"{name:44} {value}")
 
 
 def stop(line: str, status: int = 2) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Measure a checkpoint: ``python -m jobs.evaluate runs/NAME --steps 4``."""
+"""Measure a checkpoint: ``python -m jobs.evaluate runs/NAME``; or ``--images``, or ``--check``."""
 
 import sys
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from typing import Annotated
 import torch
 import tyro
 
-from jobs import cli
-from vamf.data.images import Digits
+from jobs import cli, evaluate_check, evaluate_images
 from vamf.distributed import Workers
 from vamf.training import inference
+from vamf.training.evaluation import protocol
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,10 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
+    if "--check" in argv:
+        return evaluate_check.main(argv)
+    if any(argument.split("=")[0] == "--images" for argument in argv):
+        return evaluate_images.main(argv)
     options = tyro.cli(Options, args=argv, prog="evaluate")
     workers = Workers(device=torch.device(options.device))
     trained = cli.guarded(lambda: inference.load(options.checkpoint, workers.device))
@@ -41,18 +45,9 @@ def main(argv: list[str]) -> None:
     }
     given = {name: value for name, value in changes.items() if value is not None}
     experiment = cli.guarded(lambda: trained.experiment.override(given))
-    cli.guarded(experiment.evaluation.distance.prepare)
-    print(
-        f"{trained.path}, step {trained.step}, {experiment.evaluation.sampling_steps}-step samples"
-    )
-    for name, measurement in inference.measure(trained, experiment, workers).items():
-        print(f"{name:44} {measurement}")
-    key = experiment.evaluation.distance.key
-    for name, measurement in inference.anchors(experiment, workers).items():
-        print(f"{key + ' of ' + name:44} {measurement}")
-    if isinstance(experiment.data, Digits):
-        counts = inference.class_counts(trained, experiment, 1000, workers)
-        print(f"{'classes 0 to 9 in 1000 samples':44} {' '.join(map(str, counts))}")
+    cli.guarded(experiment.prepare)
+    print(f"{trained.path}, step {trained.step}: {protocol(experiment)}")
+    cli.guarded(lambda: inference.measure_all(trained, experiment, workers, cli.figure))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
 
 def run(experiment: Experiment, start: Launch, scaling: Scaling) -> None:
     """Trains, with a progress bar, and prints what was measured and where it is."""
-    cli.guarded(experiment.evaluation.distance.prepare)
+    cli.guarded(experiment.prepare)
     scaling = cli.guarded(lambda: connect.prepare(scaling))
 
     def train() -> Summary:

@@ -1,5 +1,6 @@
 """Real Ray clusters and a real MLflow database, for the tests that need them."""
 
+import atexit
 import os
 import secrets
 import shutil
@@ -20,6 +21,10 @@ from machine import descendants, free_ports, kill
 # folder, and the next one started here would ask for it.
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 os.environ.update(TOKEN)
+
+# Reference statistics are kept in the user's cache folder; those of tests are not.
+os.environ["VAMF_CACHE"] = tempfile.mkdtemp(prefix="vamf-cache")
+atexit.register(shutil.rmtree, os.environ["VAMF_CACHE"], ignore_errors=True)
 
 
 def processes_of(folder: Path) -> set[int]:

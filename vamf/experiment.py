@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from vamf import values
+from vamf.data.downloads import CIFAR10, MNIST
+from vamf.data.folders import ImageFolder
 from vamf.data.images import Digits
 from vamf.data.mixtures import Mixture
 from vamf.data.toys import Toy
@@ -91,7 +93,7 @@ class Checkpoints:
 class Experiment:
     """Every choice of a run; a variant is ``dataclasses.replace`` or ``override``."""
 
-    data: Toy | Mixture | Digits = field(default_factory=Digits)
+    data: Toy | Mixture | Digits | MNIST | CIFAR10 | ImageFolder = field(default_factory=Digits)
     """What is learnt."""
     model: MLPConfig | UNetConfig = field(default_factory=UNetConfig)
     """The network u(z, r, t)."""
@@ -160,7 +162,7 @@ class Experiment:
             )
 
     def _check_guidance(self) -> None:
-        known = self.data.classes if isinstance(self.data, Digits) else 0
+        known = 0 if isinstance(self.data, Toy | Mixture) else self.data.classes
         if self.model.classes != (known if self.guidance else 0):
             raise ValueError(
                 "guidance and model.classes go together, with labelled data of as many classes; "
@@ -176,6 +178,11 @@ class Experiment:
             raise ValueError(
                 f"guidance that mixes parameters needs the proxy ema; got {self.proxy}"
             )
+
+    def prepare(self) -> None:
+        """Finds the data, and what their distance needs; ValueError says what is missing."""
+        self.data.load("train")
+        self.evaluation.distance.prepare()
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries of JSON's types."""

@@ -196,7 +196,7 @@ def test_only_inception_is_called_fid(prefix, name, sha256):
 
 
 def test_no_other_extractor_has_such_a_prefix():
-    assert set(get_args(ExtractorName)) == {"digits_cnn64_v1", "inception"}
+    assert set(get_args(ExtractorName)) == {"digits_cnn64_v1", "randconv64_v1", "inception"}
     assert not DigitsExtractor.prefix.startswith("fid")
     with pytest.raises(ValueError, match=r"name must be .*; got 'vgg'"):
         build("vgg")

@@ -14,6 +14,7 @@ from vamf import tracking
 from vamf.cluster.train import Scaling, fit, progress
 from vamf.experiment import Experiment
 from vamf.tracking import Run, Tracker
+from vamf.training.evaluation import protocol
 from vamf.training.loop import Summary, checkpoints
 
 EXPERIMENT, RUN = "experiment.json", "run.json"
@@ -95,6 +96,7 @@ def _tags(experiment: Experiment, start: Launch) -> dict[str, str]:
         "preset": start.preset,
         "beta": experiment.beta.label,
         "seed": str(experiment.seed),
+        "evaluation.protocol": protocol(experiment),
         "git.commit": tracking.git_commit() or "unknown",
         "directory": str(start.directory),
         **start.tags,

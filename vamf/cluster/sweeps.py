@@ -49,7 +49,7 @@ def new(plan: Plan, experiment: Experiment, directory: Path, uri: str, scaling: 
     MLflow refuses.
     """
     objectives = check(plan, experiment)
-    experiment.evaluation.distance.prepare()
+    experiment.prepare()
     scaling = connect.prepare(scaling, cluster=True)
     directory.mkdir(parents=True)
     parent = tracking.create(

@@ -1,12 +1,14 @@
 """What training and evaluation ask of data: batches in a fixed order, and independent draws."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from vamf.data.order import Order
 from vamf.random import generator
 from vamf.typing import Label, Pixels, Sample
 
@@ -14,6 +16,8 @@ Split = Literal["train", "test"]
 
 Sampler = Callable[[int, torch.Generator], Sample]
 """Draws n independent samples of a distribution with the given generator."""
+
+WHOLE = slice(None)
 
 
 class Dataset(Protocol):
@@ -24,12 +28,38 @@ class Dataset(Protocol):
         """The shape of one sample, for example (2,) or (1, 8, 8)."""
         ...
 
-    def batch(self, step: int, size: int, seed: int, device: torch.device) -> Sample:
-        """The batch of a training step, (size, *shape): a pure function of (seed, step, size)."""
+    def batch(
+        self, step: int, size: int, seed: int, device: torch.device, part: slice = WHOLE
+    ) -> Sample:
+        """The batch of a training step, (size, *shape): a pure function of (seed, step, size).
+
+        ``part`` is the share of it that a worker asks for.
+        """
         ...
 
     def draw(self, n: int, generator: torch.Generator) -> Sample:
         """n independent draws with replacement, (n, *shape), where the data set lives."""
+        ...
+
+
+@runtime_checkable
+class Images(Dataset, Protocol):
+    """Finitely many labelled images: what a distance compares with, and what labels belong to."""
+
+    def __len__(self) -> int: ...
+
+    def pixels(self, indices: range) -> Pixels:
+        """The images at the given places, (n, C, H, W) uint8, in the order of the data set."""
+        ...
+
+    def labels_of(
+        self, step: int, size: int, seed: int, device: torch.device, part: slice = WHOLE
+    ) -> Label:
+        """The labels of ``batch`` with the same arguments."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A hash that another set of images, or the same set in another order, does not share."""
         ...
 
 
@@ -40,13 +70,15 @@ class Generated:
     sampler: Sampler
     shape: tuple[int, ...]
 
-    def batch(self, step: int, size: int, seed: int, device: torch.device) -> Sample:
+    def batch(
+        self, step: int, size: int, seed: int, device: torch.device, part: slice = WHOLE
+    ) -> Sample:
         """Fresh samples keyed by (seed, step), drawn on the CPU and moved to ``device``."""
-        return self.draw(size, generator("data", seed, step)).to(device)
+        return self.draw(size, generator("data", seed, step))[part].to(device)
 
     def draw(self, n: int, generator: torch.Generator) -> Sample:
         """n fresh samples on the CPU."""
-        _require_positive("n", n)
+        require_positive("n", n)
         return self.sampler(n, generator)
 
 
@@ -64,7 +96,7 @@ class ImageSet:
             )
         self.images = images
         self.labels = labels
-        self._permutation: tuple[tuple[int, int], Tensor] | None = None
+        self._order = Order(len(images), images.device)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -78,40 +110,36 @@ class ImageSet:
         """The same data in the memory of ``device``, where ``batch`` and ``draw`` then index it."""
         return type(self)(self.images.to(device), self.labels.to(device))
 
-    def batch(self, step: int, size: int, seed: int, device: torch.device) -> Sample:
-        """The images at ``positions(step, size, seed)``, moved to ``device``."""
-        return to_float(self.images[self.positions(step, size, seed)]).to(device)
+    def pixels(self, indices: range) -> Pixels:
+        """The images at the given places, as they are."""
+        return self.images[indices.start : indices.stop : indices.step]
 
-    def labels_of(self, step: int, size: int, seed: int, device: torch.device) -> Label:
+    def batch(
+        self, step: int, size: int, seed: int, device: torch.device, part: slice = WHOLE
+    ) -> Sample:
+        """The images at ``positions(step, size, seed)``, moved to ``device``."""
+        return to_float(self.images[self.positions(step, size, seed)[part]]).to(device)
+
+    def labels_of(
+        self, step: int, size: int, seed: int, device: torch.device, part: slice = WHOLE
+    ) -> Label:
         """The labels of ``batch`` with the same arguments, (size,)."""
-        return self.labels[self.positions(step, size, seed)].to(device)
+        return self.labels[self.positions(step, size, seed)[part]].to(device)
 
     def draw(self, n: int, generator: torch.Generator) -> Sample:
         """n images, independent and uniform, hence with repetitions."""
-        _require_positive("n", n)
+        require_positive("n", n)
         chosen = torch.randint(len(self), (n,), generator=generator, device=generator.device)
         return to_float(self.images[chosen.to(self.images.device)])
 
     def positions(self, step: int, size: int, seed: int) -> Tensor:
-        """Which images and labels batch ``step`` holds, (size,) int64.
+        """Which images and labels batch ``step`` holds, (size,) int64: see ``Order``."""
+        return self._order.positions(step, size, seed)
 
-        All epochs, each a fresh permutation keyed by (seed, epoch), form one endless stream; the
-        batch is its part [step * size, (step + 1) * size), which may lie in several epochs.
-        """
-        _require_positive("size", size)
-        start, stop, total = step * size, (step + 1) * size, len(self)
-        parts = [
-            self._epoch(seed, epoch)[max(start - epoch * total, 0) : stop - epoch * total]
-            for epoch in range(start // total, (stop - 1) // total + 1)
-        ]
-        return torch.cat(parts)
-
-    def _epoch(self, seed: int, epoch: int) -> Tensor:
-        if self._permutation is None or self._permutation[0] != (seed, epoch):
-            # Drawn on the CPU, so that the order is the same on every device.
-            order = torch.randperm(len(self), generator=generator("epoch", seed, epoch))
-            self._permutation = ((seed, epoch), order.to(self.images.device))
-        return self._permutation[1]
+    def fingerprint(self) -> str:
+        """BLAKE2 of all pixels, which labels do not enter."""
+        pixels = self.images.cpu().contiguous().numpy()
+        return hashlib.blake2b(pixels.data, digest_size=16).hexdigest()
 
 
 def to_float(images: Pixels) -> Sample:
@@ -119,6 +147,16 @@ def to_float(images: Pixels) -> Sample:
     return images.float() / 127.5 - 1
 
 
-def _require_positive(name: str, value: int) -> None:
+def check_labels(labels: Label, classes: int, where: object) -> None:
+    """Raises ValueError unless all labels lie in 0, ..., classes - 1."""
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"labels must lie in 0, ..., {classes - 1}; got {low} to {high} in {where}"
+        )
+
+
+def require_positive(name: str, value: int) -> None:
+    """Raises ValueError for a value below 1."""
     if value < 1:
         raise ValueError(f"{name} must be at least 1; got {value}")

@@ -1,6 +1,7 @@
 """Distances of generated samples to real ones, as choices of an experiment."""
 
 import math
+import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,13 +11,16 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from vamf.data.dataset import Dataset, Split
+from vamf.data.dataset import Dataset, Images, Split
 from vamf.distributed import Workers
-from vamf.metrics import extractors
+from vamf.metrics import extractors, quality, reference
 from vamf.metrics.extractors import ExtractorName
 from vamf.metrics.frechet import frechet_with_error
-from vamf.metrics.moments import FeatureMoments, FeatureStatistics
+from vamf.metrics.gathering import PixelsAt, gather
+from vamf.metrics.quality import Quality
 from vamf.metrics.quantize import to_uint8
+from vamf.metrics.reference import Reference
+from vamf.metrics.statistics import FeatureStatistics
 from vamf.metrics.wasserstein import sliced_wasserstein
 from vamf.random import generator
 from vamf.typing import Sample
@@ -60,64 +64,95 @@ class FrechetDistance:
     """
 
     extractor: ExtractorName = "digits_cnn64_v1"
-    """Which features: a small digits classifier, or Inception for the FID."""
+    """Which features: a small digits classifier, untrained convolutions, or Inception (FID)."""
     samples: int = 1000
-    """Generated samples, a multiple of 20."""
-    reference: Split = "train"
-    """Real images to compare with."""
+    """Generated samples, at least 40."""
+    reference: Split | Path = "train"
+    """Real images to compare with: a split of the data, or an npz file of published statistics."""
     weights: Path | None = None
     """Inception's weights file, if it is not in torch-fidelity's own cache."""
+    also: tuple[Quality, ...] = ()
+    """More figures of the same features: `kid`, `precision_recall`, `inception_score`."""
 
     def __post_init__(self) -> None:
-        if self.samples < 2 * BLOCKS or self.samples % BLOCKS:
-            raise ValueError(
-                f"samples must be a multiple of {BLOCKS}, at least {2 * BLOCKS}; got {self.samples}"
-            )
+        if self.samples < 2 * BLOCKS:
+            raise ValueError(f"samples must be at least {2 * BLOCKS}; got {self.samples}")
         if self.weights is not None and self.extractor != "inception":
             raise ValueError(f"weights would be ignored: {self.extractor} brings its own")
+        quality.check(self.also, self.extractor == "inception", self.samples)
+        if isinstance(self.reference, Path) and self._compares_images:
+            raise ValueError(
+                "kid and precision_recall need the reference's images, and a file holds their "
+                f"mean and covariance; got {self.reference}"
+            )
 
     @property
     def key(self) -> str:
         """Name of the figure, with its protocol: `fd_digits_cnn64_v1_n1000_train`."""
-        extractor = _extractor(self.extractor, self.weights)
-        return extractors.metric_key(extractor, self.samples, self.reference)
+        return f"{extractors.prefix_of(self.extractor)}_n{self.samples}_{self.against}"
+
+    @property
+    def against(self) -> str:
+        """The reference as figures name it: the split, or the file's name without its ending."""
+        if isinstance(self.reference, Path):
+            return re.sub(r"[^A-Za-z0-9.-]+", "-", self.reference.stem)
+        return self.reference
+
+    @property
+    def _compares_images(self) -> bool:
+        """Whether the reference's mean and covariance are not enough."""
+        return bool({"kid", "precision_recall"} & {*self.also})
 
     def prepare(self) -> None:
-        """Finds the extractor's weights; ValueError says what to provide."""
+        """Finds the extractor's weights and the reference's file; ValueError says what to do."""
         _extractor(self.extractor, self.weights)
+        if isinstance(self.reference, Path):
+            FeatureStatistics.load(self.reference)
 
     def __call__(
         self, generate: Generate, source: Source, workers: Workers, seed: int
     ) -> dict[str, Measurement]:
         """Measures on all workers together; ``seed`` is not needed, the samples carry theirs."""
+        return self.of_pixels(lambda indices: to_uint8(generate(indices)), source, workers)
+
+    def of_pixels(
+        self, pixels: PixelsAt, source: Source, workers: Workers
+    ) -> dict[str, Measurement]:
+        """Measures images that are there, (n, C, H, W) uint8 at the given indices."""
         extractor = _extractor(self.extractor, self.weights).to(workers.device)
-        reference = _reference(self, source, workers.device)
-        size = self.samples // BLOCKS
-        blocks = [FeatureMoments(extractor.dim, workers.device) for _ in range(BLOCKS)]
-        for index in workers.mine(BLOCKS):
-            images = generate(range(index * size, (index + 1) * size))
-            blocks[index].update(extractor(to_uint8(images)))
-        if workers.world > 1:
-            for block in blocks:
-                block.all_reduce()
-        return {self.key: Measurement(*frechet_with_error(blocks, reference))}
+        key = extractors.metric_key(extractor, self.samples, self.against)  # refuses a false name
+        real = _reference(self, source, workers)
+        keep = bool(self.also)
+        made = gather(extractor, pixels, self.samples, BLOCKS, workers, keep=keep)
+        found = frechet_with_error(made.blocks, real.statistics)
+        figures = {key: (found.value, found.error)}
+        figures[f"{key}_unbiased"] = (found.unbiased, found.error)
+        if made.features is not None:
+            suffix = f"n{self.samples}_{self.against}"
+            figures |= quality.figures(self.also, extractor, made.features, real.features, suffix)
+        return {name: Measurement(*figure) for name, figure in figures.items()}
+
+    def save(self, images: Images, path: Path, workers: Workers) -> None:
+        """Writes mean and covariance of the images' features, as a reference for others."""
+        extractor = _extractor(self.extractor, self.weights).to(workers.device)
+        found = reference.of_images(images, extractor, workers, split="train")
+        found.statistics.save(path, reference.protocol(extractor, images.shape))
+
+
+@lru_cache(maxsize=8)
+def _reference(distance: FrechetDistance, source: Source, workers: Workers) -> Reference:
+    extractor = _extractor(distance.extractor, distance.weights).to(workers.device)
+    if isinstance(distance.reference, Path):
+        shape = source.load("train").shape
+        return reference.of_file(distance.reference, extractor, shape, workers.device)
+    images, keep = source.load(distance.reference), distance._compares_images
+    assert isinstance(images, Images)  # points are measured otherwise
+    return reference.of_images(images, extractor, workers, split=distance.reference, keep=keep)
 
 
 @lru_cache(maxsize=4)
 def _extractor(name: ExtractorName, weights: Path | None) -> extractors.Extractor:
     return extractors.build(name, weights)
-
-
-@lru_cache(maxsize=8)
-def _reference(
-    distance: FrechetDistance, source: Source, device: torch.device
-) -> FeatureStatistics:
-    extractor = _extractor(distance.extractor, distance.weights).to(device)
-    images = source.load(distance.reference).images  # type: ignore[attr-defined]
-    moments = FeatureMoments(extractor.dim, device)
-    for chunk in images.to(device).split(500):
-        moments.update(extractor(chunk))
-    return moments.statistics()
 
 
 @dataclass(frozen=True, kw_only=True)

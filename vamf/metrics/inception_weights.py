@@ -8,6 +8,7 @@ from vamf.metrics.digits_cnn import file_sha256
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
+SIZE = "95 MB"
 SHA256_PREFIX = "6726825d"
 """The published file carries these first digits of its SHA-256 in its name."""
 
@@ -38,6 +39,7 @@ def _download(path: Path) -> None:
         torch.hub.download_url_to_file(URL, str(path), hash_prefix=SHA256_PREFIX, progress=False)
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"FID needs the Inception weights {FILE}, and nothing replaces them: fetch {URL} "
-            f"and put it at {path}; the download failed with {type(error).__name__}: {error}"
+            f"FID needs the Inception weights {FILE} ({SIZE}), and nothing replaces them: "
+            f"fetch {URL} and put it at {path}, or name it by evaluation.distance.weights; "
+            f"the download failed with {type(error).__name__}: {error}"
         ) from error

@@ -1,50 +1,12 @@
 """Mean and covariance of features, gathered in pieces, on any number of workers."""
 
-import uuid
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
-from torch import Tensor
 
+from vamf.metrics.statistics import FeatureStatistics
 from vamf.typing import Features
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class FeatureStatistics:
-    """The Gaussian that a Fréchet distance sees of a set of features; float64."""
-
-    mean: Float[Tensor, " features"]
-    covariance: Float[Tensor, "features features"]
-    """The unbiased one, divided by count - 1."""
-    count: int
-
-    def save(self, path: Path) -> None:
-        """Writes mu, sigma and n to an npz file; another process sees all of it or nothing."""
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, mu=self.mean.cpu(), sigma=self.covariance.cpu(), n=self.count)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Reads what ``save`` wrote, onto the CPU; ValueError if an array is missing."""
-        with np.load(path, allow_pickle=False) as stored:
-            missing = {"mu", "sigma", "n"} - set(stored.files)
-            if missing:
-                raise ValueError(f"{path} must hold mu, sigma and n; lacks {sorted(missing)}")
-            return cls(
-                mean=torch.from_numpy(stored["mu"]).double(),
-                covariance=torch.from_numpy(stored["sigma"]).double(),
-                count=int(stored["n"]),
-            )
 
 
 class FeatureMoments:

@@ -53,6 +53,15 @@ def generate_from(
     return generate
 
 
+def protocol(experiment: Experiment) -> str:
+    """What two distances must share to be compared, in words: figure, steps, weights and noise."""
+    evaluation = experiment.evaluation
+    return (
+        f"{evaluation.distance.key}, {evaluation.sampling_steps}-step samples, "
+        f"moving average {experiment.ema}, evaluation seed {evaluation.seed}"
+    )
+
+
 def distance(u: AverageVelocity, experiment: Experiment, workers: Workers) -> Metrics:
     """The experiment's distance of generated samples to real ones."""
     shape, measure = experiment.data.load("test").shape, experiment.evaluation.distance

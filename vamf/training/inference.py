@@ -1,12 +1,13 @@
 """A trained network off its checkpoint, for sampling and for measuring."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch.optim.swa_utils import AveragedModel
 
+from vamf.data.images import Digits
 from vamf.diagnostics.adaptive import Adapted
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
@@ -98,6 +99,20 @@ def anchors(experiment: Experiment, workers: Workers) -> dict[str, Measurement]:
         name: next(iter(measure(source, experiment.data, workers, seed).values()))
         for name, source in sources.items()
     }
+
+
+def measure_all(
+    trained: Trained, experiment: Experiment, workers: Workers, tell: Callable[[str, object], None]
+) -> None:
+    """Tells name and figure of everything that ``jobs.evaluate`` shows, as soon as it is known."""
+    for name, measurement in measure(trained, experiment, workers).items():
+        tell(name, measurement)
+    key = experiment.evaluation.distance.key
+    for name, measurement in anchors(experiment, workers).items():
+        tell(f"{key} of {name}", measurement)
+    if isinstance(experiment.data, Digits):
+        counts = class_counts(trained, experiment, 1000, workers)
+        tell("classes 0 to 9 in 1000 samples", " ".join(map(str, counts)))
 
 
 def class_counts(trained: Trained, experiment: Experiment, n: int, workers: Workers) -> list[int]:

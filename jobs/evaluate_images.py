@@ -1,0 +1,59 @@
+"""Measure a folder of images: ``python -m jobs.evaluate --images FOLDER --preset cifar10``."""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+from jobs import cli
+from vamf.data.folders import ImageFolder
+from vamf.distributed import Workers
+from vamf.metrics.distances import FrechetDistance
+from vamf.presets import PRESETS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Measure all images below a folder by a preset's distance to the preset's data."""
+
+    images: Path
+    """The folder; its images must be of the data's size."""
+    preset: str = "cifar10"
+    """Whose data, and whose distance."""
+    set: tuple[str, ...] = ()
+    """Other settings of the preset, as `name=value`, such as `data.root=data`."""
+    damaged: Literal["refuse", "skip"] = "refuse"
+    """What becomes of files that are no images, or of another size."""
+    save: Path | None = None
+    """An npz file for the folder's own mean and covariance, as pytorch-fid writes them."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where to compute."""
+
+
+def main(argv: list[str]) -> None:
+    cli.guarded(lambda: run(tyro.cli(Options, args=argv, prog="evaluate")))
+
+
+def run(options: Options) -> None:
+    """Reads, measures and prints."""
+    experiment = cli.changed(cli.one_of(options.preset, PRESETS, "preset"), options.set)
+    distance, workers = experiment.evaluation.distance, Workers(device=torch.device(options.device))
+    if not isinstance(distance, FrechetDistance):
+        raise ValueError(f"a folder of images needs a preset of images; got {options.preset}")
+    channels, height, _ = experiment.data.load("train").shape
+    folder = ImageFolder.of(options.images, channels, height, options.damaged)
+    images = folder.load("train")
+    distance = replace(distance, samples=len(images))
+    distance.prepare()
+    print(f"{len(images)} images in {options.images}")
+    for name, figure in distance.of_pixels(images.pixels, experiment.data, workers).items():
+        cli.figure(name, figure)
+    if options.save:
+        distance.save(images, options.save, workers)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

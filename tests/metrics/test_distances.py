@@ -1,0 +1,212 @@
+"""A figure depends on the images alone, and is torch-fidelity's own."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from vamf.data.dataset import ImageSet
+from vamf.data.images import Digits
+from vamf.distributed import Workers
+from vamf.metrics import digits_cnn, distances, gathering, inception_weights
+from vamf.metrics.distances import FrechetDistance
+from vamf.metrics.extractors import (
+    INCEPTION_ID,
+    DigitsExtractor,
+    build,
+    register_with_torch_fidelity,
+)
+from vamf.random import generator
+
+TRAIN = Digits().load("train")
+QUIET = {"cuda": False, "cache": False, "save_cpu_ram": True, "verbose": False}
+
+
+@dataclass
+class Pictures(torch.utils.data.Dataset):
+    """What torch-fidelity takes for images: one tensor an item."""
+
+    images: torch.Tensor
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index]
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A source of given images."""
+
+    images: torch.Tensor
+
+    def __hash__(self):
+        return id(self.images)
+
+    def load(self, split):
+        return ImageSet(self.images, torch.zeros(len(self.images)).long())
+
+
+def noisy(images, sigma):
+    noise = torch.randn(images.shape, generator=generator("noisy"))
+    return (images.float() + sigma * noise).round().clamp(0, 255).to(torch.uint8)
+
+
+def measured(distance, images, source, workers=Workers()):  # noqa: B008
+    found = replace(distance, samples=len(images)).of_pixels(
+        lambda indices: images[list(indices)], source, workers
+    )
+    return {name: figure.value for name, figure in found.items()}
+
+
+def test_all_figures_equal_torch_fidelity():
+    """Of 1,347 images; its own mean, summed in float32, is what 1e-6 allows for."""
+    import torch_fidelity
+
+    register_with_torch_fidelity()
+    generated = noisy(TRAIN.images, 30)
+    theirs = torch_fidelity.calculate_metrics(
+        input1=Pictures(generated),
+        input2=Pictures(TRAIN.images),
+        feature_extractor="digits_cnn64_v1",
+        **QUIET | {"fid": True, "kid": True, "prc": True},
+    )
+    distance = FrechetDistance(samples=1347, also=("kid", "precision_recall"))
+    own = measured(distance, generated, Digits())
+    name, end = "digits_cnn64_v1", "n1347_train"
+    pairs = {
+        f"fd_{name}_{end}": "frechet_inception_distance",
+        f"mmd_{name}_{end}": "kernel_inception_distance_mean",
+        f"precision_{name}_{end}": "precision",
+        f"recall_{name}_{end}": "recall",
+    }
+    assert own.keys() == pairs.keys() | {f"fd_{name}_{end}_unbiased"}
+    for mine, its in pairs.items():
+        assert own[mine] == pytest.approx(theirs[its], rel=1e-6)
+    assert own[f"fd_{name}_{end}_unbiased"] < own[f"fd_{name}_{end}"]
+
+
+@pytest.mark.parametrize("at_once", [7, 50, 1000])
+def test_batches_and_order_do_not_matter(at_once, monkeypatch):
+    monkeypatch.setattr(gathering, "AT_ONCE", at_once)
+    generated = noisy(TRAIN.images[:401], 30)
+    expected = FrechetDistance().key.replace("n1000", "n401")
+    whole = measured(FrechetDistance(), generated, Digits())[expected]
+    shuffled = generated[torch.randperm(401, generator=generator("order"))]
+    assert measured(FrechetDistance(), shuffled, Digits())[expected] == pytest.approx(
+        whole, rel=1e-6
+    )
+    direct = DigitsExtractor()(generated).double()
+    found = gathering.gather(
+        DigitsExtractor(), lambda i: generated[list(i)], 401, 20, Workers(), keep=True
+    )
+    # Convolutions of other batch sizes round differently, in float32.
+    torch.testing.assert_close(found.features.double(), direct, rtol=1e-4, atol=1e-5)
+    assert {block.count for block in found.blocks} == {20, 21}
+
+
+def work(rank, folder):
+    """One of two processes: both measure, with statistics that none of them has yet."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+    )
+    distance = FrechetDistance(also=("precision_recall",))
+    found = [measured(distance, noisy(TRAIN.images[:301], 30), Digits(), Workers(rank, 2))]
+    distances._reference.cache_clear()
+    found.append(measured(distance, noisy(TRAIN.images[:301], 30), Digits(), Workers(rank, 2)))
+    torch.save(found, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_workers_measure_as_one_does(tmp_path, monkeypatch):
+    """At first together, then with rank 0's file."""
+    monkeypatch.setenv("VAMF_CACHE", str(tmp_path / "cache"))
+    mp.spawn(work, (tmp_path,), nprocs=2)
+    alone = measured(
+        FrechetDistance(also=("precision_recall",)), noisy(TRAIN.images[:301], 30), Digits()
+    )
+    for rank in (0, 1):
+        for found in torch.load(tmp_path / f"{rank}.pt"):
+            assert found == pytest.approx(alone, rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def random_weights(tmp_path_factory):
+    """A file in the form of the published one: a state dictionary, of random weights."""
+    from torch_fidelity import feature_extractor_inceptionv3 as theirs
+
+    kind, path = theirs.FeatureExtractorInceptionV3, tmp_path_factory.mktemp("weights") / "w.pth"
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
+        patch.setattr(kind, "load_state_dict", lambda *_: None)
+        patch.setattr(theirs, "load_state_dict_from_url", lambda *_, **__: {})
+        torch.manual_seed(0)
+        network = kind(INCEPTION_ID, ["2048"])
+    for name, value in network.named_parameters():
+        if ".conv." in name:  # He's gain keeps deep features alive
+            torch.nn.init.kaiming_normal_(value, nonlinearity="relu")
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def test_fid_equals_torch_fidelity_with_random_weights(random_weights, monkeypatch):
+    """Features to float32 rounding; of the distance what so few images leave of their eigenvalues.
+
+    12 images of 2,048 features: covariances of rank 11, of which torch-fidelity takes the
+    eigenvalues of a product that is not symmetric.
+    """
+    import torch_fidelity
+
+    digest = digits_cnn.file_sha256(random_weights)
+    monkeypatch.setattr(inception_weights, "SHA256_PREFIX", digest[:8])
+    g = generator("inception")
+    real, generated = (
+        torch.randint(high, (12, 3, 32, 32), generator=g).byte() for high in (256, 200)
+    )
+    options = {"feature_extractor_weights_path": str(random_weights), "batch_size": 5}
+    theirs = torch_fidelity.calculate_metrics(
+        input1=Pictures(generated),
+        input2=Pictures(real),
+        feature_extractor=INCEPTION_ID,
+        **QUIET | options | {"fid": True, "isc": True},
+    )
+    extractor = build("inception", random_weights)
+    made, there = (
+        gathering.gather(extractor, Fixed(each).load("train").pixels, 12, 2, Workers(), keep=True)
+        for each in (generated, real)
+    )
+    reference = there.blocks[0].merge(there.blocks[1]).statistics()
+    own = distances.frechet_with_error(made.blocks, reference)
+    assert own.value == pytest.approx(theirs["frechet_inception_distance"], rel=1e-6)
+    mean, error = distances.quality.inception_score(extractor, made.features)
+    assert mean == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
+    assert error == pytest.approx(theirs["inception_score_std"] / 10**0.5, rel=1e-3)
+
+
+def test_key_needs_no_weights(monkeypatch, tmp_path):
+    """What a figure is called is known before anything is built or fetched."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert FrechetDistance(extractor="inception", samples=50_000).key == "fid_n50000_train"
+    key = FrechetDistance(extractor="randconv64_v1", reference="test").key
+    assert key == "fd_randconv64_v1_n1000_test"
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"also": ("kid",), "samples": 999}, "kid needs at least 1000 samples; got 999"),
+        ({"also": ("inception_score",)}, "needs the extractor inception"),
+        ({"samples": 39}, "samples must be at least 40; got 39"),
+    ],
+)
+def test_figures_that_cannot_be_are_refused(settings, line):
+    with pytest.raises(ValueError, match=line):
+        FrechetDistance(**settings)
+
+
+def test_kid_needs_as_many_real_images():
+    distance = FrechetDistance(samples=1000, reference="test", also=("kid",))
+    with pytest.raises(ValueError, match="on both sides; got 1000 generated and 450 real"):
+        distance.of_pixels(TRAIN.pixels, Digits(), Workers())

@@ -1,0 +1,155 @@
+"""Reference statistics are computed once for the same images, and for no others."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from vamf.data.dataset import ImageSet
+from vamf.data.images import Digits
+from vamf.distributed import Workers
+from vamf.metrics import reference
+from vamf.metrics.distances import FrechetDistance
+from vamf.metrics.extractors import DigitsExtractor, RandomExtractor
+from vamf.metrics.moments import FeatureMoments
+
+TEST = Digits().load("test")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("VAMF_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "reference"
+
+
+class Counting(DigitsExtractor):
+    """Counts the images that it sees."""
+
+    seen = 0
+
+    def __call__(self, images):
+        type(self).seen += len(images)
+        return super().__call__(images)
+
+
+@pytest.fixture
+def counting():
+    Counting.seen = 0
+    return Counting()
+
+
+def of(images, extractor, **options):
+    return reference.of_images(images, extractor, Workers(), split="test", **options)
+
+
+def same(a, b):
+    return torch.equal(a.statistics.mean, b.statistics.mean) and torch.equal(
+        a.statistics.covariance, b.statistics.covariance
+    )
+
+
+def test_a_second_look_computes_nothing(counting, folder):
+    first = of(TEST, counting)
+    assert counting.seen == 450
+    assert same(of(TEST, counting), first) and counting.seen == 450
+    direct = FeatureMoments(64).update(DigitsExtractor()(TEST.images)).statistics()
+    torch.testing.assert_close(first.statistics.covariance, direct.covariance, rtol=1e-5, atol=0)
+    (path,) = folder.glob("*.npz")
+    with np.load(path) as stored:
+        key = json.loads(str(stored["protocol"]))
+    assert key["extractor"] == "digits_cnn64_v1" and key["resolution"] == "1x8x8"
+    assert key["weights"] == DigitsExtractor.sha256 and key["quantisation"].startswith("uint8")
+    assert key["split"] == "test" and key["count"] == "450"
+
+
+def test_other_images_splits_and_weights_are_other_files(counting, folder):
+    changed = TEST.images.clone()
+    changed[3, 0, 0, 0] += 1
+    of(TEST, counting)
+    for images in (changed, TEST.images[:449]):
+        of(ImageSet(images, TEST.labels[: len(images)]), counting)
+    reference.of_images(TEST, counting, Workers(), split="train")
+    of(TEST, RandomExtractor())
+    counting.sha256 = "other weights"
+    of(TEST, counting)
+    assert len(list(folder.glob("*.npz"))) == 6
+    assert counting.seen == 4 * 450 + 449
+
+
+def test_features_are_kept_if_asked_for(counting):
+    of(TEST, counting)
+    found = of(TEST, counting, keep=True)  # the file without features does not serve
+    assert counting.seen == 900 and found.features.shape == (450, 64)
+    again = of(TEST, counting, keep=True)
+    assert counting.seen == 900 and torch.equal(again.features, found.features)
+
+
+def test_a_damaged_file_is_computed_again(counting, folder):
+    first = of(TEST, counting)
+    (path,) = folder.glob("*.npz")
+    path.write_bytes(path.read_bytes()[:1000])
+    assert same(of(TEST, counting), first) and counting.seen == 900
+    assert same(of(TEST, counting), first) and counting.seen == 900
+
+
+def test_of_many_at_once_one_computes(counting):
+    """Locks of a file exclude threads that open it apart, as they do processes."""
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: of(TEST, counting), range(4)))
+    assert counting.seen == 450 and all(same(each, found[0]) for each in found)
+
+
+def test_a_folder_that_cannot_be_written_costs_only_the_cache(counting, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("VAMF_CACHE", str(tmp_path / "file"))
+    assert same(of(TEST, counting), of(TEST, counting)) and counting.seen == 900
+
+
+class Second(Workers):
+    """Rank 1 of two, whose sums already hold what rank 0 contributed."""
+
+    def sum(self, tensor):
+        return tensor.add_(self.given.pop(0).to(tensor))
+
+
+def test_rank_0_hands_out_what_it_found(counting):
+    whole = of(TEST, counting, keep=True)
+    second, seen = Second(1, 2), counting.seen
+    statistics = whole.statistics
+    Second.given = [torch.tensor([1]), statistics.mean, statistics.covariance, whole.features]
+    found = reference.of_images(TEST, counting, second, split="test", keep=True)
+    assert same(found, whole) and torch.equal(found.features, whole.features)
+    assert counting.seen == seen
+
+
+def test_a_file_can_be_the_reference(tmp_path):
+    """A split's statistics, written and read, give the split's own figure under another name."""
+    path = tmp_path / "their stats.npz"
+    FrechetDistance().save(Digits().load("test"), path, Workers())
+
+    def figures(where):
+        distance = FrechetDistance(samples=100, reference=where)
+        distance.prepare()
+        return distance.of_pixels(Digits().load("train").pixels, Digits(), Workers())
+
+    named, own = figures(path), figures("test")
+    assert list(named) == [
+        "fd_digits_cnn64_v1_n100_their-stats",
+        "fd_digits_cnn64_v1_n100_their-stats_unbiased",
+    ]
+    assert list(named.values()) == list(own.values())
+
+
+def test_a_file_of_other_features_is_refused(tmp_path):
+    path = tmp_path / "a.npz"
+    FrechetDistance(extractor="randconv64_v1").save(Digits().load("test"), path, Workers())
+    distance = FrechetDistance(samples=100, reference=path)
+    with pytest.raises(ValueError, match="extractor randconv64_v1 there, digits_cnn64_v1 here"):
+        distance.of_pixels(Digits().load("train").pixels, Digits(), Workers())
+    np.savez(path, mu=np.zeros(2048), sigma=np.eye(2048))
+    with pytest.raises(ValueError, match=r"64 features, as digits_cnn64_v1 has; got 2048"):
+        distance.of_pixels(Digits().load("train").pixels, Digits(), Workers())
+    with pytest.raises(ValueError, match="kid and precision_recall need the reference's images"):
+        FrechetDistance(samples=1000, reference=path, also=("kid",))

@@ -1,0 +1,156 @@
+"""Image files as pixels: which there are, how they are cut to size, and which are of no use."""
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vamf.typing import Pixels
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+Crop = Literal["centre", "exact"]
+
+THREADS = 8
+"""Pillow lets go of the interpreter while it decodes."""
+NAMED = 3
+"""Files of no use that a message names."""
+
+
+class Unreadable(ValueError):
+    """A file that is no image, or not of the size that was declared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """How a file of any size becomes pixels of one shape."""
+
+    size: int
+    """Height and width."""
+    channels: Literal[1, 3]
+    """3 for RGB, 1 for grey."""
+    crop: Crop
+    """`centre` scales the shorter side to ``size`` and cuts out the middle; `exact` takes no file
+    of another size."""
+
+    def __call__(self, path: Path) -> Pixels:
+        """The pixels of a file, (channels, size, size); Unreadable says what is wrong with it."""
+        try:
+            with Image.open(path) as image:
+                self._check(image, path)
+                return as_pixels(self._resized(image.convert(_mode(self.channels))))
+        except Unreadable:
+            raise
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise Unreadable(f"{path} is no image that Pillow reads: {error}") from None
+
+    def check(self, path: Path) -> None:
+        """The same of a file's header alone: damage further on goes unseen."""
+        try:
+            with Image.open(path) as image:
+                self._check(image, path)
+        except Unreadable:
+            raise
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise Unreadable(f"{path} is no image that Pillow reads: {error}") from None
+
+    def _check(self, image: Image.Image, path: Path) -> None:
+        if self.crop == "exact" and image.size != (self.size, self.size):
+            width, height = image.size
+            raise Unreadable(f"{path} must be {self.size}x{self.size}; got {width}x{height}")
+
+    def _resized(self, image: Image.Image) -> Image.Image:
+        """Halved by averages while it is more than twice too large, then bicubic (as ADM does)."""
+        if image.size == (self.size, self.size):
+            return image
+        while min(image.size) >= 2 * self.size:
+            image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+        scale = self.size / min(image.size)
+        width, height = (max(self.size, round(scale * side)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - self.size) // 2, (height - self.size) // 2
+        return image.crop((left, top, left + self.size, top + self.size))
+
+
+def _mode(channels: int) -> str:
+    return "L" if channels == 1 else "RGB"
+
+
+def as_pixels(image: Image.Image) -> Pixels:
+    """A Pillow image in grey or RGB as (channels, height, width)."""
+    array = np.array(image)
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous()
+
+
+def image_files(folder: Path) -> list[Path]:
+    """All files below a folder whose ending Pillow knows, by name; ValueError if there are none."""
+    known = Image.registered_extensions()
+    if not folder.is_dir():
+        raise ValueError(f"a folder of images must exist; got {folder}")
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in known and p.is_file())
+    if not found:
+        raise ValueError(f"a folder of images must hold at least one; got none in {folder}")
+    return found
+
+
+def usable(files: Sequence[Path], cut: Cut, skip: bool) -> list[Path]:
+    """The files whose header fits; the others are skipped, or refused with their number and names.
+
+    Raises ValueError, naming the first files, unless all fit or ``skip``.
+    """
+    complaints = parallel(lambda path: complaint(cut, path), files)
+    bad = [line for line in complaints if line]
+    tell(bad, len(files), skip)
+    return [path for path, line in zip(files, complaints, strict=True) if not line]
+
+
+def complaint(cut: Cut, path: Path) -> str:
+    """What is wrong with a file by its header, or nothing."""
+    try:
+        cut.check(path)
+    except Unreadable as error:
+        return str(error)
+    return ""
+
+
+def tell(bad: Sequence[str], total: int, skip: bool) -> None:
+    """Prints what was skipped, or raises ValueError; nothing if there is nothing."""
+    if not bad:
+        return
+    more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    line = f"{len(bad)} of {total} files are of no use: {'; '.join(bad[:NAMED])}{more}"
+    if not skip or len(bad) == total:
+        raise ValueError(line)
+    print(f"skipped {line}", flush=True)
+
+
+def parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """``function`` of each item, in order, on several threads."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(function, items))
+
+
+def read_all(files: Sequence[Path], cut: Cut, skip: bool) -> tuple[Pixels, list[int]]:
+    """All files' pixels, (n, channels, size, size), and the places of those that were readable.
+
+    Raises ValueError, naming the first files, unless all are or ``skip``.
+    """
+    images = torch.empty(len(files), cut.channels, cut.size, cut.size, dtype=torch.uint8)
+
+    def read(index: int) -> str:
+        try:
+            images[index] = cut(files[index])
+        except Unreadable as error:
+            return str(error)
+        return ""
+
+    complaints = parallel(read, range(len(files)))
+    tell([line for line in complaints if line], len(files), skip)
+    good = [index for index, line in enumerate(complaints) if not line]
+    return (images if len(good) == len(files) else images[good]), good

@@ -1,0 +1,130 @@
+"""Images too many for memory: read from disk, ahead of the steps that need them."""
+
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from vamf.data.dataset import WHOLE, require_positive, to_float
+from vamf.data.files import Cut, Unreadable
+from vamf.data.order import Order
+from vamf.typing import Label, Pixels, Sample
+
+AHEAD = 4
+"""Batches that are read ahead of the one that is asked for."""
+
+Batch = tuple[int, int, int, tuple[int | None, int | None, int | None]]
+"""Step, size, seed and part: what a batch is a function of."""
+
+
+class StreamedSet:
+    """Files that are decoded when a batch needs them, in the order that ``ImageSet`` would have.
+
+    Batches that come next are decoded on threads meanwhile. What a batch holds is a function of
+    its arguments alone; reading ahead only changes when it is read.
+    """
+
+    def __init__(self, files: Sequence[Path], cut: Cut, labels: Label, skip: bool) -> None:
+        """``skip`` names a damaged file and puts the next good one of its class in its place."""
+        self.files, self.cut, self.labels, self.skip = list(files), cut, labels, skip
+        self._order = Order(len(files))
+        self._pool = ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1)))
+        self._coming: dict[Batch, list[Future[Pixels]]] = {}
+        self._waited, self._since = 0.0, time.monotonic()
+        self._named: set[Path] = set()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        return (self.cut.channels, self.cut.size, self.cut.size)
+
+    def batch(
+        self, step: int, size: int, seed: int, device: torch.device, part: slice = WHOLE
+    ) -> Sample:
+        """The images at the stream's places for this step, as float32 in [-1, 1] on ``device``.
+
+        Raises ValueError naming a damaged file, unless such are skipped.
+        """
+        start = time.monotonic()
+        images = torch.stack([f.result() for f in self._request(step, size, seed, part)])
+        self._waited += time.monotonic() - start
+        self._coming.pop(_key(step, size, seed, part), None)
+        for later in range(step + 1, step + 1 + AHEAD):
+            self._request(later, size, seed, part)
+        return to_float(_to(images, device))
+
+    def _request(self, step: int, size: int, seed: int, part: slice) -> list[Future[Pixels]]:
+        key = _key(step, size, seed, part)
+        if key not in self._coming:
+            while len(self._coming) > AHEAD:  # of another run, or an evaluation
+                for future in self._coming.pop(next(iter(self._coming))):
+                    future.cancel()
+            places = self._order.positions(step, size, seed)[part].tolist()
+            self._coming[key] = [self._pool.submit(self._read, place) for place in places]
+        return self._coming[key]
+
+    def _read(self, place: int) -> Pixels:
+        for other in (*range(place, len(self)), *range(place)):
+            if self.labels[other] != self.labels[place]:
+                continue
+            try:
+                return self.cut(self.files[other])
+            except Unreadable as error:
+                if not self.skip:
+                    raise
+                self._name(self.files[other], error)
+        raise Unreadable(f"no file like {self.files[place]} is of any use")
+
+    def _name(self, path: Path, error: Unreadable) -> None:
+        if path not in self._named:
+            self._named.add(path)
+            print(f"skipped, file {len(self._named)} of no use: {error}", flush=True)
+
+    def labels_of(
+        self, step: int, size: int, seed: int, device: torch.device, part: slice = WHOLE
+    ) -> Label:
+        """The labels of ``batch`` with the same arguments."""
+        return self.labels[self._order.positions(step, size, seed)[part]].to(device)
+
+    def draw(self, n: int, generator: torch.Generator) -> Sample:
+        """n images, independent and uniform, hence with repetitions; on the CPU."""
+        require_positive("n", n)
+        chosen = torch.randint(len(self), (n,), generator=generator, device=generator.device)
+        return to_float(torch.stack(list(self._pool.map(self._read, chosen.tolist()))))
+
+    def pixels(self, indices: range) -> Pixels:
+        """The images at the given places, on the CPU."""
+        return torch.stack(list(self._pool.map(self._read, indices)))
+
+    def fingerprint(self) -> str:
+        """BLAKE2 of names, sizes and times of change, and of how files are cut: not of contents."""
+        digest = hashlib.blake2b(repr(self.cut).encode(), digest_size=16)
+        for path in self.files:
+            found = path.stat()
+            digest.update(repr((path.name, found.st_size, found.st_mtime_ns)).encode())
+        return digest.hexdigest()
+
+    def waiting_share(self) -> float:
+        """The share of the time since the last call that went into waiting for files."""
+        now = time.monotonic()
+        share = self._waited / max(now - self._since, 1e-9)
+        self._waited, self._since = 0.0, now
+        return share
+
+
+def _key(step: int, size: int, seed: int, part: slice) -> Batch:
+    return step, size, seed, (part.start, part.stop, part.step)
+
+
+def _to(images: Pixels, device: torch.device) -> Pixels:
+    """Pinned memory lets a GPU fetch a batch while the host goes on."""
+    if device.type == "cuda":
+        return images.pin_memory().to(device, non_blocking=True)
+    return images.to(device)

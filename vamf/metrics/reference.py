@@ -1,0 +1,132 @@
+"""Statistics of real images: computed once by all workers, then read from disk by everybody."""
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vamf.data.dataset import Images
+from vamf.distributed import Workers
+from vamf.metrics import cache
+from vamf.metrics.extractors import Extractor
+from vamf.metrics.gathering import gather
+from vamf.metrics.statistics import FeatureStatistics, write_whole
+from vamf.typing import Features
+
+VERSION = "1"
+"""Of what is stored and how it is computed: another one is never read."""
+
+
+class Reference(NamedTuple):
+    """What generated images are compared with."""
+
+    statistics: FeatureStatistics
+    features: Features | None
+    """All features in the images' order, float32 on the CPU, if they were asked for."""
+
+
+def protocol(extractor: Extractor, shape: tuple[int, ...]) -> dict[str, str]:
+    """What figures must share to be compared, for images of ``shape`` (C, H, W)."""
+    return {
+        "extractor": extractor.id,
+        "weights": extractor.sha256,
+        "quantisation": "uint8, round half up",
+        "precision": "float32",
+        "resolution": "x".join(map(str, shape)),
+    }
+
+
+def of_images(
+    images: Images, extractor: Extractor, workers: Workers, *, split: str, keep: bool = False
+) -> Reference:
+    """Mean and covariance of all images' features, and the features themselves if ``keep``.
+
+    From the cache if these very images were seen before, with these weights, at this resolution.
+    Collective: rank 0 looks, and either hands out what it found or all compute it together.
+    """
+    key = protocol(extractor, images.shape) | {
+        "images": images.fingerprint(),
+        "count": str(len(images)),
+        "split": split,
+        "version": VERSION,
+    }
+    path = cache.place(key, ".npz")
+    with cache.alone(path) if workers.rank == 0 else nullcontext(False) as writable:
+        found = _read(path, key, keep) if workers.rank == 0 else None
+        if workers.sum(torch.tensor([found is not None], device=workers.device).long()).item():
+            return _share(found, len(images), extractor.dim, workers, keep)
+        made = _compute(images, extractor, workers, keep)
+        if writable:
+            _write(path, key, made)
+    return made
+
+
+def _compute(images: Images, extractor: Extractor, workers: Workers, keep: bool) -> Reference:
+    found = gather(extractor, images.pixels, len(images), 1, workers, keep=keep)
+    return Reference(found.blocks[0].statistics(), found.features)
+
+
+def _read(path: Path, key: Mapping[str, str], keep: bool) -> Reference | None:
+    """What is stored, or None if it is not there, damaged, or lacks the features."""
+    try:
+        statistics = FeatureStatistics.load(path, key)
+        features = torch.from_numpy(np.load(path.with_suffix(".npy"))) if keep else None
+    except (OSError, ValueError, EOFError):
+        return None
+    return Reference(statistics, features)
+
+
+def _write(path: Path, key: Mapping[str, str], made: Reference) -> None:
+    features = made.features
+    try:
+        if features is not None:
+            array = features.numpy()
+            write_whole(path.with_suffix(".npy"), lambda file: np.save(file, array))
+        made.statistics.save(path, key)
+    except OSError as error:
+        print(f"reference statistics were not kept: {error}", flush=True)
+
+
+def _share(
+    found: Reference | None, count: int, dim: int, workers: Workers, keep: bool
+) -> Reference:
+    """Rank 0's reference on every worker: a sum to which the others add nothing."""
+
+    def everywhere(*shape: int, dtype: torch.dtype, of: Callable[[Reference], Tensor]) -> Tensor:
+        mine = torch.zeros(shape, dtype=dtype, device=workers.device)
+        return workers.sum(mine if found is None else mine + of(found).to(workers.device))
+
+    mean = everywhere(dim, dtype=torch.float64, of=lambda r: r.statistics.mean)
+    covariance = everywhere(dim, dim, dtype=torch.float64, of=lambda r: r.statistics.covariance)
+    statistics = FeatureStatistics(mean=mean, covariance=covariance, count=count)
+    if not keep:
+        return Reference(statistics, None)
+    features = everywhere(count, dim, dtype=torch.float32, of=_features)
+    return Reference(statistics, features.cpu())
+
+
+def _features(reference: Reference) -> Tensor:
+    assert reference.features is not None
+    return reference.features
+
+
+def of_file(
+    path: Path, extractor: Extractor, shape: tuple[int, ...], device: torch.device
+) -> Reference:
+    """The statistics that somebody published, or ``of_images`` wrote.
+
+    Raises ValueError if they are of another extractor, of other weights or of another resolution.
+    """
+    statistics = FeatureStatistics.load(path, protocol(extractor, shape))
+    if len(statistics.mean) != extractor.dim:
+        raise ValueError(
+            f"{path} must hold statistics of {extractor.dim} features, as {extractor.id} has; "
+            f"got {len(statistics.mean)}"
+        )
+    mean, covariance = statistics.mean.to(device), statistics.covariance.to(device)
+    moved = FeatureStatistics(mean=mean, covariance=covariance, count=statistics.count)
+    return Reference(moved, None)
