@@ -4,7 +4,9 @@ import json
 import math
 
 import pytest
+from pictures import trust_cifar10, write_tiny
 
+from vamf.data.downloads import CIFAR10, MNIST
 from vamf.experiment import Experiment
 from vamf.presets import PRESETS
 from vamf.training.checkpoint import find_checkpoint
@@ -24,9 +26,26 @@ TINY_DISTANCE = {
 }
 
 
-def tiny(preset):
+TINY_NETWORK = {"model.channels": 8, "model.blocks": 1}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder with random pixels in the place of MNIST and CIFAR-10."""
+    root = tmp_path_factory.mktemp("data")
+    write_tiny(root)
+    with pytest.MonkeyPatch.context() as patch:
+        trust_cifar10(patch)
+        yield root
+
+
+def tiny(preset, images):
     settings = TINY_DISTANCE[type(preset.evaluation.distance).__name__]
-    return preset.override(TINY | {f"evaluation.distance.{n}": v for n, v in settings.items()})
+    changes = TINY | {f"evaluation.distance.{n}": v for n, v in settings.items()}
+    if isinstance(preset.data, MNIST | CIFAR10):
+        changes |= TINY_NETWORK | {"data.root": str(images)}
+        changes |= {"evaluation.distance.extractor": "randconv64_v1"}
+    return preset.override(changes)
 
 
 @PRESET
@@ -36,8 +55,8 @@ def test_round_trip_through_json(preset):
 
 
 @PRESET
-def test_two_steps_of_training(preset, tmp_path):
-    experiment, logged, reported = tiny(preset), [], []
+def test_two_steps_of_training(preset, tmp_path, images):
+    experiment, logged, reported = tiny(preset, images), [], []
     session = Session(
         directory=tmp_path,
         log=lambda figures, step: logged.append((step, dict(figures))),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from vamf import values
+from vamf.data.augment import Augmentation
 from vamf.data.downloads import CIFAR10, MNIST
 from vamf.data.folders import ImageFolder
 from vamf.data.images import Digits
@@ -17,7 +18,7 @@ from vamf.diagnostics.probe import Probe
 from vamf.flow.guidance import Guidance
 from vamf.flow.losses import MeanFlowLoss
 from vamf.flow.schedules import BetaOfTime, BetaSchedule
-from vamf.flow.times import LogitNormalTimes, UniformTimes
+from vamf.flow.times import ClippedLogitNormalTimes, LogitNormalTimes, UniformTimes
 from vamf.metrics.distances import FrechetDistance, SlicedWasserstein
 from vamf.models.mlp import MLPConfig
 from vamf.models.unet import UNetConfig
@@ -97,7 +98,9 @@ class Experiment:
     """What is learnt."""
     model: MLPConfig | UNetConfig = field(default_factory=UNetConfig)
     """The network u(z, r, t)."""
-    times: UniformTimes | LogitNormalTimes = field(default_factory=LogitNormalTimes)
+    times: UniformTimes | LogitNormalTimes | ClippedLogitNormalTimes = field(
+        default_factory=LogitNormalTimes
+    )
     """Distribution of the times (r, t)."""
     beta: BetaSchedule | BetaOfTime | AdaptiveBeta = field(default_factory=BetaSchedule)
     """Weight of the proxy in the jvp's tangent."""
@@ -111,10 +114,14 @@ class Experiment:
     """The objective."""
     guidance: Guidance | None = None
     """Labels and classifier-free guidance in training; needs model.classes."""
+    augment: Augmentation | None = None
+    """Random transformations of images in training, of which model.augmentations numbers tell."""
     optim: Optimiser = field(default_factory=Optimiser)
     """The optimiser."""
     ema: float = 0.999
-    """Decay of the moving average of the weights, each step, in [0, 1)."""
+    """Decay of the moving average of the weights, each time that it is updated, in [0, 1)."""
+    ema_every: int = 1
+    """Steps between updates of the moving average."""
     batch: int = 256
     """Samples in a step, over all workers."""
     steps: int = 10_000
@@ -132,10 +139,12 @@ class Experiment:
 
     def __post_init__(self) -> None:
         _at_least(1, batch=self.batch, steps=self.steps, log_every=self.log_every)
+        _at_least(1, ema_every=self.ema_every)
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1); got {self.ema}")
         self._check_proxy()
         self._check_guidance()
+        self._check_augment()
         points = isinstance(self.data, Toy | Mixture)
         if points and not isinstance(self.model, MLPConfig):
             raise ValueError(f"points take an MLPConfig; got {type(self.model).__name__}")
@@ -178,6 +187,17 @@ class Experiment:
             raise ValueError(
                 f"guidance that mixes parameters needs the proxy ema; got {self.proxy}"
             )
+
+    def _check_augment(self) -> None:
+        told = self.model.augmentations if isinstance(self.model, UNetConfig) else 0
+        wanted = self.augment.dim if self.augment else 0
+        if told != wanted:
+            raise ValueError(
+                "augment and model.augmentations go together; "
+                f"got {self.augment}, which tells {wanted} numbers, and a network for {told}"
+            )
+        if self.augment and self.proxy not in ("ema", "online"):
+            raise ValueError(f"augment needs a proxy that is told of it; got {self.proxy}")
 
     def prepare(self) -> None:
         """Finds the data, and what their distance needs; ValueError says what is missing."""

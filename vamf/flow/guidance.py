@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from vamf.flow.tangents import mix_tangent
 from vamf.typing import Beta, Label, Sample, Time, expand_like
@@ -99,6 +100,19 @@ def with_labels(function: Callable[..., Sample], y: Label) -> Callable[..., Samp
         return function(z, *times, y[len(y) - len(z) :])
 
     return labelled
+
+
+def with_told(function: Callable[..., Sample], told: Tensor, times: int) -> Callable[..., Sample]:
+    """A function of z, ``times`` times and perhaps labels, with what is told of each sample added.
+
+    As with labels, those of the samples that a batch ends with.
+    """
+
+    def informed(z: Sample, *given: Time) -> Sample:
+        y = given[times] if len(given) > times else None
+        return function(z, *given[:times], y, told[len(told) - len(z) :])
+
+    return informed
 
 
 def drop_labels(y: Label, classes: int, dropout: float, generator: torch.Generator) -> Labels:

@@ -81,6 +81,8 @@ class UNetConfig:
     """A second output convolution, for the velocity at t: the proxy `head`."""
     classes: int = 0
     """Classes of the labels that it is conditioned on; 0 makes it unconditional."""
+    augmentations: int = 0
+    """Numbers by which it is told of an image's augmentation; 0 tells it nothing."""
 
     def __post_init__(self) -> None:
         if self.channels < 4 or self.channels % 4:
@@ -96,6 +98,8 @@ class UNetConfig:
             raise ValueError(f"dropout must lie in [0, 1); got {self.dropout}")
         if self.classes < 0:
             raise ValueError(f"classes must be at least 0; got {self.classes}")
+        if self.augmentations < 0:
+            raise ValueError(f"augmentations must be at least 0; got {self.augmentations}")
 
     def build(self, shape: tuple[int, ...]) -> "UNet":
         """The network for images of ``shape`` (channels, height, width)."""
@@ -112,6 +116,8 @@ class UNet(nn.Module):
     """u(z, r, t) on images (batch, channels, height, width), with t and t - r embedded.
 
     With classes the vectors of the labels ``y`` are added to those of the times; None is no class.
+    What is told of the augmentation, ``told`` (batch, augmentations), goes through a linear map and
+    is added to the sinusoid of t; None is an image as it is, and so are zeros.
     """
 
     def __init__(self, config: UNetConfig, shape: tuple[int, ...]) -> None:
@@ -130,6 +136,11 @@ class UNet(nn.Module):
             else None
         )
         self.labels = ClassEmbedding(config.classes, emb) if config.classes else None
+        self.augment = (
+            initialise(nn.Linear(config.augmentations, 2 * config.channels, bias=False))
+            if config.augmentations
+            else None
+        )
 
     def _block(
         self, width: int, out: int, resample: Resample = None, attend: bool = False
@@ -168,17 +179,23 @@ class UNet(nn.Module):
                 width = out
         return blocks, joins, width
 
-    def forward(self, z: Sample, r: Time, t: Time, y: Label | None = None) -> Sample:
-        return self.conv_out(self._hidden(z, r, t, y)).to(z.dtype)
+    def forward(
+        self, z: Sample, r: Time, t: Time, y: Label | None = None, told: Tensor | None = None
+    ) -> Sample:
+        return self.conv_out(self._hidden(z, r, t, y, told)).to(z.dtype)
 
     def velocity(self, z: Sample, t: Time) -> Sample:
         """v(z, t) by the velocity head."""
         assert self.velocity_head is not None
         return self.velocity_head(self._hidden(z, t, t)).to(z.dtype)
 
-    def _hidden(self, z: Sample, r: Time, t: Time, y: Label | None = None) -> Tensor:
+    def _hidden(
+        self, z: Sample, r: Time, t: Time, y: Label | None = None, told: Tensor | None = None
+    ) -> Tensor:
         dtype, channels = self.conv_in.weight.dtype, self.config.channels
         times = [sinusoid(s, 2 * channels, endpoint=True).to(dtype) for s in (t, t - r)]
+        if self.augment is not None and told is not None:
+            times[0] = times[0] + self.augment(told.to(dtype))
         known = torch.cat(times, 1)
         if self.labels is not None:
             known = known + self.labels(y, len(z))

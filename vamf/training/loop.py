@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from vamf.data.dataset import ImageSet
+from vamf.data.streaming import StreamedSet
 from vamf.diagnostics.probe import Probe
 from vamf.diagnostics.variance import TIMES
 from vamf.distributed import Workers
@@ -144,7 +145,14 @@ def _progress(trainer: Trainer, start: float) -> dict[str, float]:
         **_beta(trainer),
         "schedule/lr": trainer.optimiser.param_groups[0]["lr"],
         "time/seconds": time.monotonic() - start,
+        **_waiting(trainer),
     }
+
+
+def _waiting(trainer: Trainer) -> dict[str, float]:
+    """The share of the time since the last log that went into waiting for data from disk."""
+    data = trainer.dataset
+    return {"time/waiting": data.waiting_share()} if isinstance(data, StreamedSet) else {}
 
 
 def _beta(trainer: Trainer) -> dict[str, float]:

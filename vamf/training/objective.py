@@ -1,5 +1,6 @@
 """The objective as a module: what DistributedDataParallel wraps."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -9,7 +10,7 @@ from vamf.data.dataset import Dataset, Images
 from vamf.diagnostics.adaptive import Adapted, AdaptiveBeta
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
-from vamf.flow.guidance import Labels, drop_labels, with_labels
+from vamf.flow.guidance import Labels, drop_labels, with_labels, with_told
 from vamf.flow.losses import Draws, LossTerms, squared_norm
 from vamf.flow.path import interpolate
 from vamf.flow.tangents import boundary_velocity
@@ -69,12 +70,30 @@ class Objective(nn.Module):
     ) -> tuple[AverageVelocity, Velocity, Sample | None, Beta]:
         """The network and the proxy, with the step's labels if it has any; v_g and its beta."""
         beta, guidance = self.beta(step, draws.t), self.experiment.guidance
+        u, v_hat = self._informed(step)
         if guidance is None:
-            return self.net, self.v_hat, None, beta
+            return u, v_hat, None, beta
         labels, (z, v_cond) = self.labels(step), interpolate(draws.x, draws.e, draws.t)
-        own = boundary_velocity(self.net)
-        velocity, beta = guidance(own, self.v_hat, z, draws.t, v_cond, labels, beta)
-        return with_labels(self.net, labels.y), with_labels(self.v_hat, labels.y), velocity, beta
+        own = boundary_velocity(u)
+        velocity, beta = guidance(own, v_hat, z, draws.t, v_cond, labels, beta)
+        return with_labels(u, labels.y), with_labels(v_hat, labels.y), velocity, beta
+
+    def _informed(self, step: int) -> tuple[AverageVelocity, Velocity]:
+        """The network and the proxy, told of the step's augmentation if there is one."""
+        rule, strengths = self.experiment.augment, self.strengths(step)
+        if rule is None or strengths is None:
+            return self.net, self.v_hat
+        told = rule.conditioning(strengths)
+        return with_told(self.net, told, times=2), with_told(self.v_hat, told, times=1)
+
+    def strengths(self, step: int) -> torch.Tensor | None:
+        """This worker's share of the step's augmentations, if any, from a stream of their own."""
+        e, (rank, world, device) = self.experiment, self.workers
+        if e.augment is None:
+            return None
+        return e.augment.draw(e.batch, generator(e.seed, "augment", step, device=device))[
+            rank::world
+        ]
 
     def labels(self, step: int) -> Labels:
         """This worker's share of the step's labels, some of them dropped by a stream of its own."""
@@ -104,11 +123,15 @@ class Objective(nn.Module):
     def draw(self, step: int) -> tuple[Draws, Time]:
         """This worker's share of the step's samples, and uniform numbers for the anchor."""
         e, (rank, world, device) = self.experiment, self.workers
-        x = self.dataset.batch(step, e.batch, e.seed, device)
-        draws, uniform = draw(e, x, generator(e.seed, "step", step, device=device))
-        mine, n_equal = slice(rank, None, world), len(range(rank, draws.n_equal, world))
-        x, noise, r, t = (part[mine] for part in (draws.x, draws.e, draws.r, draws.t))
-        return Draws(x, noise, r, t, n_equal), uniform[mine]
+        mine = slice(rank, None, world)
+        x = self.dataset.batch(step, e.batch, e.seed, device, mine)
+        strengths = self.strengths(step)
+        if e.augment is not None and strengths is not None:
+            x = e.augment(x, strengths)
+        g = generator(e.seed, "step", step, device=device)
+        (noise, r, t, uniform), n_equal = draw_noise(e, (e.batch, *self.dataset.shape), g)
+        n_equal = len(range(rank, n_equal, world))
+        return Draws(x, noise[mine], r[mine], t[mine], n_equal), uniform[mine]
 
 
 def beta_at(experiment: Experiment, step: int, adapted: Adapted | None) -> BetaAt:
@@ -122,8 +145,16 @@ def beta_at(experiment: Experiment, step: int, adapted: Adapted | None) -> BetaA
 
 def draw(experiment: Experiment, x: torch.Tensor, g: torch.Generator) -> tuple[Draws, Time]:
     """Noise, times and anchor numbers for the data ``x``, from one generator on its device."""
-    n_equal = count_equal(experiment.times.prob_equal, len(x), generator(g.initial_seed(), "equal"))
-    noise = torch.randn(x.shape, generator=g, device=x.device)
-    r, t = draw_times(experiment.times, len(x), n_equal, g)
-    uniform = torch.rand(len(x), generator=g, device=x.device)
+    (noise, r, t, uniform), n_equal = draw_noise(experiment, x.shape, g)
     return Draws(x, noise, r, t, n_equal), uniform
+
+
+def draw_noise(
+    experiment: Experiment, shape: Sequence[int], g: torch.Generator
+) -> tuple[tuple[Sample, Time, Time, Time], int]:
+    """Noise of ``shape``, r, t and anchor numbers; and how many samples have r = t."""
+    n, times = shape[0], experiment.times
+    n_equal = count_equal(times.prob_equal, n, generator(g.initial_seed(), "equal"))
+    noise = torch.randn(tuple(shape), generator=g, device=g.device)
+    r, t = draw_times(times, n, n_equal, g)
+    return (noise, r, t, torch.rand(n, generator=g, device=g.device)), n_equal

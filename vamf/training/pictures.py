@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.nn.functional import pad
 
 from vamf.metrics.quantize import to_uint8
@@ -34,12 +35,20 @@ def _grid(images: Sample, path: Path) -> None:
     columns, size = int(len(images) ** 0.5), images.shape[-1]
     padded = pad(to_uint8(images.cpu())[: columns * columns], (0, 1, 0, 1))
     rows = padded.unflatten(0, (columns, columns)).permute(0, 3, 1, 4, 2)
-    pixels = rows.flatten(2, 3).flatten(0, 1).numpy()
-    picture = Image.fromarray(pixels.squeeze(-1))
+    pixels = rows.flatten(2, 3).flatten(0, 1)
+    picture = as_image(pixels)
     scale = max(1, 32 // size)
     picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(
         path
     )
+
+
+def as_image(pixels: Tensor) -> Image.Image:
+    """Pixels (height, width, 1 or 3) uint8 as a Pillow image; ValueError for other channels."""
+    if pixels.shape[-1] not in (1, 3):
+        raise ValueError(f"pictures have 1 or 3 channels; got {pixels.shape[-1]}")
+    array = pixels.contiguous().numpy()
+    return Image.fromarray(array[:, :, 0] if array.shape[-1] == 1 else array)
 
 
 def _scatter(points: Sample, path: Path) -> None:

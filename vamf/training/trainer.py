@@ -112,7 +112,8 @@ class Trainer:
         terms = self.wrapped(self.step)
         terms.loss.backward()
         self.optimiser.step()
-        self.ema.update_parameters(self.net)
+        if (self.step + 1) % e.ema_every == 0:
+            self.ema.update_parameters(self.net)
         self._losses.append(watched(terms))
         self.step += 1
 
