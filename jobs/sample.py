@@ -1,4 +1,4 @@
-"""Draw samples from a checkpoint into a PNG: ``python -m jobs.sample runs/NAME --out grid.png``."""
+"""Draw samples from a checkpoint: ``python -m jobs.sample runs/NAME --out grid.png --label 3``."""
 
 import sys
 from dataclasses import dataclass
@@ -9,9 +9,7 @@ import torch
 import tyro
 
 from jobs import cli
-from vamf.training import inference
-from vamf.training.evaluation import generate_from
-from vamf.training.pictures import pictured, save_picture
+from vamf.training import inference, sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,26 +17,31 @@ class Options:
     """Draw samples from a checkpoint's moving average."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    """A checkpoint, or a run's folder for its best one."""
+    """A checkpoint, a run's folder for its best one, or an exported file."""
     out: Path = Path("samples.png")
-    """The picture to write."""
+    """What to write: a picture (.png), an array (.npz, `arr_0` as in ADM), or a folder of PNGs."""
+    count: int | None = None
+    """How many; by default as many as a picture shows."""
+    label: int | None = None
+    """Class of all samples, for a network that knows classes; by default random ones."""
     steps: int = 1
     """Network evaluations a sample."""
     seed: int = 0
-    """Seed of the noise."""
+    """Seed of the noise: sample i is a function of seed and i, whatever the count."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """Where to compute."""
 
 
 def main(argv: list[str]) -> None:
     options = tyro.cli(Options, args=argv, prog="sample")
-    device = torch.device(options.device)
+    device, out = torch.device(options.device), options.out
     trained = cli.guarded(lambda: inference.load(options.checkpoint, device))
-    changes = {"evaluation.sampling_steps": options.steps, "evaluation.seed": options.seed}
-    experiment = cli.guarded(lambda: trained.experiment.override(changes))
-    generate = generate_from(trained.ema, experiment, trained.shape, device)
-    save_picture(generate(pictured(trained.shape)).cpu(), options.out)
-    print(f"{options.out}: {options.steps}-step samples of {trained.path}, step {trained.step}")
+    steps, seed, label = options.steps, options.seed, options.label
+    generate = cli.guarded(
+        lambda: sampling.generator_of(trained, steps=steps, seed=seed, label=label)
+    )
+    n = cli.guarded(lambda: sampling.save_samples(generate, trained.shape, options.count, out))
+    print(f"{out}: {n} {steps}-step samples of {trained.path}, step {trained.step}")
 
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ def test_the_mathematics_import_torch_only(module):
             {"vamf.flow.derivatives"},
         ),
         (("torch.func",), {"vamf.flow.derivatives", "vamf.training.members"}),
-        (("mlflow",), {"vamf.tracking.server"}),
+        (("mlflow",), {"vamf.tracking.server", "vamf.tracking.model"}),
         (("ray.train",), {"vamf.cluster.train"}),
         (("ray.tune",), {"vamf.cluster.tune"}),
     ],

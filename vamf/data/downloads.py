@@ -29,6 +29,8 @@ class CIFAR10:
     """Whether the true marginal velocity has a closed form."""
     classes: ClassVar[int] = 10
     """How many classes the labels name."""
+    shape: ClassVar[tuple[int, ...]] = (3, 32, 32)
+    """The shape of an image."""
 
     def velocity(self) -> EmpiricalVelocity:
         """The marginal velocity of the 50,000 training images themselves: all enter each value."""
@@ -58,6 +60,8 @@ class MNIST:
     """Whether the true marginal velocity has a closed form."""
     classes: ClassVar[int] = 10
     """How many classes the labels name."""
+    shape: ClassVar[tuple[int, ...]] = (1, 28, 28)
+    """The shape of an image."""
 
     def velocity(self) -> EmpiricalVelocity:
         """The marginal velocity of the 60,000 training images themselves: all enter each value."""

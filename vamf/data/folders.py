@@ -71,6 +71,11 @@ class ImageFolder:
         raise ValueError(f"files of images have 1 or 3 channels; got {channels}")
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of an image."""
+        return (self.channels, self.size, self.size)
+
+    @property
     def cut(self) -> Cut:
         """How its files become pixels."""
         return Cut(size=self.size, channels=self.channels, crop=self.crop)

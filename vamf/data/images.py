@@ -21,6 +21,8 @@ class Digits:
     """Whether the true marginal velocity has a closed form."""
     classes: ClassVar[int] = 10
     """How many classes the labels name."""
+    shape: ClassVar[tuple[int, ...]] = (1, 8, 8)
+    """The shape of an image."""
 
     def velocity(self) -> EmpiricalVelocity:
         """The marginal velocity of the training images themselves, not of their population."""

@@ -60,6 +60,11 @@ class Mixture:
         return Generated(lambda n, g: self.batches(1, n, g)[0], (self.dim,))
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of a point."""
+        return (self.dim,)
+
+    @property
     def has_velocity(self) -> bool:
         """Whether the true marginal velocity has a closed form: with fixed centres."""
         return self.centres == "fixed"

@@ -94,6 +94,11 @@ class Toy:
             raise ValueError(f"name must be one of {', '.join(TOYS)}; got {self.name!r}")
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of a point."""
+        return (2,)
+
+    @property
     def has_velocity(self) -> bool:
         """Whether the true marginal velocity has a closed form: only the Gaussians do."""
         return self.name == "eight_gaussians"

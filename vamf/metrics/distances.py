@@ -48,6 +48,11 @@ class Measurement(NamedTuple):
 class Source(Hashable, Protocol):
     """A data set that can be loaded: a frozen choice."""
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of a sample, which is known before anything is loaded."""
+        ...
+
     def load(self, split: Split) -> Dataset: ...
 
 
@@ -143,8 +148,7 @@ class FrechetDistance:
 def _reference(distance: FrechetDistance, source: Source, workers: Workers) -> Reference:
     extractor = _extractor(distance.extractor, distance.weights).to(workers.device)
     if isinstance(distance.reference, Path):
-        shape = source.load("train").shape
-        return reference.of_file(distance.reference, extractor, shape, workers.device)
+        return reference.of_file(distance.reference, extractor, source.shape, workers.device)
     images, keep = source.load(distance.reference), distance._compares_images
     assert isinstance(images, Images)  # points are measured otherwise
     return reference.of_images(images, extractor, workers, split=distance.reference, keep=keep)

@@ -4,6 +4,7 @@ Every event goes through a queue on shared storage, so that a server which is do
 stderr and no point of any curve.
 """
 
+from vamf.tracking.model import save_model
 from vamf.tracking.provenance import git_commit
 from vamf.tracking.run import Run, default_uri, ui_command
 from vamf.tracking.server import check, create
@@ -18,5 +19,6 @@ __all__ = [
     "git_commit",
     "rejoin",
     "resend",
+    "save_model",
     "ui_command",
 ]

@@ -39,15 +39,24 @@ def classes(seed: int, indices: range, number: int, device: torch.device) -> Lab
 
 
 def generate_from(
-    u: AverageVelocity, experiment: Experiment, shape: tuple[int, ...], device: torch.device
+    u: AverageVelocity,
+    experiment: Experiment,
+    shape: tuple[int, ...],
+    device: torch.device,
+    label: int | None = None,
 ) -> Generate:
-    """A function from sample indices to generated samples, of random classes if it knows any."""
+    """A function from sample indices to generated samples.
+
+    A network that knows classes makes all of class ``label``, or each of a random one.
+    """
     evaluation, number = experiment.evaluation, experiment.model.classes
 
     def generate(indices: range) -> Sample:
         with torch.inference_mode():
             e = noise(evaluation.seed, indices, shape, device)
             y = classes(evaluation.seed, indices, number, device) if number else None
+            if y is not None and label is not None:
+                y = torch.full_like(y, label)
             return sample(u if y is None else with_labels(u, y), e, evaluation.sampling_steps)
 
     return generate
@@ -64,7 +73,7 @@ def protocol(experiment: Experiment) -> str:
 
 def distance(u: AverageVelocity, experiment: Experiment, workers: Workers) -> Metrics:
     """The experiment's distance of generated samples to real ones."""
-    shape, measure = experiment.data.load("test").shape, experiment.evaluation.distance
+    shape, measure = experiment.data.shape, experiment.evaluation.distance
     generate = generate_from(u, experiment, shape, workers.device)
     return measure(generate, experiment.data, workers, experiment.evaluation.seed)
 

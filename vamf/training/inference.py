@@ -18,6 +18,7 @@ from vamf.metrics.quantize import to_uint8
 from vamf.random import generator
 from vamf.training.checkpoint import find_checkpoint
 from vamf.training.evaluation import Metrics, distance, generate_from, loss_variance
+from vamf.training.export import SUFFIX, read_export
 from vamf.training.networks import build_networks
 from vamf.training.objective import beta_at
 from vamf.training.trainer import Trainer
@@ -37,20 +38,37 @@ class Trained(NamedTuple):
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of a sample."""
-        return self.experiment.data.load("test").shape
+        return self.experiment.data.shape
 
 
 def load(path: Path, device: torch.device) -> Trained:
-    """Loads a checkpoint, or the best one of a run's folder; ValueError if it is not usable."""
+    """Loads a checkpoint, the best one of a run's folder, or an exported file; needs no data.
+
+    Raises ValueError if it is not usable.
+    """
+    if path.suffix == SUFFIX:
+        return _exported(path, device)
     checkpoint = find_checkpoint(path)
     experiment = checkpoint.experiment()
-    shape = experiment.data.load("test").shape
-    _, ema = build_networks(experiment, shape, device)
+    _, ema = build_networks(experiment, experiment.data.shape, device)
     state = checkpoint.load(device)
     ema.load_state_dict(state["ema"])
     adapted = Adapted(**state["beta"]) if "beta" in state else None
     beta = beta_at(experiment, checkpoint.step, adapted)
     return Trained(experiment, ema, beta, checkpoint.path, checkpoint.step)
+
+
+def _exported(path: Path, device: torch.device) -> Trained:
+    experiment, step, weights, adapted = read_export(path)
+    _, ema = build_networks(experiment, experiment.data.shape, device)
+    try:
+        ema.module.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} does not fit its own experiment: {reason}") from None
+    learnt = {name: value.to(device) for name, value in adapted.items()}
+    beta = beta_at(experiment, step, Adapted(**learnt) if learnt else None)
+    return Trained(experiment, ema, beta, path, step)
 
 
 def load_trainer(path: Path, device: torch.device, changes: Mapping[str, Any]) -> Trainer:

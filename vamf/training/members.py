@@ -37,7 +37,7 @@ class Members:
         self.experiment, self.dtype = experiment, dtype
         self.betas = torch.tensor(betas, dtype=dtype, device=device)
         self.n_equal = equal_count(experiment)
-        shape = experiment.data.load("train").shape
+        shape = experiment.data.shape
         self._nets = [
             build_networks(replace(experiment, seed=seed), shape, device)[0].to(dtype)
             for seed in seeds

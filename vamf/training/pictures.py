@@ -33,8 +33,9 @@ def save_picture(samples: Sample, path: Path) -> None:
 def _grid(images: Sample, path: Path) -> None:
     # torchvision's make_grid does the same, but takes four CPU-seconds to import in every process.
     columns, size = int(len(images) ** 0.5), images.shape[-1]
-    padded = pad(to_uint8(images.cpu())[: columns * columns], (0, 1, 0, 1))
-    rows = padded.unflatten(0, (columns, columns)).permute(0, 3, 1, 4, 2)
+    blank = -len(images) % columns
+    padded = pad(to_uint8(images.cpu()), (0, 1, 0, 1, 0, 0, 0, blank))
+    rows = padded.unflatten(0, (-1, columns)).permute(0, 3, 1, 4, 2)
     pixels = rows.flatten(2, 3).flatten(0, 1)
     picture = as_image(pixels)
     scale = max(1, 32 // size)

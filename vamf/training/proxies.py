@@ -52,6 +52,6 @@ def reference_velocity(experiment: Experiment, device: torch.device) -> Velocity
             f"the reference {checkpoint.path} was trained on other data: "
             f"{other.data} there, {experiment.data} here"
         )
-    _, ema = build_networks(other, other.data.load("test").shape, device)
+    _, ema = build_networks(other, other.data.shape, device)
     ema.load_state_dict(checkpoint.load(device)["ema"])
     return boundary_velocity(ema)

@@ -1,0 +1,63 @@
+"""An exported network as an MLflow model, for ``mlflow models serve`` and for its registry.
+
+MLflow loads this very module and calls ``_load_pyfunc``: a model holds no pickled code.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vamf.training import serving
+
+EXAMPLE = {"count": [4], "seed": [0]}
+
+
+def save_model(exported: Path, out: Path) -> None:
+    """Writes a folder that MLflow serves: the exported file, this package, and the signature.
+
+    The folder carries vamf's own code, so that a server needs only vamf's dependencies. Raises
+    ValueError if the folder is there already.
+    """
+    import pandas
+    from mlflow.models import ModelSignature
+    from mlflow.pyfunc import save_model as save
+    from mlflow.types import ColSpec, Schema
+
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"a folder for an MLflow model must be empty; got files in {out}")
+    count, *optional = serving.COLUMNS
+    columns = [ColSpec("long", count)]
+    columns += [ColSpec("long", name, required=False) for name in optional]
+    save(
+        str(out),
+        loader_module=__name__,
+        data_path=str(exported),
+        code_paths=[str(Path(serving.__file__).parents[1])],
+        signature=ModelSignature(inputs=Schema(columns)),
+        input_example=pandas.DataFrame(EXAMPLE),
+        pip_requirements=["torch", "numpy", "pillow", "safetensors", "pydantic", "jaxtyping"],
+    )
+
+
+class Model:
+    """What MLflow asks to predict: a network whose complaints reach whoever sent the request."""
+
+    def __init__(self, served: serving.Served) -> None:
+        self.served = served
+
+    def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> Any:
+        """The images of the rows of a table, as ``Served.images`` says.
+
+        Raises MlflowException, which a server answers with status 400, for what it refuses.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self.served.images(model_input.to_dict("records"))
+        except ValueError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from None
+
+
+def _load_pyfunc(data_path: str) -> Model:
+    """What MLflow calls with the exported file."""
+    return Model(serving.Served.load(Path(data_path)))

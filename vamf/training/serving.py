@@ -1,0 +1,74 @@
+"""An exported network that answers requests: a number of images and a seed give images."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from vamf.metrics.quantize import to_uint8
+from vamf.training.inference import Trained, load
+from vamf.training.sampling import AT_ONCE, generator_of
+
+MOST = 10_000
+"""Images that one request may ask for."""
+
+COLUMNS = ("count", "seed", "label", "steps")
+"""What a row of a request may hold; only the first is needed."""
+
+
+class Served:
+    """A trained network that answers requests."""
+
+    def __init__(self, trained: Trained) -> None:
+        self.trained = trained
+
+    @classmethod
+    def load(cls, file: Path) -> Self:
+        """That of an exported file, on a GPU if there is one."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(load(file, device))
+
+    def images(self, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """The images of all rows, (n, height, width, channels) uint8; or points, (n, dim).
+
+        A row holds ``count``, and if need be ``seed`` (0), ``label`` (-1, random classes) and
+        ``steps`` (1). The same row gives the same images, and a larger count begins with those of a
+        smaller one. Raises ValueError for columns or values that are not these.
+        """
+        return np.concatenate([self._row(row) for row in rows])
+
+    def _row(self, row: Mapping[str, Any]) -> np.ndarray:
+        unknown = sorted(set(row) - set(COLUMNS))
+        if unknown or "count" not in row:
+            raise ValueError(f"a request holds count, and perhaps seed, label, steps; got {[*row]}")
+        count, seed, label, steps = (
+            _whole(name, row.get(name, default))
+            for name, default in zip(COLUMNS, (None, 0, -1, 1), strict=True)
+        )
+        if not 1 <= count <= MOST:
+            raise ValueError(f"count must lie in 1, ..., {MOST}; got {count}")
+        chosen = None if label == -1 else label
+        generate = generator_of(self.trained, steps=steps, seed=seed, label=chosen)
+        parts = [
+            generate(range(start, min(start + AT_ONCE, count)))
+            for start in range(0, count, AT_ONCE)
+        ]
+        return _as_array(torch.cat(parts))
+
+
+def _whole(name: str, value: Any) -> int:
+    """A number of a request as an integer; JSON and tables hold them as floats too."""
+    try:
+        if float(value) == int(value):
+            return int(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ValueError(f"{name} must be a whole number; got {value!r}")
+
+
+def _as_array(samples: torch.Tensor) -> np.ndarray:
+    if samples.ndim != 4:
+        return samples.numpy()
+    return to_uint8(samples).permute(0, 2, 3, 1).numpy()
