@@ -7,7 +7,9 @@ from scipy.signal import upfirdn
 from torch import nn
 
 from vamf.models.layers import (
+    Conv2d,
     GroupNorm,
+    Linear,
     SelfAttention,
     downsample,
     initialise,
@@ -166,3 +168,48 @@ def test_initialise_is_glorot_uniform(gain):
     assert (linear.bias == 0).all() and linear.weight.abs().max() <= bound
     # A uniform variable on [-b, b] has variance b^2 / 3; its estimate over 30,000 errs by .5 %.
     assert linear.weight.var().item() == pytest.approx(bound**2 / 3, rel=0.03)
+
+
+AFFINE = pytest.mark.parametrize(
+    ("ours", "theirs", "shape"),
+    [
+        (Linear(5, 7), nn.Linear(5, 7), (3, 5)),
+        (Linear(5, 7, bias=False), nn.Linear(5, 7, bias=False), (3, 5)),
+        (Conv2d(4, 6, 3, padding=1), nn.Conv2d(4, 6, 3, padding=1), (2, 4, 5, 5)),
+        (Conv2d(4, 6, 1, stride=2), nn.Conv2d(4, 6, 1, stride=2), (2, 4, 5, 5)),
+    ],
+    ids=str,
+)
+
+
+@AFFINE
+@pytest.mark.parametrize("moves", [("x",), ("weight",), ("x", "weight")], ids="-".join)
+def test_forward_mode_is_torchs(ours, theirs, shape, moves):
+    """To the bit, whatever has a tangent: the input, the weights or both."""
+    theirs.load_state_dict(ours.state_dict())
+    inputs = {"x": normal(*shape, dtype=torch.float32), "weight": ours.weight.detach()}
+    tangents = {n: normal(*v.shape, 2, dtype=torch.float32)[..., 1] for n, v in inputs.items()}
+
+    def run(module):
+        def apply(*moving):
+            at = inputs | dict(zip(moves, moving, strict=True))
+            state = dict(module.state_dict()) | {"weight": at["weight"]}
+            return torch.func.functional_call(module, state, (at["x"],))
+
+        primals, directions = (tuple(part[n] for n in moves) for part in (inputs, tangents))
+        return torch.func.jvp(apply, primals, directions)
+
+    for mine, other in zip(run(ours), run(theirs), strict=True):
+        assert torch.equal(mine, other)
+
+
+@AFFINE
+def test_gradients_through_forward_mode_are_torchs(ours, theirs, shape):
+    theirs.load_state_dict(ours.state_dict())
+    x, v = (normal(*shape, k, dtype=torch.float32)[..., 0] for k in (1, 2))
+    found = []
+    for module in (ours, theirs):
+        value, moved = torch.func.jvp(lambda x, m=module: m(x).square(), (x,), (v,))
+        found.append(torch.autograd.grad((value * moved).sum(), list(module.parameters())))
+    for mine, other in zip(*found, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-6)

@@ -1,11 +1,16 @@
 """Derivatives of the network in forward mode: the only place that calls ``torch.func.jvp``."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from vamf.typing import AverageVelocity, Sample, Scalars, Time, expand_like
+
+LEVEL = 0
+"""torch's only level of forward mode. Left out, it is read off a global, which compilation freezes
+at what it is outside of a jvp."""
 
 
 def total_derivative(
@@ -29,6 +34,24 @@ def directional_derivative(
     zero = torch.zeros_like(r)
     primals = (z.clone(), r.clone(), t.clone())
     return torch.func.jvp(u, primals, (direction.clone(), zero, zero))[1]
+
+
+def affine(
+    x: Tensor,
+    weight: Tensor,
+    whole: Callable[[Tensor], Tensor],
+    linear: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """``whole(x)``, in forward mode with the tangent taken through ``linear``, its linear part.
+
+    torch's own rule of a convolution or a matrix product adds the product of ``x`` with the tangent
+    of ``weight`` even where that is 0: a jvp then costs three forwards rather than two. The result
+    is the same to the bit. Where ``weight`` has a tangent, torch's rule applies.
+    """
+    value, tangent = forward_ad.unpack_dual(x, level=LEVEL)
+    if tangent is None or forward_ad.unpack_dual(weight, level=LEVEL).tangent is not None:
+        return whole(x)
+    return forward_ad.make_dual(whole(value), linear(tangent), level=LEVEL)
 
 
 def amplification(u: AverageVelocity, z: Sample, r: Time, t: Time, v: Sample) -> Sample:
