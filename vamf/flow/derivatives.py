@@ -8,9 +8,24 @@ from torch.autograd import forward_ad
 
 from vamf.typing import AverageVelocity, Sample, Scalars, Time, expand_like
 
+Inputs = tuple[Sample, Time, Time]
 LEVEL = 0
-"""torch's only level of forward mode. Left out, it is read off a global, which compilation freezes
-at what it is outside of a jvp."""
+"""torch's only level of forward mode."""
+_in_jvp = False
+"""Whether one of the derivatives below is being computed. torch's own mark is frozen at False in
+compiled code that calls the network before it differentiates it."""
+
+
+def _jvp(u: AverageVelocity, primals: Inputs, tangents: Inputs) -> tuple[Sample, Sample]:
+    def marked(z: Sample, r: Time, t: Time) -> Sample:
+        global _in_jvp
+        before, _in_jvp = _in_jvp, True
+        try:
+            return u(z, r, t)
+        finally:
+            _in_jvp = before
+
+    return torch.func.jvp(marked, primals, tangents)  # type: ignore[return-value]
 
 
 def total_derivative(
@@ -24,7 +39,7 @@ def total_derivative(
     # Copies: compiled forward mode fails on views that begin in the middle of a tensor.
     primals = (z.clone(), r.clone(), t.clone())
     tangents = (v_tan.clone(), torch.zeros_like(r), torch.ones_like(t))
-    return torch.func.jvp(u, primals, tangents)  # type: ignore[return-value]
+    return _jvp(u, primals, tangents)
 
 
 def directional_derivative(
@@ -33,7 +48,7 @@ def directional_derivative(
     """(direction . d/dz) u(z, r, t): what the tangent alone adds, linear in ``direction``."""
     zero = torch.zeros_like(r)
     primals = (z.clone(), r.clone(), t.clone())
-    return torch.func.jvp(u, primals, (direction.clone(), zero, zero))[1]
+    return _jvp(u, primals, (direction.clone(), zero, zero))[1]
 
 
 def affine(
@@ -48,6 +63,8 @@ def affine(
     of ``weight`` even where that is 0: a jvp then costs three forwards rather than two. The result
     is the same to the bit. Where ``weight`` has a tangent, torch's rule applies.
     """
+    if not _in_jvp:
+        return whole(x)
     value, tangent = forward_ad.unpack_dual(x, level=LEVEL)
     if tangent is None or forward_ad.unpack_dual(weight, level=LEVEL).tangent is not None:
         return whole(x)
