@@ -118,7 +118,10 @@ def parse(
     name = argv[0] if argv else "--help"
     if name in defaults:
         program = f"{Path(sys.argv[0]).stem} {name}"
-        return name, tyro.cli(options, default=defaults[name], args=argv[1:], prog=program)
+        default = defaults[name]
+        return name, guarded(
+            lambda: tyro.cli(options, default=default, args=argv[1:], prog=program)
+        )
     if name not in ("-h", "--help"):
         guarded(lambda: one_of(name, defaults, what))
     print(f"usage: NAME [options]; NAME --help lists the options of the {what} NAME:")

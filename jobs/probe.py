@@ -9,9 +9,10 @@ import torch
 import tyro
 
 from jobs import cli
+from vamf.cluster.quiet import quieten
 from vamf.diagnostics.probe import Probe
 from vamf.training import inference
-from vamf.training.landscapes import describe_landscape, plot_landscape, save_landscape
+from vamf.training.landscapes import report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class Options:
     """Another proxy than the run's."""
     reference: Path | None = None
     """Checkpoint of the proxy `reference`."""
+    ratios: int | None = None
+    """Test samples, at least 4, to measure variance ratio, Jacobian and curvature on as well."""
     out: Path = Path("landscape")
     """Files to write, without their suffixes .json and .png."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -40,19 +43,17 @@ class Options:
 
 def main(argv: list[str]) -> None:
     options = tyro.cli(Options, args=argv, prog="probe")
-    plan = cli.guarded(
-        lambda: Probe(pairs=options.pairs, bins=options.bins, weighted=options.weighted)
-    )
-    wanted = {"proxy": options.proxy, "reference": options.reference, "batch": options.batch}
-    changes = {name: value for name, value in wanted.items() if value is not None}
-    device = torch.device(options.device)
-    trainer = cli.guarded(lambda: inference.load_trainer(options.checkpoint, device, changes))
-    landscape = trainer.probe(plan)
-    save_landscape(landscape, options.out.with_suffix(".json"))
-    plot_landscape(landscape, options.out.with_suffix(".png"))
+    quieten()
+    cli.guarded(lambda: _probe(options))
+
+
+def _probe(options: Options) -> None:
+    plan = Probe(pairs=options.pairs, bins=options.bins, weighted=options.weighted)
+    changes = {"proxy": options.proxy, "reference": options.reference, "batch": options.batch}
+    trainer = inference.load_trainer(options.checkpoint, torch.device(options.device), changes)
+    ratios = trainer.ratios(options.ratios) if options.ratios is not None else None
     print(f"{options.checkpoint}, step {trainer.step}, {trainer.experiment.batch} samples a batch")
-    print(describe_landscape(landscape))
-    print(f"landscape  {options.out.with_suffix('.png')}, {options.out.with_suffix('.json')}")
+    print(report(trainer.probe(plan), options.out, ratios))
 
 
 if __name__ == "__main__":

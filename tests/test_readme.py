@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tiny import TINY
 
-from jobs import bench, evaluate, sample, train, tune
+from jobs import bench, evaluate, probe, reproduce, sample, train, tune
 from vamf.cluster.submit import Submission
 from vamf.training.loop import Session
 from vamf.training.loop import train as train_in_place
@@ -36,7 +36,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_job_is_shown():
     shown = {job for job, *_ in COMMANDS}
-    assert shown == {"train", "tune", "evaluate", "sample", "bench", "submit"}
+    assert shown == {
+        *("train", "tune", "evaluate", "sample", "bench", "submit"),
+        *("probe", "reproduce"),
+    }
 
 
 @pytest.mark.parametrize("arguments", commands("train") + commands("tune"), ids=" ".join)
@@ -59,6 +62,22 @@ def test_checkpoints_are_used(arguments, run, tmp_path, monkeypatch, capsys):
     job.main([str(run) if argument == "runs/NAME" else argument for argument in arguments])
     assert "step 6" in capsys.readouterr().out
     assert job is evaluate or (tmp_path / "samples.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("arguments", commands("probe"), ids=" ".join)
+def test_landscapes_are_measured(arguments, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    probe.main([str(run) if argument == "runs/NAME" else argument for argument in arguments])
+    assert "beta_star/gradient/mse" in capsys.readouterr().out
+    assert (tmp_path / "landscape.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("arguments", commands("reproduce"), ids=" ".join)
+def test_the_papers_tables_are_written(arguments, tmp_path, capsys):
+    tiny = ["--steps", "2", "--betas", "0", "1", "--distance.samples", "16"]
+    reproduce.main([*arguments, *tiny, "--storage", str(tmp_path), "--name", "all"])
+    assert "two_moons is finished" in capsys.readouterr().out
+    assert "SW1 against" in (tmp_path / "all" / "reproduction.md").read_text()
 
 
 @pytest.mark.slow

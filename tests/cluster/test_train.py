@@ -1,5 +1,7 @@
 """Two real workers under Ray Train do what one process does on the joined batch."""
 
+import json
+
 import pytest
 import torch
 from tiny import TINY, checkpoint, history, same, tracked
@@ -51,6 +53,18 @@ def test_two_workers_measure_what_one_measures(twins: Twins) -> None:
     for name in names:
         # Measured at most 1e-6; pixels are rounded to 8 bits, and the distance was the same.
         assert two[name] == pytest.approx(one[name], rel=1e-4), name
+
+
+@pytest.mark.slow
+def test_two_workers_probe_the_landscape_that_one_probes(twins: Twins) -> None:
+    """Of three pairs of batches one worker takes two, the other one."""
+    one, two = (
+        json.loads((run / "landscape" / "step_00000010.json").read_text())["total"]
+        for run in (twins.one, twins.two)
+    )
+    assert one.keys() == two.keys() and "conditional/mse" in one
+    for name, curve in one.items():
+        assert two[name]["value"] == pytest.approx(curve["value"], rel=1e-3), name
 
 
 @pytest.mark.slow

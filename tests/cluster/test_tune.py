@@ -154,6 +154,7 @@ def test_the_study_agrees_and_has_nothing_running(four: Swept) -> None:
     states = [trial.state for trial in study.trials]
     done, failed = TrialState.COMPLETE, TrialState.FAIL
     assert states == [done, done, failed, done]
+    assert study.metric_names == list(four.sweep.objectives)
     for trial in four.found.complete:
         values = [trial.metrics[name].value for name in four.sweep.objectives]
         assert study.trials[trial.number].values == pytest.approx(values)

@@ -10,7 +10,15 @@ from tiny import TINY
 from vamf.experiment import Experiment
 
 LONG = TINY.override(
-    {"steps": 40, "evaluation.every": 10, "checkpoint.every": 1, "checkpoint.keep": 40}
+    {
+        "steps": 40,
+        "evaluation.every": 10,
+        "checkpoint.every": 1,
+        "checkpoint.keep": 40,
+        "probe.every": 10,
+        "probe.pairs": 3,
+        "probe.bins": 2,
+    }
 )
 """Long enough for a worker to be killed in the middle."""
 

@@ -80,6 +80,7 @@ def test_unknown_names_come_with_the_nearest(capsys: pytest.CaptureFixture[str])
     [
         (["digits", "--beta.valeu", "0.5"], "--beta.value"),
         (["digits", "--beta.value", "2"], "beta must lie in [0, 1]"),
+        (["digits", "--proxy", "head"], "the proxy head and model.velocity_head go together"),
         (["digits", "--steps", "many"], "invalid"),
         (["digits", "--scaling.cpus", "0"], "scaling needs workers >= 0, cpus > 0"),
     ],

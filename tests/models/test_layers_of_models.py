@@ -6,8 +6,11 @@ import torch
 from scipy.signal import upfirdn
 from torch import nn
 
+from vamf.flow.derivatives import total_derivative
 from vamf.models.layers import (
+    Conv2d,
     GroupNorm,
+    Linear,
     SelfAttention,
     downsample,
     initialise,
@@ -166,3 +169,52 @@ def test_initialise_is_glorot_uniform(gain):
     assert (linear.bias == 0).all() and linear.weight.abs().max() <= bound
     # A uniform variable on [-b, b] has variance b^2 / 3; its estimate over 30,000 errs by .5 %.
     assert linear.weight.var().item() == pytest.approx(bound**2 / 3, rel=0.03)
+
+
+AFFINE = pytest.mark.parametrize(
+    ("ours", "theirs", "shape"),
+    [
+        (Linear(5, 7), nn.Linear(5, 7), (3, 5)),
+        (Linear(5, 7, bias=False), nn.Linear(5, 7, bias=False), (3, 5)),
+        (Conv2d(4, 6, 3, padding=1), nn.Conv2d(4, 6, 3, padding=1), (2, 4, 5, 5)),
+        (Conv2d(4, 6, 1, stride=2), nn.Conv2d(4, 6, 1, stride=2), (2, 4, 5, 5)),
+    ],
+    ids=str,
+)
+
+
+def derivative(module, x, v, moving_weights):
+    """module(x) and its derivative; the weights may depend on t, and then have a tangent too."""
+    times = torch.full((len(x),), 0.5)
+
+    def u(z, r, t):
+        if not moving_weights:
+            return module(z)
+        state = dict(module.state_dict()) | {"weight": module.weight * (1 + t.sum())}
+        return torch.func.functional_call(module, state, (z,))
+
+    return total_derivative(u, x, times, times, v)
+
+
+@AFFINE
+@pytest.mark.parametrize("moving_weights", [False, True], ids=["input", "input and weights"])
+def test_the_tangent_of_a_linear_layer_is_torchs(ours, theirs, shape, moving_weights):
+    """To the bit."""
+    theirs.load_state_dict(ours.state_dict())
+    x, v = (normal(*shape, k, dtype=torch.float32)[..., 0] for k in (1, 2))
+    with torch.no_grad():
+        mine, other = (derivative(module, x, v, moving_weights) for module in (ours, theirs))
+    assert torch.equal(mine[0], other[0]) and torch.equal(mine[1], other[1])
+
+
+@AFFINE
+def test_gradients_of_the_tangent_are_torchs(ours, theirs, shape):
+    theirs.load_state_dict(ours.state_dict())
+    x, v = (normal(*shape, k, dtype=torch.float32)[..., 0] for k in (1, 2))
+    found = []
+    for module in (ours, theirs):
+        value, moved = derivative(module, x, v, moving_weights=False)
+        loss = (value.square() * moved).sum()
+        found.append(torch.autograd.grad(loss, list(module.parameters())))
+    for mine, other in zip(*found, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)

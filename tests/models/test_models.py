@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch.utils.flop_counter import FlopCounterMode
 
 from vamf.flow.alpha import AlphaSchedule
 from vamf.flow.derivatives import total_derivative
@@ -67,6 +68,17 @@ def test_jvp_is_the_central_difference(config, shape):
     # Truncation h^2 / 6 |u'''| and rounding eps |u| / h, both about 1e-10 of numbers of order 1;
     # group normalisation of few pixels makes the third derivative larger.
     torch.testing.assert_close(du_dt / scale, difference / scale, rtol=0, atol=1e-6)
+
+
+@MODEL
+def test_a_derivative_costs_one_more_forward(config, shape):
+    """Twice the operations; three times with attention, a product of two things that move."""
+    net, (z, v, r, t, _) = build(config, shape).eval(), draws(shape)
+    with torch.no_grad(), FlopCounterMode(display=False) as once:
+        net(z, r, t)
+    with torch.no_grad(), FlopCounterMode(display=False) as both:
+        total_derivative(net, z, r, t, v)
+    assert 2 <= both.get_total_flops() / once.get_total_flops() < 2.3
 
 
 @MODEL

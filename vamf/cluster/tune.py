@@ -14,7 +14,7 @@ from vamf.cluster import connect
 from vamf.cluster.launch import Launch, launch
 from vamf.cluster.quiet import quiet_optuna
 from vamf.cluster.space import Space
-from vamf.cluster.study import BETA_STAR, follow_landscape, settle
+from vamf.cluster.study import BETA_STAR, follow_landscape, open_study, settle
 from vamf.cluster.sweep import Sweep
 from vamf.cluster.train import Scaling
 from vamf.cluster.trials import TRIAL, Trial, load_trials, over_seeds, trial_folder
@@ -48,6 +48,7 @@ def search(space: Space, sweep: Sweep) -> None:
         study_name=sweep.name,
         storage=storage,
     )
+    open_study(sweep).set_metric_names(list(sweep.objectives))
     resources = trial_resources(sweep.scaling)
     total = left * sweep.seeds * sweep.experiment.steps
     with tqdm(total=total, unit="step", unit_scale=True, smoothing=0, dynamic_ncols=True) as bar:

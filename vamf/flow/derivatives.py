@@ -1,11 +1,31 @@
 """Derivatives of the network in forward mode: the only place that calls ``torch.func.jvp``."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from vamf.typing import AverageVelocity, Sample, Scalars, Time, expand_like
+
+Inputs = tuple[Sample, Time, Time]
+LEVEL = 0
+"""torch's only level of forward mode."""
+_in_jvp = False
+"""Whether one of the derivatives below is being computed. torch's own mark is frozen at False in
+compiled code that calls the network before it differentiates it."""
+
+
+def _jvp(u: AverageVelocity, primals: Inputs, tangents: Inputs) -> tuple[Sample, Sample]:
+    def marked(z: Sample, r: Time, t: Time) -> Sample:
+        global _in_jvp
+        before, _in_jvp = _in_jvp, True
+        try:
+            return u(z, r, t)
+        finally:
+            _in_jvp = before
+
+    return torch.func.jvp(marked, primals, tangents)  # type: ignore[return-value]
 
 
 def total_derivative(
@@ -19,7 +39,7 @@ def total_derivative(
     # Copies: compiled forward mode fails on views that begin in the middle of a tensor.
     primals = (z.clone(), r.clone(), t.clone())
     tangents = (v_tan.clone(), torch.zeros_like(r), torch.ones_like(t))
-    return torch.func.jvp(u, primals, tangents)  # type: ignore[return-value]
+    return _jvp(u, primals, tangents)
 
 
 def directional_derivative(
@@ -28,7 +48,27 @@ def directional_derivative(
     """(direction . d/dz) u(z, r, t): what the tangent alone adds, linear in ``direction``."""
     zero = torch.zeros_like(r)
     primals = (z.clone(), r.clone(), t.clone())
-    return torch.func.jvp(u, primals, (direction.clone(), zero, zero))[1]
+    return _jvp(u, primals, (direction.clone(), zero, zero))[1]
+
+
+def affine(
+    x: Tensor,
+    weight: Tensor,
+    whole: Callable[[Tensor], Tensor],
+    linear: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """``whole(x)``, in forward mode with the tangent taken through ``linear``, its linear part.
+
+    torch's own rule of a convolution or a matrix product adds the product of ``x`` with the tangent
+    of ``weight`` even where that is 0: a jvp then costs three forwards rather than two. The result
+    is the same to the bit. Where ``weight`` has a tangent, torch's rule applies.
+    """
+    if not _in_jvp:
+        return whole(x)
+    value, tangent = forward_ad.unpack_dual(x, level=LEVEL)
+    if tangent is None or forward_ad.unpack_dual(weight, level=LEVEL).tangent is not None:
+        return whole(x)
+    return forward_ad.make_dual(whole(value), linear(tangent), level=LEVEL)
 
 
 def amplification(u: AverageVelocity, z: Sample, r: Time, t: Time, v: Sample) -> Sample:

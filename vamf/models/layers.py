@@ -6,12 +6,14 @@ which the compiler fuses itself. Both compute the same with the same parameters.
 """
 
 import math
+from functools import partial
 from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vamf.flow.derivatives import affine
 from vamf.typing import Label, Time
 
 _Affine = TypeVar("_Affine", nn.Linear, nn.Conv2d)
@@ -27,6 +29,21 @@ def sinusoid(t: Time, dim: int, *, endpoint: bool = False) -> Tensor:
     exponents = torch.arange(half, device=t.device, dtype=t.dtype) / (half - endpoint)
     phase = t[:, None] * torch.pow(1e-4, exponents)
     return torch.cat([phase.sin(), phase.cos()], dim=1)
+
+
+class Linear(nn.Linear):
+    """torch's, cheaper in forward mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return affine(x, self.weight, super().forward, partial(F.linear, weight=self.weight))
+
+
+class Conv2d(nn.Conv2d):
+    """torch's, cheaper in forward mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        linear = partial(self._conv_forward, weight=self.weight, bias=None)
+        return affine(x, self.weight, super().forward, linear)
 
 
 class GroupNorm(nn.Module):
@@ -61,12 +78,16 @@ def _fir(x: Tensor, gain: float) -> Tensor:
 
 def downsample(x: Tensor) -> Tensor:
     """Halves height and width (both even) with the FIR filter [1, 3, 3, 1], zero-padded."""
-    return F.conv2d(x, _fir(x, gain=1), stride=2, padding=1, groups=x.shape[1])
+    taps = _fir(x, gain=1)
+    fir = partial(F.conv2d, weight=taps, stride=2, padding=1, groups=x.shape[1])
+    return affine(x, taps, fir, fir)
 
 
 def upsample(x: Tensor) -> Tensor:
     """Doubles height and width with the FIR filter [1, 3, 3, 1], zero-padded."""
-    return F.conv_transpose2d(x, _fir(x, gain=4), stride=2, padding=1, groups=x.shape[1])
+    taps = _fir(x, gain=4)
+    fir = partial(F.conv_transpose2d, weight=taps, stride=2, padding=1, groups=x.shape[1])
+    return affine(x, taps, fir, fir)
 
 
 class SelfAttention(nn.Module):
@@ -76,8 +97,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = GroupNorm(channels)
-        self.qkv = initialise(nn.Conv2d(channels, 3 * channels, 1), gain=math.sqrt(0.2))
-        self.proj = initialise(nn.Conv2d(channels, channels, 1), gain=out_gain)
+        self.qkv = initialise(Conv2d(channels, 3 * channels, 1), gain=math.sqrt(0.2))
+        self.proj = initialise(Conv2d(channels, channels, 1), gain=out_gain)
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from vamf.models.layers import ClassEmbedding, initialise, refuse_labels, sinusoid
+from vamf.models.layers import ClassEmbedding, Linear, initialise, refuse_labels, sinusoid
 from vamf.typing import Label, Sample, Time
 
 
@@ -29,10 +29,10 @@ class MLP(nn.Module):
         super().__init__()
         self.embedding = embedding
         widths = (dim + (3 if classes else 2) * embedding, *hidden)
-        self.layers = nn.ModuleList(initialise(nn.Linear(a, b)) for a, b in pairwise(widths))
-        self.head = initialise(nn.Linear(widths[-1], dim), gain=1e-5)
+        self.layers = nn.ModuleList(initialise(Linear(a, b)) for a, b in pairwise(widths))
+        self.head = initialise(Linear(widths[-1], dim), gain=1e-5)
         self.velocity_head = (
-            initialise(nn.Linear(widths[-1], dim), gain=1e-5) if velocity_head else None
+            initialise(Linear(widths[-1], dim), gain=1e-5) if velocity_head else None
         )
         self.labels = ClassEmbedding(classes, embedding) if classes else None
 

@@ -10,7 +10,9 @@ from torch.nn.functional import silu
 
 from vamf.models.layers import (
     ClassEmbedding,
+    Conv2d,
     GroupNorm,
+    Linear,
     SelfAttention,
     downsample,
     initialise,
@@ -36,12 +38,12 @@ class Block(nn.Module):
         super().__init__()
         self.resample = resample
         self.norm0, self.norm1 = GroupNorm(channels), GroupNorm(out)
-        self.conv0 = initialise(nn.Conv2d(channels, out, 3, padding=1))
-        self.conv1 = initialise(nn.Conv2d(out, out, 3, padding=1), gain=OUT_GAIN)
-        self.affine = initialise(nn.Linear(emb, out))
+        self.conv0 = initialise(Conv2d(channels, out, 3, padding=1))
+        self.conv1 = initialise(Conv2d(out, out, 3, padding=1), gain=OUT_GAIN)
+        self.affine = initialise(Linear(emb, out))
         self.dropout = nn.Dropout(dropout)
         adapt = channels != out or resample is not None
-        self.skip = initialise(nn.Conv2d(channels, out, 1)) if adapt else nn.Identity()
+        self.skip = initialise(Conv2d(channels, out, 1)) if adapt else nn.Identity()
         self.attention = SelfAttention(out, heads, OUT_GAIN) if heads else None
 
     def _resize(self, x: Tensor) -> Tensor:
@@ -123,15 +125,15 @@ class UNet(nn.Module):
     def __init__(self, config: UNetConfig, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.config, emb = config, 4 * config.channels
-        self.map0 = initialise(nn.Linear(4 * config.channels, emb))
-        self.map1 = initialise(nn.Linear(emb, emb))
-        self.conv_in = initialise(nn.Conv2d(shape[0], config.channels, 3, padding=1))
+        self.map0 = initialise(Linear(4 * config.channels, emb))
+        self.map1 = initialise(Linear(emb, emb))
+        self.conv_in = initialise(Conv2d(shape[0], config.channels, 3, padding=1))
         self.down, skips, width = self._encoder(shape[1])
         self.up, self.joins, width = self._decoder(shape[1], skips, width)
         self.norm_out = GroupNorm(width)
-        self.conv_out = initialise(nn.Conv2d(width, shape[0], 3, padding=1), gain=OUT_GAIN)
+        self.conv_out = initialise(Conv2d(width, shape[0], 3, padding=1), gain=OUT_GAIN)
         self.velocity_head = (
-            initialise(nn.Conv2d(width, shape[0], 3, padding=1), gain=OUT_GAIN)
+            initialise(Conv2d(width, shape[0], 3, padding=1), gain=OUT_GAIN)
             if config.velocity_head
             else None
         )

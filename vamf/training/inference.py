@@ -72,18 +72,19 @@ def _exported(path: Path, device: torch.device) -> Trained:
 
 
 def load_trainer(path: Path, device: torch.device, changes: Mapping[str, Any]) -> Trainer:
-    """A trainer at a checkpoint's state, with changes to its experiment, by dotted name.
+    """A trainer at a checkpoint's state, with changes to its experiment, by dotted name, not None.
 
     Raises ValueError if the checkpoint is not usable, or lacks what the changes ask for.
     """
     checkpoint = find_checkpoint(path)
+    changes = {name: value for name, value in changes.items() if value is not None}
     experiment = checkpoint.experiment().override(changes)
     trainer = Trainer(experiment, experiment.data.load("train"), Workers(device=device))
     try:
         trainer.load_state_dict(checkpoint.load(device))
     except RuntimeError as error:  # another network, for instance one without a velocity head
         reason = " ".join(str(error).split())
-        raise ValueError(f"{checkpoint.path} does not fit {dict(changes)}: {reason}") from None
+        raise ValueError(f"{checkpoint.path} does not fit {changes}: {reason}") from None
     return trainer
 
 

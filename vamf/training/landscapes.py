@@ -6,13 +6,26 @@ from pathlib import Path
 import torch
 
 from vamf.diagnostics.landscape import CurveName, Estimate, Landscape
+from vamf.diagnostics.ratios import CURVATURE_TIMES, Figures, gaps
+from vamf.diagnostics.variance import TIMES
 from vamf.metrics.distances import Measurement
 
 GRID = 101
 """Values of beta that are drawn and saved."""
 
 
-def save_landscape(landscape: Landscape, path: Path) -> None:
+def report(landscape: Landscape, out: Path, ratios: Figures | None = None) -> str:
+    """Writes ``out``.png and ``out``.json, and says in words what was found, and where it is."""
+    picture, data = (out.with_name(f"{out.name}.{suffix}") for suffix in ("png", "json"))
+    plot_landscape(landscape, picture)
+    save_landscape(landscape, data, ratios)
+    told = [describe_landscape(landscape)]
+    if ratios is not None:
+        told.append(describe_ratios(ratios))
+    return "\n".join([*told, f"landscape  {picture}, {data}"])
+
+
+def save_landscape(landscape: Landscape, path: Path, ratios: Figures | None = None) -> None:
     """Writes every curve with its standard error, in all and by bin, and the estimates, as JSON."""
     betas, bins = torch.linspace(0, 1, GRID), _bins(landscape)
 
@@ -27,9 +40,8 @@ def save_landscape(landscape: Landscape, path: Path) -> None:
         "total": curves(None),
         "bins": [curves(bin) for bin in bins],
         "estimates": {n: list(e) for n, e in landscape.estimates().items()},
-        "beta_star_of_bins": [
-            list(landscape.minimiser("gradient/mse", b)) for b in _bins(landscape)
-        ],
+        "beta_star_of_bins": [list(landscape.minimiser("gradient/mse", bin)) for bin in bins],
+        "ratios": ratios or {},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(data) + "\n")
@@ -110,6 +122,22 @@ def describe_landscape(landscape: Landscape) -> str:
         low, high = landscape.edges[bin : bin + 2]
         best = _told(landscape.minimiser("gradient/mse", bin))
         lines.append(f"{f'beta_star/gradient/mse, t in [{low:.2g}, {high:.2g})':40} {best}")
+    return "\n".join(lines)
+
+
+def describe_ratios(figures: Figures) -> str:
+    """Variance ratio and Jacobian by t, then the curvature at the smallest and largest gaps."""
+    names = ("variance_ratio", "jacobian_norm", "jacobian_std", "kappa")
+    lines = [f"{'t':4}" + "".join(f"{name:>20}" for name in names)]
+    for t in TIMES:
+        told = [str(Measurement(*figures[f"{name}/t{t:.1f}"])) for name in names]
+        lines.append(f"{t:<4}" + "".join(f"{text:>20}" for text in told))
+    for t in CURVATURE_TIMES:
+        (low, *_, high), head = gaps(t), f"curvature/t{t:.1f}_gap"
+        ends = [
+            f"{Measurement(*figures[f'{head}{gap:.3f}'])} at gap {gap:.2f}" for gap in (low, high)
+        ]
+        lines.append(f"{f'curvature, t = {t}':20} {', '.join(ends)}")
     return "\n".join(lines)
 
 

@@ -22,7 +22,10 @@ def pictured(shape: tuple[int, ...]) -> range:
 
 
 def save_picture(samples: Sample, path: Path) -> None:
-    """Writes images in [-1, 1] as a PNG grid, enlarged if small, or 2-D points as a scatter."""
+    """Writes images in [-1, 1] as a PNG grid, enlarged if small, or points as a scatter.
+
+    Of points in more dimensions the first two are shown.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     if samples.ndim == 4:
         _grid(samples, path)
@@ -57,6 +60,6 @@ def _scatter(points: Sample, path: Path) -> None:
 
     figure = Figure(figsize=(4, 4), layout="constrained")
     axes = figure.add_subplot(aspect="equal")
-    x, y = torch.as_tensor(points).cpu().double().unbind(1)
+    x, y = torch.as_tensor(points).cpu().double()[:, :2].unbind(1)
     axes.scatter(x.numpy(), y.numpy(), s=2, alpha=0.5)
     figure.savefig(path, dpi=120)

@@ -7,12 +7,17 @@ from torch import nn
 
 from vamf.diagnostics.landscape import Landscape, Tables
 from vamf.diagnostics.probe import Probe, Probed, probe_pair
+from vamf.diagnostics.ratios import Figures, ratios
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
 from vamf.flow.losses import Draws
+from vamf.flow.trace import draw_signs
 from vamf.random import generator, seed_of
 from vamf.training.objective import draw
 from vamf.typing import AverageVelocity, BetaAt, Sample, Time, Velocity
+
+EXACT, SIGNS = 16, 8
+"""A sample's Jacobian is exact up to so many numbers; above, so many random signs are taken."""
 
 
 def probe(
@@ -45,6 +50,22 @@ def probe(
             getattr(tables, field.name)[index] = getattr(found, field.name)[0]
     tables = tables.map(workers.sum)
     return Landscape(tables, plan.edges, experiment.batch, velocity is not None)
+
+
+def probe_ratios(
+    experiment: Experiment, u: AverageVelocity, device: torch.device, samples: int
+) -> Figures:
+    """Variance ratio, Jacobian and curvature of a network on test data (``diagnostics.ratios``).
+
+    Data and noise depend on the evaluation's seed alone. Raises ValueError for under 4 samples.
+    """
+    if samples < 4:
+        raise ValueError(f"ratios need at least 4 samples for their errors; got {samples}")
+    g = generator(experiment.evaluation.seed, "ratios")
+    x = experiment.data.load("test").draw(samples, g).cpu()
+    e = torch.randn(x.shape, generator=g)
+    signs = None if x[0].numel() <= EXACT else draw_signs((SIGNS, *x.shape), g).to(device)
+    return ratios(u, x.to(device), e.to(device), signs)
 
 
 def _fresh(experiment: Experiment, key: tuple[int | str, ...], device: torch.device) -> Draws:

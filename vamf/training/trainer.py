@@ -11,13 +11,14 @@ from vamf.data.dataset import Dataset
 from vamf.diagnostics.adaptive import Adapted, AdaptiveBeta
 from vamf.diagnostics.landscape import Landscape
 from vamf.diagnostics.probe import Probe
+from vamf.diagnostics.ratios import Figures
 from vamf.distributed import Workers
 from vamf.experiment import Experiment, Optimiser
 from vamf.flow.losses import LossTerms
 from vamf.random import seed_of
 from vamf.training.networks import build_networks
 from vamf.training.objective import Objective
-from vamf.training.probing import probe
+from vamf.training.probing import probe, probe_ratios
 from vamf.training.proxies import build_proxy
 from vamf.typing import Beta, Time
 
@@ -94,6 +95,10 @@ class Trainer:
         """Measures the beta landscape of the present weights; training goes on bit for bit."""
         e = self.experiment
         return probe(e, self.net, self.v_hat, self.beta, self.workers, plan=plan, step=self.step)
+
+    def ratios(self, samples: int) -> Figures:
+        """Variance ratio, Jacobian and curvature of the present moving average."""
+        return probe_ratios(self.experiment, self.ema, self.workers.device, samples)
 
     def _adapt(self) -> None:
         rule, state = self.experiment.beta, self.objective.adapted
