@@ -139,7 +139,7 @@ class UNet(nn.Module):
         )
         self.labels = ClassEmbedding(config.classes, emb) if config.classes else None
         self.augment = (
-            initialise(nn.Linear(config.augmentations, 2 * config.channels, bias=False))
+            initialise(Linear(config.augmentations, 2 * config.channels, bias=False))
             if config.augmentations
             else None
         )
