@@ -1,7 +1,7 @@
 """Measure a folder of images: ``python -m jobs.evaluate --images FOLDER --preset cifar10``."""
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -46,10 +46,9 @@ def run(options: Options) -> None:
     channels, height, _ = experiment.data.load("train").shape
     folder = ImageFolder.of(options.images, channels, height, options.damaged)
     images = folder.load("train")
-    distance = replace(distance, samples=len(images))
     distance.prepare()
     print(f"{len(images)} images in {options.images}")
-    for name, figure in distance.of_pixels(images.pixels, experiment.data, workers).items():
+    for name, figure in distance.of_images(images, experiment.data, workers).items():
         cli.figure(name, figure)
     if options.save:
         distance.save(images, options.save, workers)

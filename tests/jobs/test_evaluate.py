@@ -36,7 +36,7 @@ def test_a_folder_is_measured_as_its_images_are(folder, tmp_path, capsys):
     saved = tmp_path / "theirs.npz"
     evaluate.main(["--images", str(folder), "--preset", "digits", "--save", str(saved)])
     lines = capsys.readouterr().out.splitlines()
-    expected = FrechetDistance(samples=450).of_pixels(TEST.pixels, Digits(), Workers())
+    expected = FrechetDistance().of_images(TEST, Digits(), Workers())
     assert lines[0] == f"450 images in {folder}"
     assert lines[1:] == [f"{name:44} {figure}" for name, figure in expected.items()]
     setting = f"evaluation.distance.reference={saved}"

@@ -107,6 +107,18 @@ def test_batches_and_order_do_not_matter(at_once, monkeypatch):
     assert {block.count for block in found.blocks} == {20, 21}
 
 
+def test_files_in_the_order_of_their_classes_have_the_same_error():
+    """In that order a group of the jackknife would be half a class, and its error absurd."""
+    order = TRAIN.labels.argsort()
+    by_class = ImageSet(noisy(TRAIN.images, 30)[order], TRAIN.labels[order])
+    mixed = FrechetDistance(samples=1347).of_pixels(
+        lambda indices: noisy(TRAIN.images, 30)[list(indices)], Digits(), Workers()
+    )
+    for name, figure in FrechetDistance().of_images(by_class, Digits(), Workers()).items():
+        assert figure.value == pytest.approx(mixed[name].value, rel=0.01, abs=mixed[name].error)
+        assert figure.error == pytest.approx(mixed[name].error, rel=0.7)  # 1 / sqrt(38) each
+
+
 def work(rank, folder):
     """One of two processes: both measure, with statistics that none of them has yet."""
     torch.set_num_threads(1)

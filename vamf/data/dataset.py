@@ -1,7 +1,7 @@
 """What training and evaluation ask of data: batches in a fixed order, and independent draws."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, Self, runtime_checkable
 
@@ -48,8 +48,8 @@ class Images(Dataset, Protocol):
 
     def __len__(self) -> int: ...
 
-    def pixels(self, indices: range) -> Pixels:
-        """The images at the given places, (n, C, H, W) uint8, in the order of the data set."""
+    def pixels(self, places: Sequence[int]) -> Pixels:
+        """The images at the given places of the data set, (n, C, H, W) uint8."""
         ...
 
     def labels_of(
@@ -110,9 +110,9 @@ class ImageSet:
         """The same data in the memory of ``device``, where ``batch`` and ``draw`` then index it."""
         return type(self)(self.images.to(device), self.labels.to(device))
 
-    def pixels(self, indices: range) -> Pixels:
+    def pixels(self, places: Sequence[int]) -> Pixels:
         """The images at the given places, as they are."""
-        return self.images[indices.start : indices.stop : indices.step]
+        return self.images[list(places)]
 
     def batch(
         self, step: int, size: int, seed: int, device: torch.device, part: slice = WHOLE

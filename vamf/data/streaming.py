@@ -99,9 +99,9 @@ class StreamedSet:
         chosen = torch.randint(len(self), (n,), generator=generator, device=generator.device)
         return to_float(torch.stack(list(self._pool.map(self._read, chosen.tolist()))))
 
-    def pixels(self, indices: range) -> Pixels:
+    def pixels(self, places: Sequence[int]) -> Pixels:
         """The images at the given places, on the CPU."""
-        return torch.stack(list(self._pool.map(self._read, indices)))
+        return torch.stack(list(self._pool.map(self._read, places)))
 
     def fingerprint(self) -> str:
         """BLAKE2 of names, sizes and times of change, and of how files are cut: not of contents."""

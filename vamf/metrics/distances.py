@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -136,6 +136,16 @@ class FrechetDistance:
             suffix = f"n{self.samples}_{self.against}"
             figures |= quality.figures(self.also, extractor, made.features, real.features, suffix)
         return {name: Measurement(*figure) for name, figure in figures.items()}
+
+    def of_images(self, images: Images, source: Source, workers: Workers) -> dict[str, Measurement]:
+        """Measures all images of a set, in the place of ``samples`` generated ones.
+
+        In a random order, always the same: the error needs groups that are alike, and files often
+        lie in the order of their classes.
+        """
+        order = torch.randperm(len(images), generator=generator("order")).tolist()
+        whole = replace(self, samples=len(images))
+        return whole.of_pixels(lambda i: images.pixels([order[k] for k in i]), source, workers)
 
     def save(self, images: Images, path: Path, workers: Workers) -> None:
         """Writes mean and covariance of the images' features, as a reference for others."""
