@@ -4,11 +4,14 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+from pictures import write_images, write_tiny
 from tiny import TINY
 
-from jobs import bench, evaluate, probe, reproduce, sample, train, tune
+from jobs import bench, evaluate, export, probe, reproduce, sample, train, tune
 from vamf.cluster.submit import Submission
+from vamf.metrics import calibration
 from vamf.training.loop import Session
 from vamf.training.loop import train as train_in_place
 
@@ -38,7 +41,7 @@ def test_every_job_is_shown():
     shown = {job for job, *_ in COMMANDS}
     assert shown == {
         *("train", "tune", "evaluate", "sample", "bench", "submit"),
-        *("probe", "reproduce"),
+        *("probe", "reproduce", "export"),
     }
 
 
@@ -55,13 +58,36 @@ def test_experiments_resolve(arguments, capsys, tmp_path):
     assert '"steps"' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", commands("evaluate") + commands("sample"), ids=" ".join)
-def test_checkpoints_are_used(arguments, run, tmp_path, monkeypatch, capsys):
+OF_RUNS = [
+    (job, arguments)
+    for job in (evaluate, sample, export)
+    for arguments in commands(job.__name__.rpartition(".")[2])
+    if "runs/NAME" in arguments
+]
+
+
+@pytest.mark.parametrize(("job", "arguments"), OF_RUNS, ids=str)
+def test_checkpoints_are_used(job, arguments, run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    job = evaluate if arguments in commands("evaluate") else sample
     job.main([str(run) if argument == "runs/NAME" else argument for argument in arguments])
     assert "step 6" in capsys.readouterr().out
-    assert job is evaluate or (tmp_path / "samples.png").stat().st_size > 0
+    assert job is evaluate or (tmp_path / arguments[arguments.index("--out") + 1]).exists()
+
+
+def images_and_check():
+    return [a for a in commands("evaluate") if "runs/NAME" not in a]
+
+
+@pytest.mark.parametrize("arguments", images_and_check(), ids=" ".join)
+def test_images_are_measured(arguments, tmp_path, monkeypatch, capsys):
+    """On a few random pixels for MNIST, and anchors of which only the sentence is known."""
+    monkeypatch.chdir(tmp_path)
+    write_tiny(tmp_path / "data")
+    write_images(tmp_path / "samples", np.zeros((50, 28, 28), "u1"))
+    anchor = calibration.Anchor("it", 3.15, 3.15, 0.05)
+    monkeypatch.setattr(calibration, "anchors", lambda *_: iter([anchor]))
+    evaluate.main(arguments)
+    assert "fd_randconv64_v1_n50_train" in (out := capsys.readouterr().out) or "pass  it" in out
 
 
 @pytest.mark.parametrize("arguments", commands("probe"), ids=" ".join)

@@ -169,7 +169,7 @@ class InceptionExtractor:
 
         Enlarged to 299x299 a few at a time, so that any number goes through.
         """
-        parts = _as_rgb(images).split(ENLARGED_AT_ONCE[images.device.type])
+        parts = _as_rgb(images).split(ENLARGED_AT_ONCE.get(images.device.type, 32))
         with strict_fp32():
             return torch.cat([self.network(part)[0] for part in parts])
 
