@@ -49,7 +49,7 @@ def start(twins: Twins, part: str) -> torch.Tensor:
 def test_two_workers_measure_what_one_measures(twins: Twins) -> None:
     one, two = (checkpoint(run, 10).metrics() for run in (twins.one, twins.two))
     names = [name for name in one if name.startswith("eval/") and not name.endswith("_se")]
-    assert len(names) == 3
+    assert len(names) == 4
     for name in names:
         # Measured at most 1e-6; pixels are rounded to 8 bits, and the distance was the same.
         assert two[name] == pytest.approx(one[name], rel=1e-4), name

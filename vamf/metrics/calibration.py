@@ -57,6 +57,7 @@ def anchors(data: CIFAR10, weights: Path | None, device: torch.device) -> Iterat
 
 
 def _distance(a: ImageSet, b: ImageSet, extractor: Extractor, device: torch.device) -> float:
+    """Of training images ``a`` and test images ``b``; what is kept serves later runs too."""
     workers = Workers(device=device)
-    found = [of_images(each, extractor, workers, split="anchor").statistics for each in (a, b)]
-    return frechet_distance(*found)
+    train = of_images(a, extractor, workers, split="train").statistics
+    return frechet_distance(train, of_images(b, extractor, workers, split="test").statistics)
