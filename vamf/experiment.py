@@ -88,6 +88,17 @@ class Checkpoints:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How a training step is computed. What it computes is the same up to rounding."""
+
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Of the network's products: float32 rounds nothing, tf32 the factors of matrix products and
+    convolutions on a GPU, bfloat16 everything but statistics, times and the loss."""
+    compile: bool = False
+    """Compile proxy, jvp, loss and gradient into one program; the first step takes a minute."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
     """Every choice of a run; a variant is ``dataclasses.replace`` or ``override``."""
 
@@ -109,6 +120,8 @@ class Experiment:
     """The objective."""
     guidance: Guidance | None = None
     """Labels and classifier-free guidance in training; needs model.classes."""
+    compute: Compute = field(default_factory=Compute)
+    """Precision and compilation of a step."""
     optim: Optimiser = field(default_factory=Optimiser)
     """The optimiser."""
     ema: float = 0.999
@@ -134,6 +147,7 @@ class Experiment:
             raise ValueError(f"ema must lie in [0, 1); got {self.ema}")
         self._check_proxy()
         self._check_guidance()
+        self._check_compute()
         points = isinstance(self.data, Toy | Mixture)
         if points and not isinstance(self.model, MLPConfig):
             raise ValueError(f"points take an MLPConfig; got {type(self.model).__name__}")
@@ -158,6 +172,12 @@ class Experiment:
                 "the proxy head and model.velocity_head go together; "
                 f"got proxy {self.proxy} and velocity_head {self.model.velocity_head}"
             )
+
+    def _check_compute(self) -> None:
+        if self.compute.precision == "bfloat16" and self.proxy == "head":
+            raise ValueError("bfloat16 needs a proxy without a head of its own; got proxy head")
+        if self.compute.compile and self.loss.alpha is not None:
+            raise ValueError("loss.alpha changes the program with every step: it is not compiled")
 
     def _check_guidance(self) -> None:
         known = self.data.classes if isinstance(self.data, Digits) else 0

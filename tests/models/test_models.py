@@ -9,7 +9,7 @@ from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
 from vamf.flow.alpha import AlphaSchedule
-from vamf.flow.derivatives import total_derivative
+from vamf.flow.derivatives import textbook_derivative, total_derivative
 from vamf.flow.losses import AdaptiveWeight, Draws, MeanFlowLoss
 from vamf.flow.tangents import boundary_velocity
 from vamf.flow.trace import TraceWeight, draw_signs
@@ -68,6 +68,14 @@ def test_jvp_is_the_central_difference(config, shape):
     # Truncation h^2 / 6 |u'''| and rounding eps |u| / h, both about 1e-10 of numbers of order 1;
     # group normalisation of few pixels makes the third derivative larger.
     torch.testing.assert_close(du_dt / scale, difference / scale, rtol=0, atol=1e-6)
+
+
+@MODEL
+def test_the_derivative_is_torchs_to_the_bit(config, shape):
+    net, (z, v, r, t, _) = build(config, shape).eval(), draws(shape)
+    with torch.no_grad():
+        ours, torchs = (f(net, z, r, t, v) for f in (total_derivative, textbook_derivative))
+    assert torch.equal(ours[0], torchs[0]) and torch.equal(ours[1], torchs[1])
 
 
 @MODEL
