@@ -105,18 +105,22 @@ def test_compiled_steps_are_the_eager_ones(monkeypatch):
     assert compiled.collect()["loss/train"] == pytest.approx(eager.collect()["loss/train"])
 
 
+def gradient(own):
+    """That of the only step: Adam's first moment is a tenth of it."""
+    moments = (own.optimiser.state[p]["exp_avg"].flatten() for p in own.net.parameters())
+    return 10 * torch.cat(list(moments)).double()
+
+
 @pytest.mark.slow
-def test_a_compiled_run_is_the_eager_one_to_rounding():
-    """By Inductor; in bfloat16 too."""
-    for precision, bound in (("float32", 1e-4), ("bfloat16", 0.2)):
-        mixed = TOY.override({"beta.value": 0.5, "compute.precision": precision})
-        eager, compiled = trainer(mixed), trainer(mixed.override({"compute.compile": True}))
-        start = weights(eager)
-        for own in (eager, compiled):
-            for _ in range(3):
-                own.train_step()
-        apart = (weights(compiled) - weights(eager)).norm()
-        assert apart < bound * (weights(eager) - start).norm(), precision
+@pytest.mark.parametrize(("precision", "bound"), [("float32", 1e-5), ("bfloat16", 0.03)])
+def test_a_compiled_gradient_is_the_eager_one_to_rounding(precision, bound):
+    """By Inductor, which in bfloat16 leaves out roundings between operations that it fuses."""
+    mixed = TOY.override({"beta.value": 0.5, "compute.precision": precision})
+    eager, compiled = trainer(mixed), trainer(mixed.override({"compute.compile": True}))
+    for own in (eager, compiled):
+        own.train_step()
+    apart = (gradient(compiled) - gradient(eager)).norm() / gradient(eager).norm()
+    assert apart < bound
 
 
 def test_the_job_checks_and_compares(tmp_path, capsys):
