@@ -17,6 +17,7 @@ from vamf.flow.losses import MeanFlowLoss
 from vamf.flow.schedules import BetaOfTime, BetaSchedule
 from vamf.flow.times import LogitNormalTimes, UniformTimes
 from vamf.metrics.distances import FrechetDistance, SlicedWasserstein
+from vamf.models.dit import DiTConfig
 from vamf.models.mlp import MLPConfig
 from vamf.models.unet import UNetConfig
 
@@ -104,7 +105,7 @@ class Experiment:
 
     data: Toy | Mixture | Digits = field(default_factory=Digits)
     """What is learnt."""
-    model: MLPConfig | UNetConfig = field(default_factory=UNetConfig)
+    model: MLPConfig | UNetConfig | DiTConfig = field(default_factory=UNetConfig)
     """The network u(z, r, t)."""
     times: UniformTimes | LogitNormalTimes = field(default_factory=LogitNormalTimes)
     """Distribution of the times (r, t)."""
