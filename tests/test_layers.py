@@ -167,7 +167,10 @@ def test_the_mathematics_import_torch_only(module):
             ),
             {"vamf.flow.derivatives"},
         ),
-        (("torch.func",), {"vamf.flow.derivatives", "vamf.training.members"}),
+        (
+            ("torch.func",),
+            {"vamf.flow.derivatives", "vamf.training.members", "vamf.training.precision"},
+        ),
         (("mlflow",), {"vamf.tracking.server", "vamf.tracking.model"}),
         (("ray.train",), {"vamf.cluster.train"}),
         (("ray.tune",), {"vamf.cluster.tune"}),

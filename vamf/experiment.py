@@ -20,6 +20,7 @@ from vamf.flow.losses import MeanFlowLoss
 from vamf.flow.schedules import BetaOfTime, BetaSchedule
 from vamf.flow.times import ClippedLogitNormalTimes, LogitNormalTimes, UniformTimes
 from vamf.metrics.distances import FrechetDistance, SlicedWasserstein
+from vamf.models.dit import DiTConfig
 from vamf.models.mlp import MLPConfig
 from vamf.models.unet import UNetConfig
 
@@ -91,12 +92,23 @@ class Checkpoints:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How a training step is computed. What it computes is the same up to rounding."""
+
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Of the network's products: float32 rounds nothing, tf32 the factors of matrix products and
+    convolutions on a GPU, bfloat16 everything but statistics, times and the loss."""
+    compile: bool = False
+    """Compile proxy, jvp, loss and gradient into one program; the first step takes a minute."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
     """Every choice of a run; a variant is ``dataclasses.replace`` or ``override``."""
 
     data: Toy | Mixture | Digits | MNIST | CIFAR10 | ImageFolder = field(default_factory=Digits)
     """What is learnt."""
-    model: MLPConfig | UNetConfig = field(default_factory=UNetConfig)
+    model: MLPConfig | UNetConfig | DiTConfig = field(default_factory=UNetConfig)
     """The network u(z, r, t)."""
     times: UniformTimes | LogitNormalTimes | ClippedLogitNormalTimes = field(
         default_factory=LogitNormalTimes
@@ -116,6 +128,8 @@ class Experiment:
     """Labels and classifier-free guidance in training; needs model.classes."""
     augment: Augmentation | None = None
     """Random transformations of images in training, of which model.augmentations numbers tell."""
+    compute: Compute = field(default_factory=Compute)
+    """Precision and compilation of a step."""
     optim: Optimiser = field(default_factory=Optimiser)
     """The optimiser."""
     ema: float = 0.999
@@ -145,6 +159,7 @@ class Experiment:
         self._check_proxy()
         self._check_guidance()
         self._check_augment()
+        self._check_compute()
         points = isinstance(self.data, Toy | Mixture)
         if points and not isinstance(self.model, MLPConfig):
             raise ValueError(f"points take an MLPConfig; got {type(self.model).__name__}")
@@ -169,6 +184,12 @@ class Experiment:
                 "the proxy head and model.velocity_head go together; "
                 f"got proxy {self.proxy} and velocity_head {self.model.velocity_head}"
             )
+
+    def _check_compute(self) -> None:
+        if self.compute.precision == "bfloat16" and self.proxy == "head":
+            raise ValueError("bfloat16 needs a proxy without a head of its own; got proxy head")
+        if self.compute.compile and self.loss.alpha is not None:
+            raise ValueError("loss.alpha changes the program with every step: it is not compiled")
 
     def _check_guidance(self) -> None:
         known = 0 if isinstance(self.data, Toy | Mixture) else self.data.classes

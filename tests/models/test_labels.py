@@ -7,6 +7,7 @@ from vamf.flow.derivatives import total_derivative
 from vamf.flow.guidance import with_labels
 from vamf.flow.losses import Draws, MeanFlowLoss
 from vamf.flow.tangents import boundary_velocity
+from vamf.models.dit import DiTConfig
 from vamf.models.layers import ClassEmbedding
 from vamf.models.mlp import MLPConfig
 from vamf.models.unet import UNetConfig
@@ -19,6 +20,7 @@ MODELS = {
     "unet": UNetConfig(
         channels=8, multipliers=(1, 2), blocks=1, attention=(4,), dropout=0.0, classes=CLASSES
     ),
+    "dit": DiTConfig(patch=4, width=16, depth=1, heads=2, classes=CLASSES),
 }
 MODEL = pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 Y = torch.tensor([2, 0, 1, 2])
@@ -91,7 +93,7 @@ def test_bfloat16_weights_take_labels(config):
     assert rounded.dtype == torch.float32 and (rounded - exact).norm() / exact.norm() < 0.1
 
 
-@pytest.mark.parametrize("name", ["mlp", pytest.param("unet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["mlp", "dit", pytest.param("unet", marks=pytest.mark.slow)])
 def test_compiled_step_with_labels_equals_the_eager_one(name):
     net, (z, r, t) = build(MODELS[name]), inputs()
     d = Draws(z, torch.cos(z), torch.cat([t[:1], r[1:]]), t, 1)

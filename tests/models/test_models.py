@@ -9,10 +9,11 @@ from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
 from vamf.flow.alpha import AlphaSchedule
-from vamf.flow.derivatives import total_derivative
+from vamf.flow.derivatives import textbook_derivative, total_derivative
 from vamf.flow.losses import AdaptiveWeight, Draws, MeanFlowLoss
 from vamf.flow.tangents import boundary_velocity
 from vamf.flow.trace import TraceWeight, draw_signs
+from vamf.models.dit import DiTConfig, positions
 from vamf.models.mlp import MLPConfig
 from vamf.models.unet import UNetConfig
 from vamf.random import generator
@@ -28,6 +29,7 @@ MODELS = {
         replace(SMALL, multipliers=(1, 2, 2), blocks=2, attention=(8, 2), heads=2, dropout=0.1),
         (3, 8, 8),
     ),
+    "dit": (DiTConfig(patch=2, width=32, depth=2, heads=4), (4, 8, 4)),
 }
 MODEL = pytest.mark.parametrize(("config", "shape"), MODELS.values(), ids=MODELS)
 LOSS = MeanFlowLoss(weight=AdaptiveWeight(p=0.5))
@@ -68,6 +70,14 @@ def test_jvp_is_the_central_difference(config, shape):
     # Truncation h^2 / 6 |u'''| and rounding eps |u| / h, both about 1e-10 of numbers of order 1;
     # group normalisation of few pixels makes the third derivative larger.
     torch.testing.assert_close(du_dt / scale, difference / scale, rtol=0, atol=1e-6)
+
+
+@MODEL
+def test_the_derivative_is_torchs_to_the_bit(config, shape):
+    net, (z, v, r, t, _) = build(config, shape).eval(), draws(shape)
+    with torch.no_grad():
+        ours, torchs = (f(net, z, r, t, v) for f in (total_derivative, textbook_derivative))
+    assert torch.equal(ours[0], torchs[0]) and torch.equal(ours[1], torchs[1])
 
 
 @MODEL
@@ -250,6 +260,39 @@ def test_published_unet_has_its_number_of_parameters():
 
 
 @pytest.mark.parametrize(
+    ("settings", "millions"),
+    [
+        ({"patch": 4}, 131),
+        ({"patch": 2}, 131),
+        ({"patch": 2, "width": 1024, "depth": 24, "heads": 16}, 459),
+        ({"patch": 2, "width": 1152, "depth": 28, "heads": 16}, 676),
+    ],
+    ids=["B/4", "B/2", "L/2", "XL/2"],
+)
+def test_published_transformers_have_their_numbers_of_parameters(settings, millions):
+    """Those of arXiv 2505.13447, in millions, with ImageNet's classes."""
+    with torch.device("meta"):
+        net = DiTConfig(classes=1000, **settings).build((4, 32, 32))
+    assert round(sum(p.numel() for p in net.parameters()) / 1e6) == millions
+
+
+def test_a_transformers_patches_go_back_where_they_came_from():
+    net = DiTConfig(patch=2, width=8, depth=1, heads=2).build((3, 4, 6))
+    image = torch.arange(2 * 3 * 4 * 6.0).reshape(2, 3, 4, 6)
+    patches = torch.nn.functional.unfold(image, 2, stride=2)  # (2, 3 * 4, patches), channel first
+    tokens = patches.reshape(2, 3, 4, 6).permute(0, 3, 2, 1).flatten(2)
+    assert torch.equal(net._pixels(tokens), image)
+
+
+def test_positions_of_patches_are_their_columns_and_rows():
+    table = positions(2, 3, 8)
+    angles = [[at * w for w in (1, 1e-4**0.5)] for at in range(3)]
+    wave = [[*map(math.sin, a), *map(math.cos, a)] for a in angles]
+    expected = [wave[column] + wave[row] for row in range(2) for column in range(3)]
+    torch.testing.assert_close(table, torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
     ("attention", "expected"),
     # The middle block always attends; a level of the way down with each block, up with the last.
     [((), 1), ((8,), 1 + 2 + 1), ((8, 4), 1 + 4 + 2), ((16,), 1)],
@@ -268,6 +311,10 @@ def test_mlp_starts_with_the_point_and_two_embeddings():
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
+        (DiTConfig, {"depth": 0}, "must be positive"),
+        (DiTConfig, {"width": 30, "heads": 5}, "width must be a multiple of 4 and of heads"),
+        (DiTConfig, {"width": 32, "heads": 5}, "width must be a multiple of 4 and of heads"),
+        (DiTConfig, {"classes": -1}, "classes must be at least 0"),
         (MLPConfig, {"hidden": ()}, "at least one width"),
         (MLPConfig, {"hidden": (8, 0)}, "at least one width"),
         *((MLPConfig, {"embedding": n}, "embedding must be even") for n in (0, -2, 7)),
@@ -293,3 +340,9 @@ def test_no_heads_are_refused():
 def test_shapes_that_a_unet_cannot_take_are_refused(shape):
     with pytest.raises(ValueError, match="divisible by 4"):
         UNetConfig(channels=8, multipliers=(1, 1, 1), blocks=1).build(shape)
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 6, 8), (1, 8, 6)])
+def test_shapes_that_a_transformer_cannot_take_are_refused(shape):
+    with pytest.raises(ValueError, match="divisible by 4"):
+        DiTConfig(patch=4, width=8, depth=1, heads=1).build(shape)

@@ -83,11 +83,24 @@ def test_network_and_proxy_are_told(experiment):
         return forward(z, r, t, y, told)
 
     own.net.forward = spy
-    own.v_hat = boundary_velocity(own.net)
     own(1)
     told = experiment.augment.conditioning(own.strengths(1))
+    assert torch.equal(own.told(1), told)
     assert len(seen) > 1
     assert all(torch.equal(part.detach(), told[len(told) - len(part) :]) for part in seen)
+
+
+@pytest.mark.slow
+def test_a_compiled_step_is_told_too():
+    own = objective(CONDITIONAL)
+    draws, uniform = own.draw(1)
+    arguments = (draws, uniform, own.labels(1), own.told(1), 0.5, None, None)
+    torch._dynamo.reset()
+    graph = torch.compile(own._terms, fullgraph=True, backend="aot_eager")
+    # Plain group norms round otherwise than torch's own, in float32.
+    torch.testing.assert_close(
+        graph(*arguments).loss, own._terms(*arguments).loss, rtol=1e-4, atol=0
+    )
 
 
 @pytest.mark.parametrize("experiment", [EXPERIMENT, CONDITIONAL], ids=["plain", "classes"])

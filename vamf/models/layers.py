@@ -90,8 +90,18 @@ def upsample(x: Tensor) -> Tensor:
     return affine(x, taps, fir, fir)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k / sqrt(d)) v in plain operations, all (batch, heads, tokens, d).
+
+    The softmax is taken in at least float32.
+    """
+    logits = torch.einsum("bhqc,bhkc->bhqk", q, k / math.sqrt(q.shape[-1]))
+    weights = logits.to(torch.promote_types(q.dtype, torch.float32)).softmax(-1).to(q.dtype)
+    return torch.einsum("bhqk,bhkc->bhqc", weights, v)
+
+
 class SelfAttention(nn.Module):
-    """Residual self-attention over pixels, as softmax(q k / sqrt(d)) v in plain operations."""
+    """Residual self-attention over pixels."""
 
     def __init__(self, channels: int, heads: int, out_gain: float) -> None:
         super().__init__()
@@ -103,9 +113,8 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
         q, k, v = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, -1).unbind(1)
-        logits = torch.einsum("bhcq,bhck->bhqk", q, k / math.sqrt(c // self.heads))
-        weights = logits.to(torch.promote_types(x.dtype, torch.float32)).softmax(-1).to(x.dtype)
-        return x + self.proj(torch.einsum("bhqk,bhck->bhcq", weights, v).reshape(b, c, h, w))
+        pixels = attend(*(part.transpose(2, 3) for part in (q, k, v)))
+        return x + self.proj(pixels.transpose(2, 3).reshape(b, c, h, w))
 
 
 class ClassEmbedding(nn.Module):

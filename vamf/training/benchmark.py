@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
-from vamf.flow.derivatives import total_derivative
+from vamf.flow.derivatives import textbook_derivative
 from vamf.flow.losses import Draws, squared_norm
 from vamf.flow.path import interpolate
 from vamf.flow.schedules import BetaSchedule
@@ -25,18 +26,25 @@ from vamf.typing import expand_like
 Step = Callable[[], None]
 
 
-def variants(experiment: Experiment, device: torch.device) -> dict[str, Step]:
-    """Whole training steps, optimiser and moving average included, that differ in their loss."""
+def variants(experiment: Experiment, device: torch.device, compile: bool) -> dict[str, Step]:
+    """Whole training steps, optimiser and moving average included, that differ in their loss.
+
+    With ``compile`` two of them compiled as well.
+    """
     plain = replace(experiment, beta=BetaSchedule(value=0.0))
-    return {
-        "flow matching (r = t throughout)": _step(
-            plain.override({"times.prob_equal": 1.0}), device
-        ),
+    flow, mixed = plain.override({"times.prob_equal": 1.0}), plain.override({"beta.value": 0.5})
+    steps = {
+        "flow matching (r = t throughout)": _step(flow, device),
         "MeanFlow, beta = 0": _step(plain, device),
-        "MeanFlow, beta = 0.5": _step(plain.override({"beta.value": 0.5}), device),
+        "MeanFlow, beta = 0.5": _step(mixed, device),
         "MeanFlow, r = t through the jvp too": _step(plain, device, _whole_batch),
-        "MeanFlow, one jvp with its graph": _step(plain, device, _with_graph),
+        "MeanFlow by the textbook": _step(plain, device, _with_graph),
     }
+    if compile:
+        on = {"compute.compile": True}
+        steps["flow matching, compiled"] = _step(flow.override(on), device)
+        steps["MeanFlow, beta = 0, compiled"] = _step(plain.override(on), device)
+    return steps
 
 
 def _step(
@@ -66,9 +74,9 @@ def _whole_batch(trainer: Trainer, draws: Draws) -> Tensor:
 
 
 def _with_graph(trainer: Trainer, draws: Draws) -> Tensor:
-    """The textbook form: u and du/dt of the whole batch from one differentiable jvp."""
+    """u and du/dt of the whole batch from one differentiable ``torch.func.jvp``."""
     z, v_cond = interpolate(draws.x, draws.e, draws.t)
-    u, du_dt = total_derivative(trainer.net, z, draws.r, draws.t, v_cond)
+    u, du_dt = textbook_derivative(trainer.net, z, draws.r, draws.t, v_cond)
     target = v_cond - expand_like(draws.t - draws.r, z) * du_dt.detach()
     error = squared_norm(u - target)
     return (trainer.experiment.loss.weight(error) * error).mean()
@@ -91,6 +99,34 @@ def time_steps(steps: Mapping[str, Step], device: torch.device, repeats: int) ->
 def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def measure(
+    preset: str, experiment: Experiment, device: torch.device, repeats: int, compile: bool
+) -> dict[str, Any]:
+    """Seconds of the variants of a step, MiB held at most, and seconds to a run's first step."""
+    seconds = time_steps(variants(experiment, device, compile), device, repeats)
+    memory = peak_memory(device)
+    start = seconds_to_first_step(preset)
+    return {"seconds": seconds, "peak_memory_mib": memory, "seconds_to_first_step": start}
+
+
+def told(found: Mapping[str, Any], before: Mapping[str, float]) -> str:
+    """A line for each variant, milliseconds and ratio to the first, then memory and start.
+
+    ``before`` has an earlier measurement's seconds: its ratios are set beside.
+    """
+    seconds: Mapping[str, float] = found["seconds"]
+    reference = next(iter(seconds))
+    lines = []
+    for name, value in seconds.items():
+        line = f"{name:36} {value * 1e3:8.1f} ms  {value / seconds[reference]:5.2f} x"
+        if name in before and reference in before:
+            line += f"   before {before[name] / before[reference]:5.2f} x"
+        lines.append(line)
+    memory, start = found["peak_memory_mib"], found["seconds_to_first_step"]
+    lines.append(f"peak memory {memory:.0f} MiB; {start:.1f} s from the command to the first step")
+    return "\n".join(lines)
 
 
 def peak_memory(device: torch.device) -> float:

@@ -13,10 +13,12 @@ from vamf.experiment import Experiment
 from vamf.flow.guidance import Labels, drop_labels, with_labels, with_told
 from vamf.flow.losses import Draws, LossTerms, squared_norm
 from vamf.flow.path import interpolate
+from vamf.flow.schedules import BetaSchedule
 from vamf.flow.tangents import boundary_velocity
 from vamf.flow.times import count_equal, draw_times
 from vamf.flow.trace import draw_signs
 from vamf.random import generator
+from vamf.training.precision import in_precision
 from vamf.typing import AverageVelocity, Beta, BetaAt, Sample, Time, Velocity
 
 
@@ -40,19 +42,48 @@ class Objective(nn.Module):
         self.net, self.v_hat = net, v_hat
         self.experiment, self.dataset, self.workers = experiment, dataset, workers
         rule = experiment.beta
+        self._moves = isinstance(rule, BetaSchedule) and rule.end is not None
+        compiled = torch.compile(self._terms, fullgraph=True, dynamic=False)
+        self._compiled = compiled if experiment.compute.compile else None
         self.adapted = Adapted.new(rule, workers.device) if isinstance(rule, AdaptiveBeta) else None
+
+    @property
+    def u(self) -> AverageVelocity:
+        """The network as it is computed."""
+        return in_precision(self.net, self.experiment.compute)
 
     def forward(self, step: int) -> LossTerms:
         draws, uniform = self.draw(step)
-        u, v_hat, velocity, beta = self._guided(step, draws)
+        labels = None if self.experiment.guidance is None else self.labels(step)
+        told = self.told(step)
+        beta = self.beta(step, draws.t)
+        if self._compiled is None:
+            progress = step / self.experiment.steps
+            return self._terms(draws, uniform, labels, told, beta, self.signs(step), progress)
+        if self._moves and isinstance(beta, float):  # a number would be compiled anew at each step
+            beta = torch.full_like(draws.t, beta)
+        return self._compiled(draws, uniform, labels, told, beta, self.signs(step), None)
+
+    def _terms(
+        self,
+        draws: Draws,
+        uniform: Time,
+        labels: Labels | None,
+        told: torch.Tensor | None,
+        beta: Beta,
+        signs: torch.Tensor | None,
+        progress: float | None,
+    ) -> LossTerms:
+        """The loss on given draws: what is compiled."""
+        u, v_hat, velocity, beta = self._guided(draws, labels, told, beta)
         terms = self.experiment.loss(
             u,
             draws,
             beta=beta,
             v_hat=v_hat,
             anchor_uniform=uniform,
-            signs=self.signs(step),
-            progress=step / self.experiment.steps,
+            signs=signs,
+            progress=progress,
             velocity=velocity,
         )
         if self.experiment.proxy == "head":
@@ -66,34 +97,36 @@ class Objective(nn.Module):
         return (self.experiment.loss.weight(error) * error).mean()
 
     def _guided(
-        self, step: int, draws: Draws
+        self, draws: Draws, labels: Labels | None, told: torch.Tensor | None, beta: Beta
     ) -> tuple[AverageVelocity, Velocity, Sample | None, Beta]:
         """The network and the proxy, with the step's labels if it has any; v_g and its beta."""
-        beta, guidance = self.beta(step, draws.t), self.experiment.guidance
-        u, v_hat = self._informed(step)
-        if guidance is None:
+        guidance = self.experiment.guidance
+        u, v_hat = self._informed(told)
+        if guidance is None or labels is None:
             return u, v_hat, None, beta
-        labels, (z, v_cond) = self.labels(step), interpolate(draws.x, draws.e, draws.t)
+        z, v_cond = interpolate(draws.x, draws.e, draws.t)
         own = boundary_velocity(u)
         velocity, beta = guidance(own, v_hat, z, draws.t, v_cond, labels, beta)
         return with_labels(u, labels.y), with_labels(v_hat, labels.y), velocity, beta
 
-    def _informed(self, step: int) -> tuple[AverageVelocity, Velocity]:
+    def _informed(self, told: torch.Tensor | None) -> tuple[AverageVelocity, Velocity]:
         """The network and the proxy, told of the step's augmentation if there is one."""
+        if told is None:
+            return self.u, self.v_hat
+        return with_told(self.u, told, times=2), with_told(self.v_hat, told, times=1)
+
+    def told(self, step: int) -> torch.Tensor | None:
+        """What the network is told of this worker's images, if they are augmented."""
         rule, strengths = self.experiment.augment, self.strengths(step)
-        if rule is None or strengths is None:
-            return self.net, self.v_hat
-        told = rule.conditioning(strengths)
-        return with_told(self.net, told, times=2), with_told(self.v_hat, told, times=1)
+        return None if rule is None or strengths is None else rule.conditioning(strengths)
 
     def strengths(self, step: int) -> torch.Tensor | None:
         """This worker's share of the step's augmentations, if any, from a stream of their own."""
         e, (rank, world, device) = self.experiment, self.workers
         if e.augment is None:
             return None
-        return e.augment.draw(e.batch, generator(e.seed, "augment", step, device=device))[
-            rank::world
-        ]
+        g = generator(e.seed, "augment", step, device=device)
+        return e.augment.draw(e.batch, g)[rank::world]
 
     def labels(self, step: int) -> Labels:
         """This worker's share of the step's labels, some of them dropped by a stream of its own."""

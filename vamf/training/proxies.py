@@ -7,6 +7,7 @@ from vamf.experiment import Experiment
 from vamf.flow.tangents import boundary_velocity
 from vamf.training.checkpoint import find_checkpoint
 from vamf.training.networks import build_networks
+from vamf.training.precision import in_precision
 from vamf.typing import Sample, Time, Velocity
 
 
@@ -19,14 +20,14 @@ def build_proxy(
     """
     match experiment.proxy:
         case "online":
-            return boundary_velocity(net)
+            return boundary_velocity(in_precision(net, experiment.compute))
         case "head":
             return head_velocity(net)
         case "oracle":
             return experiment.data.velocity()
         case "reference":
             return reference_velocity(experiment, device)
-    return boundary_velocity(ema)
+    return boundary_velocity(in_precision(ema, experiment.compute))
 
 
 def head_velocity(net: nn.Module) -> Velocity:
@@ -54,4 +55,4 @@ def reference_velocity(experiment: Experiment, device: torch.device) -> Velocity
         )
     _, ema = build_networks(other, other.data.shape, device)
     ema.load_state_dict(checkpoint.load(device)["ema"])
-    return boundary_velocity(ema)
+    return boundary_velocity(in_precision(ema, experiment.compute))

@@ -18,6 +18,7 @@ from vamf.flow.losses import LossTerms
 from vamf.random import seed_of
 from vamf.training.networks import build_networks
 from vamf.training.objective import Objective
+from vamf.training.precision import allow
 from vamf.training.probing import probe, probe_ratios
 from vamf.training.proxies import build_proxy
 from vamf.typing import Beta, Time
@@ -76,6 +77,7 @@ class Trainer:
         wrap: Wrap = lambda objective: objective,
     ) -> None:
         self.experiment, self.dataset, self.workers = experiment, dataset, workers
+        allow(experiment.compute)
         self.net, self.ema = build_networks(experiment, dataset.shape, workers.device)
         self.v_hat = build_proxy(experiment, self.net, self.ema, workers.device)
         self.objective = Objective(experiment, self.net, self.v_hat, dataset, workers)

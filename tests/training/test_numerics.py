@@ -1,0 +1,134 @@
+"""Precisions and compilation change how a step is computed, not what it computes."""
+
+import json
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from jobs import bench
+from vamf.experiment import Compute
+from vamf.presets import PRESETS
+from vamf.random import generator
+from vamf.training.numerics import check, deviations
+from vamf.training.trainer import Trainer
+
+TOY = PRESETS["toy"].override({"model.hidden": (16, 16), "model.embedding": 8, "batch": 32})
+DIGITS = PRESETS["digits"].override({"model.channels": 8, "batch": 8, "beta.value": 0.5})
+ROUNDED = {"compute.precision": "bfloat16"}
+
+
+def trainer(experiment, lively=True):
+    own = Trainer(experiment, experiment.data.load("train"))
+    if lively:
+        g = generator("lively")
+        with torch.no_grad():
+            for p in own.net.parameters():
+                p.add_(torch.randn(p.shape, generator=g) / max(p[0].numel(), 1) ** 0.5)
+    return own
+
+
+def weights(own):
+    return torch.cat([p.detach().flatten() for p in own.net.parameters()])
+
+
+@pytest.mark.parametrize("experiment", [TOY, DIGITS], ids=["toy", "digits"])
+@pytest.mark.parametrize("proxy", ["online", "ema"])
+def test_every_precision_is_near_float64(experiment, proxy):
+    own = trainer(experiment.override({"proxy": proxy}))
+    modes = {p: Compute(precision=p) for p in ("float32", "bfloat16")}
+    found = deviations(own, tuple(modes.values()))
+    exact, rounded = (found[mode] for mode in modes.values())
+    # Rounding of 2^-24, amplified by a network with weights of order 1.
+    assert exact.dudt < 1e-4 and exact.loss < 1e-4 and exact.cosine > 1 - 1e-8
+    assert exact.norm == pytest.approx(1, abs=1e-4)
+    # Rounding of 2^-9 in some ten layers: bfloat16 is used, and no more than that is lost.
+    assert 1e-4 < rounded.dudt < 0.2 and rounded.cosine > 0.98
+    assert rounded.norm == pytest.approx(1, abs=0.1)
+
+
+def test_checking_leaves_training_as_it_was():
+    one, other = trainer(TOY), trainer(TOY)
+    one.train_step()
+    deviations(one, (Compute(precision="bfloat16"),))
+    assert torch.get_float32_matmul_precision() == "highest"
+    one.train_step()
+    for _ in range(2):
+        other.train_step()
+    assert torch.equal(weights(one), weights(other)) and one.net.training
+
+
+@pytest.mark.parametrize("proxy", ["online", "ema", "oracle"])
+def test_bfloat16_trains_float32_weights(proxy):
+    rounded = {**ROUNDED, "proxy": proxy, "beta.value": 0.5}
+    exact, own = (
+        trainer(TOY.override({**rounded, **{"compute.precision": "float32"}})),
+        trainer(TOY.override(rounded)),
+    )
+    start = weights(own)
+    for trained in (exact, own):
+        for _ in range(5):
+            trained.train_step()
+    assert {p.dtype for p in own.net.parameters()} == {torch.float32}
+    way, other = weights(own) - start, weights(exact) - start
+    assert not torch.equal(way, other)
+    assert torch.cosine_similarity(way, other, dim=0) > 0.9  # Adam magnifies small gradients
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="bfloat16 needs a proxy without a head"):
+        TOY.override({**ROUNDED, "proxy": "head", "model.velocity_head": True})
+    with pytest.raises(ValueError, match=r"loss\.alpha changes the program with every step"):
+        TOY.override({"compute.compile": True, "loss.alpha.kind": "AlphaSchedule"})
+    anchored = TOY.override({"loss.anchor.weight": 0.1})
+    with pytest.raises(ValueError, match="MeanFlowLoss with at most its weight set"):
+        check(anchored, None, torch.device("cpu"), compiled=False)
+
+
+def test_compiled_steps_are_the_eager_ones(monkeypatch):
+    """With a beta that moves: one program for all steps."""
+    from vamf.training import objective
+
+    compile = torch.compile
+    monkeypatch.setattr(
+        objective.torch, "compile", lambda f, **given: compile(f, backend="aot_eager", **given)
+    )
+    moving = TOY.override({"beta.shape": "linear", "beta.end": 1.0, "steps": 10, "proxy": "ema"})
+    eager, compiled = trainer(moving), trainer(moving.override({"compute.compile": True}))
+    torch._dynamo.reset()
+    counters.clear()
+    for own in (eager, compiled):
+        for _ in range(4):
+            own.train_step()
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+    torch.testing.assert_close(weights(compiled), weights(eager), rtol=1e-5, atol=1e-6)
+    assert compiled.collect()["loss/train"] == pytest.approx(eager.collect()["loss/train"])
+
+
+def gradient(own):
+    """That of the only step: Adam's first moment is a tenth of it."""
+    moments = (own.optimiser.state[p]["exp_avg"].flatten() for p in own.net.parameters())
+    return 10 * torch.cat(list(moments)).double()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "bound"), [("float32", 1e-5), ("bfloat16", 0.03)])
+def test_a_compiled_gradient_is_the_eager_one_to_rounding(precision, bound):
+    """By Inductor, which in bfloat16 leaves out roundings between operations that it fuses."""
+    mixed = TOY.override({"beta.value": 0.5, "compute.precision": precision})
+    eager, compiled = trainer(mixed), trainer(mixed.override({"compute.compile": True}))
+    for own in (eager, compiled):
+        own.train_step()
+    apart = (gradient(compiled) - gradient(eager)).norm() / gradient(eager).norm()
+    assert apart < bound
+
+
+def test_the_job_checks_and_compares(tmp_path, capsys):
+    bench.main(["toy", "--batch", "16", "--check", "--out", str(tmp_path / "check.json")])
+    told = capsys.readouterr().out
+    assert "toy, batch 16, CPU" in told and "bfloat16" in told and "gradient cosine" in told
+    assert json.loads((tmp_path / "check.json").read_text())["float32"]["cosine"] > 0.999
+    with pytest.raises(SystemExit):
+        bench.main(["toy", "--baseline", str(tmp_path / "check.json")])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("must be a file that jobs.bench wrote with --out")
