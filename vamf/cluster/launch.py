@@ -14,7 +14,8 @@ from vamf import tracking
 from vamf.cluster.train import Scaling, fit, progress
 from vamf.experiment import Experiment
 from vamf.tracking import Run, Tracker
-from vamf.training.loop import Summary, checkpoints
+from vamf.training.loop import Summary
+from vamf.training.restoring import checkpoints, newest
 
 EXPERIMENT, RUN = "experiment.json", "run.json"
 
@@ -45,15 +46,14 @@ def new(directory: Path, uri: str, preset: str) -> Launch:
 def resumed(directory: Path, uri: str) -> tuple[Experiment, Launch]:
     """The run in a folder, ready to go on.
 
-    Raises ValueError if there is none, its latest checkpoint is damaged, or MLflow is away.
+    Raises ValueError if there is none, no checkpoint of it is intact, or MLflow is away.
     """
     directory = directory.resolve()
     if not (directory / RUN).exists():
         raise ValueError(f"no run in {directory}: {RUN} is missing")
     tracking.check(uri)
     experiment = Experiment.load(directory / EXPERIMENT)
-    if (latest := checkpoints(experiment, directory).latest()) is not None:
-        latest.load_for(experiment, "cpu")  # a damaged one is told here, not by a worker
+    newest(checkpoints(experiment, directory), experiment)  # told here, not by a worker
     return experiment, new(directory, uri, preset="")
 
 
