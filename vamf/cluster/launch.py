@@ -1,18 +1,16 @@
 """One tracked run from beginning to end: its folder, its MLflow run, and an honest status."""
 
 import json
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from vamf import tracking
-from vamf.cluster.train import Scaling, fit, progress
+from vamf.cluster.train import Scaling, fit
 from vamf.experiment import Experiment
+from vamf.files import write_whole
 from vamf.tracking import Run, Tracker
 from vamf.training.loop import Summary
 from vamf.training.restoring import checkpoints, newest
@@ -85,7 +83,7 @@ def create(experiment: Experiment, start: Launch) -> Run:
         parent=start.parent,
     )
     # The address may hold credentials; it is given anew when the run is resumed.
-    marker.write_text(json.dumps(asdict(run) | {"uri": ""}))
+    write_whole(marker, json.dumps(asdict(run) | {"uri": ""}))
     Tracker(run).artifact(saved)
     return run
 
@@ -120,23 +118,3 @@ def launch(experiment: Experiment, start: Launch, scaling: Scaling, **hooks: Any
     run = create(experiment, start)
     with closing(run):
         return fit(experiment, start.directory, run, scaling, **hooks)
-
-
-@contextmanager
-def progress_bar(directory: Path, steps: int) -> Iterator[None]:
-    """Shows, until the block ends, how far the run in a folder is."""
-    done = threading.Event()
-
-    def follow(bar: tqdm) -> None:
-        while not done.wait(0.5):
-            bar.update(progress(directory) - bar.n)
-        bar.update(progress(directory) - bar.n)
-
-    with tqdm(total=steps, initial=progress(directory), unit="step", dynamic_ncols=True) as bar:
-        thread = threading.Thread(target=follow, args=(bar,), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()

@@ -11,6 +11,8 @@ import optuna
 from tqdm import tqdm
 
 from vamf.cluster import connect
+from vamf.cluster.bars import step_bar
+from vamf.cluster.failures import RunFailed
 from vamf.cluster.launch import Launch, launch
 from vamf.cluster.quiet import quiet_optuna
 from vamf.cluster.space import Space
@@ -50,7 +52,7 @@ def search(space: Space, sweep: Sweep) -> None:
     )
     resources = trial_resources(sweep.scaling)
     total = left * sweep.seeds * sweep.experiment.steps
-    with tqdm(total=total, unit="step", unit_scale=True, smoothing=0, dynamic_ncols=True) as bar:
+    with step_bar(total, scale=True) as bar:
         tune.Tuner(
             tune.with_resources(_run_trial(sweep), resources),
             tune_config=tune.TuneConfig(
@@ -127,7 +129,7 @@ def run_trial(sweep: Sweep, number: int, settings: Mapping[str, Any]) -> None:
     for index in range(sweep.seeds):
         try:
             runs.append(_run_seed(sweep, trial, index))
-        except NonFiniteLoss as failure:
+        except (NonFiniteLoss, RunFailed, ValueError) as failure:
             error = f"seed {experiment.seed + index}: {failure}"
             break
     finished = asdict(trial) | {
