@@ -45,12 +45,15 @@ def main(argv: list[str]) -> None:
     print(f"{options.preset}, batch {experiment.batch}, {name}, {torch.get_num_threads()} threads")
     for variant, value in seconds.items():
         print(f"{variant:36} {value * 1e3:8.1f} ms  {value / reference:5.2f} x")
-    memory = benchmark.peak_memory(device)
-    start = benchmark.seconds_to_first_step(options.preset)
+    stalls = benchmark.checkpoint_stalls(experiment, device)
+    for how, value in stalls.items():
+        share = value / experiment.checkpoint.every / seconds["MeanFlow, beta = 0.5"]
+        print(f"{f'checkpoint, {how}':36} {value * 1e3:8.1f} ms  {share:.4%} of its interval")
+    memory, start = benchmark.peak_memory(device), benchmark.seconds_to_first_step(options.preset)
     print(f"peak memory {memory:.0f} MiB; {start:.1f} s from the command to the first step")
     if options.out:
         found = {"seconds": seconds, "peak_memory_mib": memory, "seconds_to_first_step": start}
-        options.out.write_text(json.dumps(found, indent=2) + "\n")
+        options.out.write_text(json.dumps(found | {"checkpoint_stalls": stalls}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,11 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import optuna
 import pytest
@@ -18,7 +19,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from optuna.trial import TrialState
 from ray.util import placement_group_table
-from tiny import TINY, options
+from tiny import TINY, checkpoint, history, options, same, tracked
+from twin_runs import LONG
 
 from jobs import tune
 from vamf.cluster import sweeps
@@ -28,8 +30,10 @@ from vamf.cluster.space import Space
 from vamf.cluster.study import open_study
 from vamf.cluster.sweep import Sweep
 from vamf.cluster.train import Scaling
-from vamf.cluster.trials import Trial, load_trials
+from vamf.cluster.trials import Trial, load_trials, trial_folder
 from vamf.cluster.tune import at_once, trial_resources
+from vamf.training.loop import Session
+from vamf.training.loop import train as train_in_place
 
 ABSURD_LR = 1e30
 
@@ -221,6 +225,63 @@ def test_a_trial_of_two_workers_leaves_nothing_behind(
     )
     cpus = ray.cluster_resources()["CPU"]
     wait_until(lambda: ray.available_resources().get("CPU") == cpus, "all CPUs being free")
+
+
+def trial_processes() -> set[int]:
+    """The processes of Ray Tune's trials in the cluster that this process started."""
+    return {pid for pid in descendants(os.getpid()) if "ImplicitFunc" in command(pid)}
+
+
+@pytest.mark.slow
+def test_a_killed_trial_goes_on_and_a_wrong_one_costs_itself(
+    local_ray: None, tracking_uri: str, tmp_path: Path
+) -> None:
+    """Two trials side by side, the process of one of them killed, and a third that cannot be."""
+    nowhere = str(tmp_path / "nowhere")
+    points = [{"beta.value": 0.0}, {"beta.value": 1.0}, {"proxy": "reference"}]
+
+    def draw_point(trial: optuna.Trial) -> dict[str, Any]:
+        point = points[trial.suggest_int("point", 0, 2)]
+        return point | ({"reference": nowhere} if "proxy" in point else {})
+
+    space = space_of(*({"point": index} for index in range(3)))
+    space.space = draw_point  # type: ignore[method-assign]
+    directory, killed = tmp_path / "bereft", list[int]()
+
+    def latest() -> int:
+        return len(list(directory.glob("t00[01]/seed_0/checkpoints/step_*")))
+
+    def kill_one() -> None:
+        wait_until(lambda: latest() > 2, "a few steps", seconds=300)
+        kill([min(trial_processes())])
+        killed.append(latest())
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    plan = sweeps.Plan(space, "test", 3, 1)
+    sweep = sweeps.new(plan, LONG, directory, tracking_uri, Scaling(gpus=0))
+    found, files = sweeps.run(space, sweep)
+    killer.join()
+    assert 2 < killed[0] < 80
+    one, other, wrong = found.trials
+    assert wrong.error == f"seed 0: no checkpoint in {nowhere}"
+    children = Swept(sweep, found, files, "").children
+    assert sorted((run.data.tags["trial"], run.info.status) for run in children) == [
+        ("0", "FINISHED"),
+        ("1", "FINISHED"),
+        ("2", "FAILED"),
+    ]
+    for trial in (one, other):
+        experiment, twin = LONG.override(trial.settings), tmp_path / f"twin{trial.number}"
+        undisturbed = train_in_place(experiment, Session(directory=twin))
+        ours = trial_folder(directory, trial.number) / "seed_0"
+        assert same(checkpoint(ours, 40).load(), checkpoint(twin, 40).load())
+        assert trial.metrics == undisturbed.metrics
+        (run,) = tracked(tracking_uri, ours)
+        assert list(history(tracking_uri, run, "loss/train")) == list(range(1, 41))
+    states = [trial.state for trial in open_study(sweep).trials]
+    assert states == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.FAIL]
+    wait_until(lambda: not trial_processes(), "the end of all trials' processes")
 
 
 def test_trials_with_workers_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,8 @@ from tiny import TINY
 
 from vamf.experiment import Experiment
 
-LONG = TINY.override(
-    {"steps": 40, "evaluation.every": 10, "checkpoint.every": 1, "checkpoint.keep": 40}
-)
+CHANGES = {"steps": 40, "evaluation.every": 10, "checkpoint.every": 1, "checkpoint.keep": 40}
+LONG = TINY.override(CHANGES)
 """Long enough for a worker to be killed in the middle."""
 
 

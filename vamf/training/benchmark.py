@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,10 +20,12 @@ from vamf.flow.derivatives import total_derivative
 from vamf.flow.losses import Draws, squared_norm
 from vamf.flow.path import interpolate
 from vamf.flow.schedules import BetaSchedule
+from vamf.training.restoring import checkpoints
+from vamf.training.saving import Saver
 from vamf.training.trainer import Trainer
 from vamf.typing import expand_like
 
-Step = Callable[[], None]
+Step = Callable[[], object]
 
 
 def variants(experiment: Experiment, device: torch.device) -> dict[str, Step]:
@@ -86,6 +89,35 @@ def time_steps(steps: Mapping[str, Step], device: torch.device, repeats: int) ->
             if round_ >= 2:  # the first two warm up
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def checkpoint_stalls(
+    experiment: Experiment, device: torch.device, repeats: int = 5
+) -> dict[str, float]:
+    """Median seconds for which the training loop waits at a checkpoint.
+
+    In the background, as a run does it: the loop copies the state. In the loop: it writes, too.
+    """
+    trainer = Trainer(experiment, experiment.data.load("train"), Workers(device=device))
+    trainer.train_step()
+    seconds: dict[str, list[float]] = {"in the background": [], "in the loop": []}
+    with tempfile.TemporaryDirectory() as place:
+        folder = checkpoints(experiment, Path(place))
+        with Saver(folder) as saver:
+            for _ in range(repeats):
+                save = partial(saver.save, experiment, trainer.state_dict(), {})
+                seconds["in the background"].append(_seconds(save, device))
+                saver.drain()
+                write = partial(folder.save, experiment, trainer.state_dict(), {})
+                seconds["in the loop"].append(_seconds(write, device))
+    return {how: statistics.median(values) for how, values in seconds.items()}
+
+
+def _seconds(action: Step, device: torch.device) -> float:
+    _synchronise(device)
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
 
 
 def _synchronise(device: torch.device) -> None:
