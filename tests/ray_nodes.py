@@ -54,6 +54,7 @@ class Node:
         bin_folder = Path(sys.executable).parent
         env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         env |= TOKEN | WATCHFUL | {"PATH": f"{bin_folder}:{env['PATH']}", MARK: str(self.folder)}
+        env |= {"OMP_NUM_THREADS": "1"}  # by itself Ray gives a worker as many as it has CPUs
         with self.log.open("wb") as output:
             return subprocess.Popen(
                 [str(bin_folder / "ray"), "start", *options],

@@ -248,7 +248,7 @@ def test_a_spool_that_cannot_be_written_is_no_error(
 
 
 def test_what_cannot_be_queued_is_sent_at_once(
-    database: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    database: str, tmp_path: Path, impatient: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The disk of the queue is full, or gone; the server is not."""
     run = new_run(database, tmp_path)

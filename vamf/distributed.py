@@ -14,6 +14,13 @@ class Workers(NamedTuple):
     world: int = 1
     device: torch.device = torch.device("cpu")
 
+    def described(self) -> str:
+        """All that the last bits of a run depend on besides its experiment, in words."""
+        threads = torch.get_num_threads()
+        on_cpu = f"a CPU with {threads} thread{'s' * (threads > 1)}"
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else on_cpu
+        return f"{self.world} x {device}, torch {torch.__version__}"
+
     def mine(self, n: int) -> range:
         """The indices of ``n`` things that are this worker's: rank, rank + world, ..."""
         return range(self.rank, n, self.world)

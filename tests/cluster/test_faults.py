@@ -229,7 +229,9 @@ def test_an_error_that_would_come_again_is_not_tried_again(
 
         with (Path(config["directory"]) / "starts").open("a") as file:
             file.write("x")
-        raise getattr(builtins, kind)("batch must be even; got 7")
+        error = getattr(builtins, kind)("batch must be even; got 7")
+        error.add_note("Traceback: in work")
+        raise error
 
     monkeypatch.setattr(cluster_train, "_worker", work)
     directory, (raised, said) = tmp_path / "wrong", FAULTY[kind]

@@ -5,15 +5,16 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import optuna
 import pytest
 import ray
+import torch
 from machine import command, descendants, kill, train_workers, wait_until
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -36,6 +37,8 @@ from vamf.training.loop import Session
 from vamf.training.loop import train as train_in_place
 
 ABSURD_LR = 1e30
+
+T = TypeVar("T")
 
 
 def draw(trial: optuna.Trial) -> dict[str, float]:
@@ -232,6 +235,16 @@ def trial_processes() -> set[int]:
     return {pid for pid in descendants(os.getpid()) if "ImplicitFunc" in command(pid)}
 
 
+def on_one_thread(action: Callable[[], T]) -> T:
+    """As Ray runs a trial of one CPU."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return action()
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.slow
 def test_a_killed_trial_goes_on_and_a_wrong_one_costs_itself(
     local_ray: None, tracking_uri: str, tmp_path: Path
@@ -273,7 +286,7 @@ def test_a_killed_trial_goes_on_and_a_wrong_one_costs_itself(
     ]
     for trial in (one, other):
         experiment, twin = LONG.override(trial.settings), tmp_path / f"twin{trial.number}"
-        undisturbed = train_in_place(experiment, Session(directory=twin))
+        undisturbed = on_one_thread(lambda: train_in_place(experiment, Session(directory=twin)))  # noqa: B023
         ours = trial_folder(directory, trial.number) / "seed_0"
         assert same(checkpoint(ours, 40).load(), checkpoint(twin, 40).load())
         assert trial.metrics == undisturbed.metrics

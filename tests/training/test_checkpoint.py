@@ -261,10 +261,10 @@ def test_a_checkpoint_of_before_manifests_is_taken_as_it_is(tmp_path):
     checkpoint = saved(tmp_path, 1.0).latest()
     (checkpoint.path / "manifest.json").unlink()
     meta = json.loads((checkpoint.path / "meta.json").read_text())
-    del meta["workers"]
+    del meta["made_on"]
     (checkpoint.path / "meta.json").write_text(json.dumps(meta))
     assert checkpoint.load()["step"] == 10
-    assert checkpoint.workers() is None
+    assert checkpoint.made_on() is None
 
 
 @contextmanager

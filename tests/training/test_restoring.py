@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import torch
 from tiny import same
 
 from vamf.data.toys import Toy
@@ -12,7 +13,7 @@ from vamf.metrics.distances import SlicedWasserstein
 from vamf.models.mlp import MLPConfig
 from vamf.training.loop import Session, train
 from vamf.training.restoring import checkpoints, restore
-from vamf.training.trainer import Trainer
+from vamf.training.trainer import NonFiniteLoss, Trainer
 
 TOY = Experiment(
     data=Toy(),
@@ -77,6 +78,37 @@ def test_a_truncated_checkpoint_is_noted_and_costs_only_its_steps(tmp_path):
     assert resumed(tmp_path / "cut")[0] == []  # said once
 
 
+class Poisoned:
+    """Data whose batch of step 10, from 1, holds one NaN."""
+
+    def __init__(self, real):
+        self.real, self.shape = real, real.shape
+
+    def batch(self, step, *arguments):
+        x = self.real.batch(step, *arguments)
+        if step == 9:
+            x[3, 0] = float("nan")
+        return x
+
+    def draw(self, *arguments):
+        return self.real.draw(*arguments)
+
+
+def test_a_nan_in_the_data_is_told_and_costs_only_its_steps(tmp_path, monkeypatch):
+    train(TOY, Session(directory=tmp_path / "twin"))
+    load = Toy.load
+    for _ in range(2):  # the second time from the checkpoint before it, which is as it was
+        with monkeypatch.context() as patch, pytest.raises(NonFiniteLoss) as caught:
+            patch.setattr(Toy, "load", lambda self, split: Poisoned(load(self, split)))
+            train(TOY, Session(directory=tmp_path / "nan"))
+        assert str(caught.value) == "the loss of step 10 is not finite; neither are its data"
+        assert [c.step for c in checkpoints(TOY, tmp_path / "nan").all()] == [4, 8]
+    notes, steps = resumed(tmp_path / "nan")
+    assert (notes, steps) == ([], [10, 12])
+    ours, twin = (checkpoints(TOY, tmp_path / name).at(12).load() for name in ("nan", "twin"))
+    assert same(ours, twin)
+
+
 def test_nothing_is_noted_of_a_plain_resumption(tmp_path):
     begun(tmp_path)
     assert resumed(tmp_path) == ([], [10, 12])
@@ -122,10 +154,24 @@ def test_another_number_of_workers_is_noted(before, now, tmp_path):
     trainer = Trainer(TOY, TOY.data.load("train"), Workers())
     for _ in range(4):
         trainer.train_step()
-    found = checkpoints(TOY, tmp_path)
-    found.save(TOY, trainer.state_dict(), {}, workers=before)
-    notes, again = [], Trainer(TOY, TOY.data.load("train"), Alike(0, now))
+    found, old, new = checkpoints(TOY, tmp_path), Workers(0, before), Alike(0, now)
+    found.save(TOY, trainer.state_dict(), {}, old.described())
+    notes, again = [], Trainer(TOY, TOY.data.load("train"), new)
     restore(again, found, lambda *note: notes.append(note))
     assert again.step == 4
-    expected = f"{before} up to step 4, {now} from there: no longer bit for bit"
-    assert notes == ([] if before == now else [("workers.changed", expected)])
+    text = f"{old.described()} up to step 4, {new.described()} from there: no longer bit for bit"
+    assert notes == ([] if before == now else [("workers.changed", text)])
+    assert old.described().startswith(f"{before} x a CPU with ")
+
+
+def test_another_number_of_threads_is_noted(tmp_path):
+    """Sums in another order: a run on other threads is another run in its last bits."""
+    begun(tmp_path)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3 - min(threads, 2))
+        ((name, text),), _ = resumed(tmp_path)
+    finally:
+        torch.set_num_threads(threads)
+    assert name == "workers.changed"
+    assert "1 x a CPU with 1 thread, torch" in text and "1 x a CPU with 2 threads, torch" in text

@@ -29,12 +29,12 @@ class Slow:
     def __init__(self):
         self.saved, self.through, self.at_once, self.most = [], threading.Semaphore(0), 0, 0
 
-    def save(self, experiment, state, metrics, workers):
+    def save(self, experiment, state, metrics, made_on):
         self.at_once += 1
         self.most = max(self.most, self.at_once)
         assert self.through.acquire(timeout=60)
         self.at_once -= 1
-        self.saved.append((state["step"], state["net"]["w"].tolist(), dict(metrics), workers))
+        self.saved.append((state["step"], state["net"]["w"].tolist(), dict(metrics), made_on))
 
 
 def folder(path):
@@ -54,12 +54,12 @@ def test_a_snapshot_is_of_the_state_as_it_was():
 
 def test_training_goes_on_while_a_checkpoint_is_written():
     slow, living = Slow(), state(1)
-    with Saver(slow, workers=2) as saver:
+    with Saver(slow, "2 x a CPU") as saver:
         saver.save(EXPERIMENT, living, {"loss": 1.0})  # returns although nothing is written
         assert slow.saved == []
         living["net"]["w"] += 100
         slow.through.release()
-    assert slow.saved == [(1, [1, 1, 1], {"loss": 1.0}, 2)]
+    assert slow.saved == [(1, [1, 1, 1], {"loss": 1.0}, "2 x a CPU")]
 
 
 def test_two_are_never_written_at_once():

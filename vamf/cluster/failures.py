@@ -46,28 +46,27 @@ def full(error: OSError) -> RunFailed:
 
 def explained(error: BaseException, directory: Path) -> BaseException:
     """A final error as what the driver raises; its traceback goes to a file."""
-    details = "\n".join(getattr(error, "__notes__", [])) or str(error)
     if isinstance(error, OSError) and is_full(error):
         return full(error)
     for kind in (NonFiniteLoss, ValueError):  # said in words for users
         if isinstance(error, kind):
             return kind(str(error))
-    return RunFailed(f"{_brief(error)}; traceback in {_keep(details, directory)}")
+    return RunFailed(f"{_brief(error)}; traceback in {_keep(_details(error), directory)}")
 
 
 def lost(failures: Mapping[int, BaseException], allowed: int, directory: Path) -> RunFailed:
     """Workers that failed more often than is allowed; ``failures`` are the last ones, by rank."""
     rank, last = next(iter(sorted(failures.items())), (0, RuntimeError("unknown")))
-    place = _keep("\n".join(map(str, failures.values())), directory)
+    place = _keep("\n".join(map(_details, failures.values())), directory)
     return RunFailed(
         f"workers failed more than {allowed} times, the last time rank {rank} with "
-        f"{_brief(cause(last))}; more in {place}"
+        f"{_brief(last)}; more in {place}"
     )
 
 
-def cause(raised: BaseException) -> BaseException:
-    """The error that a worker raised, without what Ray puts around it."""
-    return getattr(raised, "_base_exc", raised)
+def _details(error: BaseException) -> str:
+    """The traceback that the worker noted, as tracebacks do not travel between processes."""
+    return "\n".join(getattr(error, "__notes__", [])) or str(error)
 
 
 def _brief(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """Training under Ray Train: the only module that imports it."""
 
 import os
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vamf.cluster.bars import PROGRESS, add_note, progress
-from vamf.cluster.failures import cause, explained, full, is_final, is_full, lost
+from vamf.cluster.failures import explained, full, is_final, is_full, lost
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
 from vamf.tracking import Run, Tracker
@@ -118,10 +119,8 @@ def _ending_for_good() -> Any:
 
     class EndingForGood(UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Any]) -> None:
-            for _, raised in sorted(worker_exceptions.items()):
-                error = cause(raised)
+            for _, error in sorted(worker_exceptions.items()):
                 if is_final(error):
-                    error.add_note(str(raised))  # its traceback, which does not travel
                     raise error  # ends the controller, and with it the other workers
 
     return EndingForGood()
@@ -138,28 +137,34 @@ def _told(error: Any, directory: Path, scaling: Scaling) -> BaseException:
 def _worker(config: dict[str, Any]) -> None:
     """The function that every Ray Train worker runs."""
     experiment = Experiment.from_dict(config["experiment"])
+    session = _session(config)
+    tracker = Tracker(Run(**config["run"])) if config["run"] and session.leads else None
+    if tracker:
+        session = replace(
+            session,
+            log=tracker.metrics,
+            picture=_picture(tracker),
+            note=_note(session.directory, tracker),
+        )
+    try:
+        train(experiment, session)
+    except Exception as error:
+        if config["workers"]:
+            error.add_note(traceback.format_exc())  # which would not travel to the driver
+        raise
+    finally:
+        if tracker:
+            tracker.flush()
+
+
+def _session(config: dict[str, Any]) -> Session:
     directory, workers = Path(config["directory"]), _place(config["workers"], config["gpus"])
-    session = Session(
+    return Session(
         directory=directory,
         workers=workers,
         wrap=_distributed(workers),
         report=_report(config, workers),
-        note=_note(directory, None),
     )
-    tracker = Tracker(Run(**config["run"])) if config["run"] and session.leads else None
-    if tracker is None:
-        train(experiment, session)
-        return
-    session = replace(
-        session,
-        log=tracker.metrics,
-        picture=_picture(tracker),
-        note=_note(directory, tracker),
-    )
-    try:
-        train(experiment, session)
-    finally:
-        tracker.flush()
 
 
 def _place(workers: int, gpus: float | None) -> Workers:
@@ -198,11 +203,10 @@ def _report(config: dict[str, Any], workers: Workers) -> Report:
     return report
 
 
-def _note(directory: Path, tracker: Tracker | None) -> Note:
+def _note(directory: Path, tracker: Tracker) -> Note:
     def note(name: str, text: str) -> None:
         add_note(directory, text)
-        if tracker:
-            tracker.tags({name: text})
+        tracker.tags({name: text})
 
     return note
 

@@ -37,14 +37,14 @@ class Checkpoint:
         """What was measured at this step; empty if nothing was."""
         return self._meta()["metrics"]
 
-    def workers(self) -> int | None:
-        """How many workers trained up to here; None if it was not written down."""
-        return self._meta()["workers"]
+    def made_on(self) -> str | None:
+        """The workers that trained up to here, in words; None if they were not written down."""
+        return self._meta()["made_on"]
 
     def _meta(self) -> dict[str, Any]:
         try:
             meta = json.loads((self.path / META).read_text())
-            return {"workers": None} | meta | {"metrics": meta["metrics"]}
+            return {"made_on": None} | meta | {"metrics": meta["metrics"]}
         except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"checkpoint {self.path} is damaged: {META}: {error}") from error
 
@@ -147,7 +147,7 @@ class CheckpointFolder:
         experiment: Experiment,
         state: Mapping[str, Any],
         metrics: Mapping[str, float],
-        workers: int = 1,
+        made_on: str | None = None,
     ) -> Checkpoint:
         """Writes a checkpoint aside, syncs it to disk, renames it into place, and prunes.
 
@@ -156,7 +156,7 @@ class CheckpointFolder:
         final = self.at(state["step"]).path
         aside = self.path / f".{final.name}.partial"
         shutil.rmtree(aside, ignore_errors=True)
-        meta = {"step": state["step"], "workers": workers, "metrics": dict(metrics)}
+        meta = {"step": state["step"], "made_on": made_on, "metrics": dict(metrics)}
         try:
             _write(aside, experiment, state, meta)
         except OSError as error:

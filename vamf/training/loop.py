@@ -92,7 +92,7 @@ def train(experiment: Experiment, session: Session) -> Summary:
     restore(trainer, folder, session.note)
     _agree(trainer)
     metrics: Metrics = {}
-    with Saver(folder, session.workers.world) as saver:
+    with Saver(folder, session.workers.described()) as saver:
         first = trainer.step + 1
         while trainer.step < experiment.steps:
             trainer.train_step()

@@ -36,7 +36,7 @@ def newest(folder: CheckpointFolder, experiment: Experiment) -> tuple[Checkpoint
 def restore(trainer: Trainer, folder: CheckpointFolder, note: Note) -> None:
     """Takes up the newest intact checkpoint, the same one on all workers.
 
-    Rank 0 chooses, hides damaged ones, and notes them and a change of the number of workers.
+    Rank 0 chooses, hides damaged ones, and notes them and a change of the workers.
     Raises ValueError if there is none to go on from, or it does not fit.
     """
     workers, step = trainer.workers, ""
@@ -45,19 +45,19 @@ def restore(trainer: Trainer, folder: CheckpointFolder, note: Note) -> None:
         folder.tidy(after=found.step if found else 0)
         if found is not None:
             step = str(found.step)
-            _note(found, wrong, workers.world, note)
+            _note(found, wrong, workers.described(), note)
     if step := workers.gather(step)[0]:
         _load(trainer, folder.at(int(step)))
 
 
-def _note(found: Checkpoint, wrong: list[str], world: int, note: Note) -> None:
+def _note(found: Checkpoint, wrong: list[str], now: str, note: Note) -> None:
     if wrong:
         note("checkpoint.damaged", f"{'; '.join(wrong)}; goes on from step {found.step}")
-    before = found.workers()
-    if before not in (None, world):
+    before = found.made_on()
+    if before not in (None, now):
         note(
             "workers.changed",
-            f"{before} up to step {found.step}, {world} from there: no longer bit for bit",
+            f"{before} up to step {found.step}, {now} from there: no longer bit for bit",
         )
 
 

@@ -49,8 +49,8 @@ class Saver:
     What goes wrong in the background is raised by the next ``save``, by ``drain``, or at the end.
     """
 
-    def __init__(self, folder: CheckpointFolder, workers: int = 1) -> None:
-        self._folder, self._workers = folder, workers
+    def __init__(self, folder: CheckpointFolder, made_on: str | None = None) -> None:
+        self._folder, self._made_on = folder, made_on
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[Any] | None = None
 
@@ -70,7 +70,7 @@ class Saver:
     def _write(
         self, experiment: Experiment, snapshot: Snapshot, metrics: Mapping[str, float]
     ) -> None:
-        self._folder.save(experiment, snapshot.ready(), metrics, self._workers)
+        self._folder.save(experiment, snapshot.ready(), metrics, self._made_on)
 
     def __enter__(self) -> Self:
         return self
