@@ -108,8 +108,10 @@ def fit(
         trainer.fit()
     except TrainingFailedError as error:
         raise _told(error, directory, scaling) from None
-    except OSError as error:
-        raise (full(error) if is_full(error) else error) from None
+    except OSError as error:  # of a run in this process
+        if is_full(error):
+            raise full(error) from None
+        raise
     return Summary.load(directory / SUMMARY)
 
 
