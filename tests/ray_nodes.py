@@ -105,10 +105,11 @@ class Node:
 
     def stop(self) -> None:
         """Ends this node's processes, and no other's: `ray stop` ends all of the machine's."""
-        family = self.processes()
-        self.process.send_signal(signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(20)
-        kill(family | self.processes() | {self.process.pid})
-        self.process.wait()
+        if self.process.poll() is None:
+            family = self.processes()
+            self.process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(20)
+            kill(family | self.processes() | {self.process.pid})
+            self.process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -24,8 +24,7 @@ def nodes() -> Iterator[list[Node]]:
         yield started
     finally:
         for node in reversed(started):
-            if node.process.poll() is None:
-                node.stop()
+            node.stop()
 
 
 def started(nodes: list[Node], *, cpus: int, head: Node | None = None) -> Node:
