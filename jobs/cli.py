@@ -14,6 +14,7 @@ import tyro
 
 import tune_spaces
 from vamf import tracking, values
+from vamf.cluster.failures import RunFailed
 from vamf.cluster.sweeps import NothingFound
 from vamf.cluster.train import Scaling
 from vamf.experiment import Experiment
@@ -138,7 +139,7 @@ def guarded(action: Callable[[], T], resume: str | None = None) -> T:
         return action()
     except ValueError as error:
         stop(str(error))
-    except (NonFiniteLoss, NothingFound) as error:
+    except (NonFiniteLoss, NothingFound, RunFailed) as error:
         stop(str(error), status=1)
     except KeyboardInterrupt:
         stop(f"interrupted; to go on: {resume}" if resume else "interrupted", status=130)

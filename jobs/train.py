@@ -8,7 +8,8 @@ import tyro
 from jobs import cli
 from vamf import tracking
 from vamf.cluster import connect
-from vamf.cluster.launch import Launch, launch, new, progress_bar, resumed
+from vamf.cluster.bars import progress_bar
+from vamf.cluster.launch import Launch, launch, new, resumed
 from vamf.cluster.train import Scaling
 from vamf.experiment import Experiment
 from vamf.presets import PRESETS

@@ -1,21 +1,20 @@
 """Runs of MLflow, on a real server and a real SQLite file, which come and go."""
 
 import json
-import os
-import signal
 import socket
 import sqlite3
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from mlflow_server import Server
 from PIL import Image
 
 from vamf import tracking
@@ -27,45 +26,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-class Server:
-    """An ``mlflow server`` in a process group of its own, to be killed and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        store = f"--backend-store-uri=sqlite:///{self.folder / 'mlflow.db'}"
-        files = f"--artifacts-destination={self.folder / 'files'}"
-        address = ["--host=127.0.0.1", f"--port={self.port}", "--workers=1"]
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", store, files, *address],
-                cwd=self.folder,
-                env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        self.wait()
-
-    def wait(self) -> None:
-        give_up = time.monotonic() + 120
-        while time.monotonic() < give_up:
-            with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=2):
-                return
-            time.sleep(0.1)
-        raise AssertionError((self.folder / "server.log").read_text())
-
-    def kill(self) -> None:
-        if self.process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
 
 
 @pytest.fixture(scope="module")
@@ -285,6 +245,21 @@ def test_a_spool_that_cannot_be_written_is_no_error(
     tracker.metrics({"loss/train": 1.0}, 1)
     tracker.image(png(tmp_path / "a.png"), "samples", 1)
     assert "metrics may be lost" in capfd.readouterr().err
+
+
+def test_what_cannot_be_queued_is_sent_at_once(
+    database: str, tmp_path: Path, impatient: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The disk of the queue is full, or gone; the server is not."""
+    run = new_run(database, tmp_path)
+    (tmp_path / "file").write_text("a file where a folder should be")
+    tracker = Tracker(replace(run, spool=str(tmp_path / "file" / "spool")))
+    for step in (1, 2, 3):
+        tracker.metrics({"loss/train": 0.5}, step)
+    tracker.close("FAILED", "no space left")
+    assert steps(run, "loss/train") == [1, 2, 3]
+    found = MlflowClient(database).get_run(run.run_id)
+    assert (found.info.status, found.data.tags["error"]) == ("FAILED", "no space left")
 
 
 def test_how_a_run_ended_and_that_it_goes_on(database: str, tmp_path: Path) -> None:

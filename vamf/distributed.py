@@ -1,4 +1,4 @@
-"""This process's place among the workers of a run, and sums over them."""
+"""This process's place among the workers of a run, and what they tell each other."""
 
 from typing import NamedTuple
 
@@ -14,6 +14,13 @@ class Workers(NamedTuple):
     world: int = 1
     device: torch.device = torch.device("cpu")
 
+    def described(self) -> str:
+        """All that the last bits of a run depend on besides its experiment, in words."""
+        threads = torch.get_num_threads()
+        on_cpu = f"a CPU with {threads} thread{'s' * (threads > 1)}"
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else on_cpu
+        return f"{self.world} x {device}, torch {torch.__version__}"
+
     def mine(self, n: int) -> range:
         """The indices of ``n`` things that are this worker's: rank, rank + world, ..."""
         return range(self.rank, n, self.world)
@@ -23,3 +30,18 @@ class Workers(NamedTuple):
         if self.world > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def gather(self, text: str) -> list[str]:
+        """What every worker gives, by rank; every worker gets it."""
+        if self.world == 1:
+            return [text]
+        sent = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device)
+        lengths = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.world)]
+        dist.all_gather(lengths, torch.tensor([len(sent)], device=self.device))
+        longest = int(max(lengths))
+        padded = sent.new_zeros(longest)
+        padded[: len(sent)] = sent
+        texts = [torch.empty_like(padded) for _ in range(self.world)]
+        dist.all_gather(texts, padded)
+        pairs = zip(texts, lengths, strict=True)
+        return [bytes(found[: int(n)].tolist()).decode() for found, n in pairs]

@@ -5,17 +5,24 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from machine import train_workers, wait_until
-from tiny import ABSURD, checkpoint, history, options, same, tracked
-from twin_runs import Twins
+from machine import command, descendants, train_workers, wait_until
+from mlflow_server import Server
+from tiny import ABSURD, TINY, checkpoint, history, options, same, tracked
+from twin_runs import CHANGES, Twins
 
 from jobs import train
+from vamf.cluster import train as cluster_train
+from vamf.cluster.failures import RunFailed
 from vamf.cluster.launch import launch, new
 from vamf.cluster.train import Scaling
+from vamf.tracking.spool import Spool
 
 
 def latest(directory: Path) -> int:
@@ -50,44 +57,193 @@ def test_a_killed_worker_costs_nothing(
     assert run.info.status == "FINISHED"
     for key in ("loss/train", "grad/norm", "eval/loss_variance"):
         assert history(twins.uri, run, key) == history(twins.uri, undisturbed, key)
-    out, err = capfd.readouterr()
-    assert "Traceback" not in out
-    assert err == ""
+    assert capfd.readouterr() == ("", "")  # not even Ray's own lines on a worker's death
+    wait_until(lambda: not train_workers(), "the end of all workers")
 
 
 @pytest.mark.slow
-def test_a_killed_driver_costs_nothing(tracking_uri: str, tmp_path: Path) -> None:
-    changes = {"steps": 100, "checkpoint.every": 5, "log_every": 5, "evaluation.every": 50}
-    arguments = ["--storage", str(tmp_path), "--tracking", tracking_uri, *options(changes)]
-    killed, twin = tmp_path / "killed", tmp_path / "twin"
+def test_a_killed_driver_costs_nothing(
+    twins: Twins, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its cluster dies with it: two workers, and all that Ray started for them."""
+    directory, two_workers = tmp_path / "killed", ["--scaling.workers", "2"]
+    command_line = [sys.executable, "-m", "jobs.train", "digits"]
+    arguments = ["--storage", str(tmp_path), "--tracking", twins.uri, *two_workers]
     with (tmp_path / "said").open("w") as said:
         driver = subprocess.Popen(
-            [sys.executable, "-m", "jobs.train", "digits", "--name", "killed", *arguments],
-            env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
+            [*command_line, "--name", "killed", *arguments, *options(CHANGES)],
+            env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"},
             stdout=said,
             stderr=said,
         )
     try:
-        wait_until(lambda: latest(killed) > 0 or driver.poll() is not None, "a checkpoint")
+        wait_until(lambda: latest(directory) > 2 or driver.poll() is not None, "a checkpoint")
+        family = descendants(driver.pid)
     finally:
         driver.kill()
         driver.wait()
-    text = (tmp_path / "said").read_bytes().decode()
-    assert 0 < latest(killed) < 100, text
-    frames = text.split("\r")  # of the progress bar, which is all that was said
-    assert all("step/s" in frame or not frame.strip() for frame in frames), text
-    (run,) = tracked(tracking_uri, killed)
+    text = (tmp_path / "said").read_text()
+    assert 0 < latest(directory) < 40, text
+    assert all("step/s" in line or "/40 [" in line for line in text.splitlines()), text
+    assert len(text.splitlines()) <= 2, text  # a log gets no frame every half second
+    assert any("RayTrainWorker" in command(pid) for pid in family) or len(family) > 4
+    wait_until(lambda: not any(map(command, family)), "the end of all that the driver started")
+    (run,) = tracked(twins.uri, directory)
     assert run.info.status == "RUNNING"
 
-    train.main(["--resume", str(killed), "--tracking", tracking_uri])
-    train.main(["digits", "--name", "twin", *arguments])
-    assert same(checkpoint(killed, 100).load(), checkpoint(twin, 100).load())
-    (run,), (undisturbed,) = tracked(tracking_uri, killed), tracked(tracking_uri, twin)
+    train.main(["--resume", str(directory), "--tracking", twins.uri, *two_workers])
+    assert f"run        {directory}" in capsys.readouterr().out
+    assert_as_twin(directory, twins.two, twins.uri)
+
+
+def assert_as_twin(directory: Path, twin: Path, uri: str) -> None:
+    """Whatever happened to a run: its weights, its curves and its files are its twin's."""
+    assert same(checkpoint(directory, 40).load(), checkpoint(twin, 40).load())
+    (run,), (undisturbed,) = tracked(uri, directory), tracked(uri, twin)
     assert run.info.status == "FINISHED"
-    assert list(history(tracking_uri, run, "loss/train")) == list(range(5, 101, 5))
+    assert "error" not in run.data.tags
     for key in ("loss/train", "grad/norm", "eval/loss_variance"):
-        ours, theirs = (history(tracking_uri, r, key) for r in (run, undisturbed))
-        assert ours == theirs, key
+        assert history(uri, run, key) == history(uri, undisturbed, key), key
+    left = [str(path) for path in directory.rglob("*") if path.suffix in (".partial", ".removed")]
+    assert left == []
+    assert Spool(directory / "spool" / run.info.run_id).empty()
+
+
+@contextmanager
+def small_disk(folder: Path, mib: int) -> Iterator[Path]:
+    """A file system of its own, which can be full."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a tmpfs takes the rights of root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(path: Path) -> None:
+    """Takes all space that a file system has left."""
+    with path.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_run_with_one_line_and_costs_nothing(
+    twins: Twins, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fill_at_15(progress: Mapping[str, Any]) -> None:
+        if progress["step"] == 15:
+            fill(disk / "filler")
+
+    with small_disk(tmp_path / "disk", 128) as disk:
+        directory = disk / "full"
+        start = new(directory, twins.uri, "digits")
+        with pytest.raises(RunFailed, match="No space left on device; checkpoints") as caught:
+            launch(twins.experiment, start, Scaling(), report=fill_at_15)
+        assert "\n" not in str(caught.value)
+        assert latest(directory) == 15
+        assert not list((directory / "checkpoints").glob(".*"))
+        (run,) = tracked(twins.uri, directory)
+        assert run.info.status == "FAILED"
+        assert "No space left on device" in run.data.tags["error"]
+
+        with pytest.raises(SystemExit):
+            train.main(["--resume", str(directory), "--tracking", twins.uri])
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith("error: cannot write ") and "No space left on device" in last
+
+        (disk / "filler").unlink()
+        train.main(["--resume", str(directory), "--tracking", twins.uri])
+        assert_as_twin(directory, twins.one, twins.uri)
+
+
+@pytest.mark.slow
+def test_a_truncated_checkpoint_is_told_and_costs_only_its_steps(
+    twins: Twins, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "cut"
+
+    def die(progress: Mapping[str, Any]) -> None:
+        if progress["step"] == 25:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        launch(twins.experiment, new(directory, twins.uri, "digits"), Scaling(), report=die)
+    damaged = checkpoint(directory, latest(directory))
+    os.truncate(damaged.path / "state.pt", 1000)
+    capsys.readouterr()
+    train.main(["--resume", str(directory), "--tracking", twins.uri])
+    said = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
+    (run,) = tracked(twins.uri, directory)
+    assert said == [run.data.tags["checkpoint.damaged"]]
+    assert said[0].startswith(f"checkpoint {damaged.path} is damaged: state.pt: 1000 of ")
+    assert said[0].endswith(f"; goes on from step {damaged.step - 1}")
+    assert_as_twin(directory, twins.one, twins.uri)
+
+
+@pytest.mark.slow
+def test_an_mlflow_server_that_is_away_costs_nothing(
+    twins: Twins, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server = Server(Path(twins.uri.removeprefix("sqlite:///")).parent)
+    directory = tmp_path / "away"
+
+    def come_and_go(progress: Mapping[str, Any]) -> None:
+        if progress["step"] == 7:
+            server.kill()
+        if progress["step"] == 33:
+            server.start()
+
+    try:
+        server.start()
+        start = new(directory, server.uri, "digits")
+        launch(twins.experiment, start, Scaling(), report=come_and_go)
+    finally:
+        server.kill()
+    said = capfd.readouterr().err
+    assert said.count("does not answer; training goes on") == 1
+    assert_as_twin(directory, twins.one, twins.uri)
+
+
+FAULTY: dict[str, tuple[type[Exception], str]] = {
+    "ValueError": (ValueError, "batch must be even; got 7"),
+    "TypeError": (RunFailed, "TypeError: batch must be even; got 7; traceback in "),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FAULTY)
+def test_an_error_that_would_come_again_is_not_tried_again(
+    kind: str,
+    local_ray: None,
+    tracking_uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def work(config: dict[str, Any]) -> None:  # a closure, which Ray pickles whole
+        import builtins
+        from pathlib import Path
+
+        with (Path(config["directory"]) / "starts").open("a") as file:
+            file.write("x")
+        error = getattr(builtins, kind)("batch must be even; got 7")
+        error.add_note("Traceback: in work")
+        raise error
+
+    monkeypatch.setattr(cluster_train, "_worker", work)
+    directory, (raised, said) = tmp_path / "wrong", FAULTY[kind]
+    with pytest.raises(raised) as caught:
+        launch(TINY, new(directory, tracking_uri, "digits"), Scaling(workers=1))
+    assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
+    assert (directory / "starts").read_text() == "x"
+    if raised is RunFailed:
+        assert "in work" in (directory / "error.txt").read_text()
+    assert capfd.readouterr() == ("", "")
+    (run,) = tracked(tracking_uri, directory)
+    assert run.info.status == "FAILED"
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_one_line(

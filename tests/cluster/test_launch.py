@@ -9,15 +9,8 @@ import pytest
 from mlflow import MlflowClient
 from tiny import TINY, tracked
 
-from vamf.cluster.launch import (
-    Launch,
-    close_orphan,
-    closing,
-    create,
-    new,
-    progress_bar,
-    resumed,
-)
+from vamf.cluster.bars import progress_bar
+from vamf.cluster.launch import Launch, close_orphan, closing, create, new, resumed
 from vamf.experiment import Experiment
 
 

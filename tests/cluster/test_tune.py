@@ -4,21 +4,24 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import optuna
 import pytest
 import ray
+import torch
 from machine import command, descendants, kill, train_workers, wait_until
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from optuna.trial import TrialState
 from ray.util import placement_group_table
-from tiny import TINY, options
+from tiny import TINY, checkpoint, history, options, same, tracked
+from twin_runs import LONG
 
 from jobs import tune
 from vamf.cluster import sweeps
@@ -28,10 +31,14 @@ from vamf.cluster.space import Space
 from vamf.cluster.study import open_study
 from vamf.cluster.sweep import Sweep
 from vamf.cluster.train import Scaling
-from vamf.cluster.trials import Trial, load_trials
+from vamf.cluster.trials import Trial, load_trials, trial_folder
 from vamf.cluster.tune import at_once, trial_resources
+from vamf.training.loop import Session
+from vamf.training.loop import train as train_in_place
 
 ABSURD_LR = 1e30
+
+T = TypeVar("T")
 
 
 def draw(trial: optuna.Trial) -> dict[str, float]:
@@ -222,6 +229,81 @@ def test_a_trial_of_two_workers_leaves_nothing_behind(
     )
     cpus = ray.cluster_resources()["CPU"]
     wait_until(lambda: ray.available_resources().get("CPU") == cpus, "all CPUs being free")
+
+
+def trial_processes() -> set[int]:
+    """The processes of Ray Tune's trials in the cluster that this process started."""
+    return {pid for pid in descendants(os.getpid()) if "ImplicitFunc" in command(pid)}
+
+
+ONE_IS_WRONG: list[dict[str, Any]] = [
+    {"beta.value": 0.0},
+    {"beta.value": 1.0},
+    {"proxy": "reference", "reference": "/nowhere/at/all"},
+]
+
+
+def draw_point(trial: optuna.Trial) -> dict[str, Any]:
+    return ONE_IS_WRONG[trial.suggest_int("point", 0, 2)]
+
+
+def on_one_thread(action: Callable[[], T]) -> T:
+    """As Ray runs a trial of one CPU."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return action()
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+def test_a_killed_trial_goes_on_and_a_wrong_one_costs_itself(
+    local_ray: None, tracking_uri: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Two trials side by side, the process of one of them killed, and a third that cannot be."""
+    space = space_of(*({"point": index} for index in range(3)))
+    space.space = draw_point  # type: ignore[method-assign]
+    directory, killed = tmp_path / "bereft", list[int]()
+
+    def latest() -> int:
+        return len(list(directory.glob("t00[01]/seed_0/checkpoints/step_*")))
+
+    def kill_one() -> None:
+        wait_until(lambda: latest() > 2, "a few steps", seconds=300)
+        kill([min(trial_processes())])
+        killed.append(latest())
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    plan = sweeps.Plan(space, "test", 3, 1)
+    sweep = sweeps.new(plan, LONG, directory, tracking_uri, Scaling(gpus=0))
+    found, files = sweeps.run(space, sweep)
+    killer.join()
+    assert 2 < killed[0] < 80
+    said, err = capfd.readouterr()
+    assert all(line.startswith("trial ") for line in said.splitlines()), said
+    assert said.count(": its process died; it goes on from its checkpoint") == 1
+    assert "Traceback" not in err
+    one, other, wrong = found.trials
+    assert wrong.error == "seed 0: no checkpoint in /nowhere/at/all"
+    children = Swept(sweep, found, files, "").children
+    assert sorted((run.data.tags["trial"], run.info.status) for run in children) == [
+        ("0", "FINISHED"),
+        ("1", "FINISHED"),
+        ("2", "FAILED"),
+    ]
+    for trial in (one, other):
+        experiment, twin = LONG.override(trial.settings), tmp_path / f"twin{trial.number}"
+        undisturbed = on_one_thread(lambda: train_in_place(experiment, Session(directory=twin)))  # noqa: B023
+        ours = trial_folder(directory, trial.number) / "seed_0"
+        assert same(checkpoint(ours, 40).load(), checkpoint(twin, 40).load())
+        assert repr(trial.metrics) == repr(undisturbed.metrics)  # an error may be NaN
+        (run,) = tracked(tracking_uri, ours)
+        assert list(history(tracking_uri, run, "loss/train")) == list(range(1, 41))
+    states = [trial.state for trial in open_study(sweep).trials]
+    assert states == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.FAIL]
+    wait_until(lambda: not trial_processes(), "the end of all trials' processes")
 
 
 def test_trials_with_workers_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,17 +9,16 @@ from tiny import TINY
 
 from vamf.experiment import Experiment
 
-LONG = TINY.override(
-    {
-        "steps": 40,
-        "evaluation.every": 10,
-        "checkpoint.every": 1,
-        "checkpoint.keep": 40,
-        "probe.every": 10,
-        "probe.pairs": 3,
-        "probe.bins": 2,
-    }
-)
+CHANGES = {
+    "steps": 40,
+    "evaluation.every": 10,
+    "checkpoint.every": 1,
+    "checkpoint.keep": 40,
+    "probe.every": 10,
+    "probe.pairs": 3,
+    "probe.bins": 2,
+}
+LONG = TINY.override(CHANGES)
 """Long enough for a worker to be killed in the middle."""
 
 

@@ -1,8 +1,12 @@
 """Checkpoints: whole or not there, pruned, and refused when damaged, foreign or malicious."""
 
+import errno
+import json
 import os
 import pickle
+import resource
 import struct
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -77,6 +81,7 @@ def test_what_was_left_half_written_is_ignored_and_replaced(tmp_path):
     assert checkpoints.latest().load()["step"] == 20
     assert {p.name for p in checkpoints.latest().path.iterdir()} == {
         "experiment.json",
+        "manifest.json",
         "meta.json",
         "state.pt",
     }
@@ -106,8 +111,8 @@ def test_files_are_on_disk_before_the_folder_gets_its_name(tmp_path, monkeypatch
     monkeypatch.setattr(os, "fsync", lambda d: (events.append("fsync"), fsync(d))[1])
     monkeypatch.setattr(type(tmp_path), "rename", record_rename)
     saved(tmp_path, None)
-    # Three files and their folder; then the folder that holds the new name.
-    assert events == ["fsync"] * 4 + ["rename", "fsync"]
+    # Four files and their folder; then the folder that holds the new name.
+    assert events == ["fsync"] * 5 + ["rename", "fsync"]
 
 
 def test_a_step_saved_again_is_replaced(tmp_path):
@@ -170,6 +175,119 @@ def test_a_damaged_state_is_a_value_error_that_names_the_path(damage, tmp_path):
     with pytest.raises(ValueError, match="is damaged") as caught:
         checkpoint.load_for(EXPERIMENT, CPU)
     assert str(checkpoint.path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "harm", "said"),
+    [
+        ("state.pt", lambda path: os.truncate(path, 3000), "state.pt: 3000 of "),
+        ("state.pt", flip, "state.pt: its checksum is another"),
+        ("state.pt", lambda path: path.unlink(), "state.pt: is missing"),
+        ("meta.json", flip, "meta.json: its checksum is another"),
+        ("experiment.json", lambda path: os.truncate(path, 0), "experiment.json: 0 of "),
+        ("manifest.json", lambda path: os.truncate(path, 20), "manifest.json: "),
+        ("manifest.json", lambda path: path.write_text("[]"), "manifest.json: "),
+        ("manifest.json", lambda path: path.write_text("{}"), "manifest.json: 'experiment.json'"),
+    ],
+)
+def test_damage_is_found_by_its_checksum_and_the_one_before_serves(name, harm, said, tmp_path):
+    checkpoints = saved(tmp_path, 1.0, 2.0)
+    harm(checkpoints.latest().path / name)
+    found, (wrong,) = checkpoints.intact()
+    assert found.step == 10 and found.load()["step"] == 10
+    assert said in wrong and str(checkpoints.latest().path) in wrong and "\n" not in wrong
+    with pytest.raises(ValueError, match="is damaged"):
+        checkpoints.latest().load()
+
+
+def test_what_a_damaged_checkpoint_says_of_itself_is_not_believed(tmp_path):
+    checkpoints = saved(tmp_path, 3.0, 1.0, 2.0, keep=3)
+    (checkpoints.at(20).path / "meta.json").write_text("{")
+    assert checkpoints.best().step == 30
+    checkpoints.save(EXPERIMENT, state(40), {})  # neither does it keep others from being saved
+    assert checkpoints.latest().step == 40
+
+
+def test_a_checkpoint_that_is_set_aside_does_not_count(tmp_path):
+    """Otherwise it would push the intact ones out, and a second crash would lose the run."""
+    saved(tmp_path, None, None, keep=2)
+    checkpoints = folder(tmp_path, keep=1)
+    checkpoints.tidy(after=10)
+    assert steps(checkpoints) == [10]
+    checkpoints.save(EXPERIMENT, state(15), {})
+    assert steps(checkpoints) == [15]
+    assert (checkpoints.path / ".step_00000020.damaged" / "state.pt").exists()
+
+
+def test_tidying_deletes_what_a_killed_process_left(tmp_path):
+    checkpoints = saved(tmp_path, None, None)
+    for name in (".step_00000030.partial", ".step_00000005.removed"):
+        (checkpoints.path / name).mkdir()
+        (checkpoints.path / name / "state.pt").write_bytes(b"half")
+    checkpoints.tidy(after=20)
+    assert sorted(path.name for path in checkpoints.path.iterdir()) == [
+        "step_00000010",
+        "step_00000020",
+    ]
+
+
+@pytest.mark.parametrize("died_at", [1, 2])
+def test_a_process_killed_while_it_prunes_leaves_no_half_a_checkpoint(
+    died_at, tmp_path, monkeypatch
+):
+    """Files go one by one: a folder that still had its name would pass for a checkpoint."""
+    checkpoints, unlink, count = saved(tmp_path, None, keep=1), os.unlink, []
+
+    def die(*args, **kwargs):
+        count.append(1)
+        if len(count) == died_at:
+            raise KeyboardInterrupt
+        unlink(*args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "unlink", die)
+        checkpoints.save(EXPERIMENT, state(20), {})
+    assert steps(checkpoints) == [20]
+    assert all(checkpoint.load() for checkpoint in checkpoints.all())
+
+
+def test_a_checkpoint_of_before_manifests_is_taken_as_it_is(tmp_path):
+    checkpoint = saved(tmp_path, 1.0).latest()
+    (checkpoint.path / "manifest.json").unlink()
+    meta = json.loads((checkpoint.path / "meta.json").read_text())
+    del meta["made_on"]
+    (checkpoint.path / "meta.json").write_text(json.dumps(meta))
+    assert checkpoint.load()["step"] == 10
+    assert checkpoint.made_on() is None
+
+
+@contextmanager
+def largest_file(size):
+    """The kernel refuses to let this process's files grow further, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [0, 100, 2000, 4200])
+def test_a_disk_that_takes_no_more_is_told_and_leaves_nothing_half_written(size, tmp_path):
+    checkpoints = saved(tmp_path, 1.0)
+    with largest_file(size), pytest.raises(OSError, match="File too large") as caught:
+        checkpoints.save(EXPERIMENT, state(20), {})
+    assert caught.value.errno == errno.EFBIG
+    assert caught.value.filename == str(checkpoints.at(20).path)
+    assert [path.name for path in checkpoints.path.iterdir()] == ["step_00000010"]
+    assert checkpoints.latest().load()["step"] == 10
+    assert checkpoints.save(EXPERIMENT, state(20), {}).load()["step"] == 20
 
 
 def test_a_missing_state_is_a_value_error(tmp_path):

@@ -3,10 +3,11 @@
 import logging
 import os
 import socket
+from contextlib import suppress
 from dataclasses import replace
 from urllib.parse import urlsplit
 
-from vamf.cluster.quiet import quieten
+from vamf.cluster.quiet import mute_raylet, quieten
 from vamf.cluster.train import Scaling
 
 CONNECT_SECONDS = 5.0
@@ -16,15 +17,29 @@ CONNECT_SECONDS = 5.0
 def connect() -> None:
     """Joins the cluster at ``RAY_ADDRESS``, or starts one on this machine.
 
-    Raises ValueError if nothing answers at the address.
+    Raises ValueError if nothing answers at the address, or none can be started here.
     """
     import ray
 
     if ray.is_initialized():
         return
     quieten()
+    mute_raylet()
     address = os.environ.get("RAY_ADDRESS")
     if address in (None, "", "local"):
+        _start()
+        return
+    _check(address)
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError) as error:
+        raise _absent(address, str(error).splitlines()[0]) from None
+
+
+def _start() -> None:
+    import ray
+
+    try:
         # vamf keeps its data out of Ray's object store; the default would reserve a third of RAM.
         ray.init(
             address="local",
@@ -33,12 +48,11 @@ def connect() -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-        return
-    _check(address)
-    try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError) as error:
-        raise _absent(address, str(error).splitlines()[0]) from None
+    except Exception as error:  # whatever its parts raise means the same to the user
+        with suppress(Exception):
+            ray.shutdown()  # what did start
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"Ray must start on this machine; got {reason}") from None
 
 
 def leave() -> None:

@@ -1,21 +1,20 @@
 """One tracked run from beginning to end: its folder, its MLflow run, and an honest status."""
 
 import json
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from vamf import tracking
-from vamf.cluster.train import Scaling, fit, progress
+from vamf.cluster.train import Scaling, fit
 from vamf.experiment import Experiment
+from vamf.files import write_whole
 from vamf.tracking import Run, Tracker
 from vamf.training.evaluation import protocol
-from vamf.training.loop import Summary, checkpoints
+from vamf.training.loop import Summary
+from vamf.training.restoring import checkpoints, newest
 
 EXPERIMENT, RUN = "experiment.json", "run.json"
 
@@ -46,15 +45,14 @@ def new(directory: Path, uri: str, preset: str) -> Launch:
 def resumed(directory: Path, uri: str) -> tuple[Experiment, Launch]:
     """The run in a folder, ready to go on.
 
-    Raises ValueError if there is none, its latest checkpoint is damaged, or MLflow is away.
+    Raises ValueError if there is none, no checkpoint of it is intact, or MLflow is away.
     """
     directory = directory.resolve()
     if not (directory / RUN).exists():
         raise ValueError(f"no run in {directory}: {RUN} is missing")
     tracking.check(uri)
     experiment = Experiment.load(directory / EXPERIMENT)
-    if (latest := checkpoints(experiment, directory).latest()) is not None:
-        latest.load_for(experiment, "cpu")  # a damaged one is told here, not by a worker
+    newest(checkpoints(experiment, directory), experiment)  # told here, not by a worker
     return experiment, new(directory, uri, preset="")
 
 
@@ -86,7 +84,7 @@ def create(experiment: Experiment, start: Launch) -> Run:
         parent=start.parent,
     )
     # The address may hold credentials; it is given anew when the run is resumed.
-    marker.write_text(json.dumps(asdict(run) | {"uri": ""}))
+    write_whole(marker, json.dumps(asdict(run) | {"uri": ""}))
     Tracker(run).artifact(saved)
     return run
 
@@ -122,23 +120,3 @@ def launch(experiment: Experiment, start: Launch, scaling: Scaling, **hooks: Any
     run = create(experiment, start)
     with closing(run):
         return fit(experiment, start.directory, run, scaling, **hooks)
-
-
-@contextmanager
-def progress_bar(directory: Path, steps: int) -> Iterator[None]:
-    """Shows, until the block ends, how far the run in a folder is."""
-    done = threading.Event()
-
-    def follow(bar: tqdm) -> None:
-        while not done.wait(0.5):
-            bar.update(progress(directory) - bar.n)
-        bar.update(progress(directory) - bar.n)
-
-    with tqdm(total=steps, initial=progress(directory), unit="step", dynamic_ncols=True) as bar:
-        thread = threading.Thread(target=follow, args=(bar,), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()

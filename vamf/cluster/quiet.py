@@ -20,6 +20,16 @@ def quieten() -> None:
         import torch._decomp.decompositions_for_jvp  # noqa: F401
 
 
+def mute_raylet() -> None:
+    """Keeps off stdout what Ray's node processes say of a worker's death: a screenful.
+
+    ``log_to_driver=False`` does not reach these lines; they stay in the session's log files.
+    """
+    import ray._private.worker
+
+    ray._private.worker.listen_error_messages = lambda *_: None
+
+
 @contextmanager
 def quiet_optuna() -> Iterator[None]:
     """While it lasts, none of Optuna's notes on studies and on which of its parts are experimental.

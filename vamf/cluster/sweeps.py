@@ -19,6 +19,7 @@ from vamf.cluster.train import Scaling
 from vamf.cluster.trials import TRIAL
 from vamf.cluster.tune import search
 from vamf.experiment import Experiment
+from vamf.files import write_whole
 from vamf.tracking import Run
 
 SWEEP = "sweep.json"
@@ -118,7 +119,7 @@ def _save(sweep: Sweep) -> None:
         "experiment": sweep.experiment.to_dict(),
         "parent": asdict(replace(sweep.parent, uri="")),  # it may hold credentials
     }
-    (sweep.directory / SWEEP).write_text(json.dumps(data, indent=2) + "\n")
+    write_whole(sweep.directory / SWEEP, json.dumps(data, indent=2) + "\n")
 
 
 def run(space: Space, sweep: Sweep) -> tuple[Results, dict[str, Path]]:

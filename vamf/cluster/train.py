@@ -1,7 +1,7 @@
 """Training under Ray Train: the only module that imports it."""
 
-import json
 import os
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,19 +11,23 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vamf.cluster.bars import PROGRESS, add_note, progress
+from vamf.cluster.failures import explained, full, is_final, is_full, lost
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
 from vamf.tracking import Run, Tracker
 from vamf.training.loop import Session, Summary, train
-from vamf.training.trainer import NonFiniteLoss
+from vamf.training.restoring import Note
+
+__all__ = ["Scaling", "fit", "progress"]
 
 Report = Callable[[Mapping[str, Any]], None]
 
+SUMMARY = "summary.json"
+"""The file that says how a run ended."""
+
 POLL_S = 0.2
 """Seconds between Ray Train's looks for reports: a worker waits for the look at its last one."""
-
-PROGRESS = "progress"
-"""The file that holds the last reported step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,15 +71,15 @@ def fit(
     """Trains in ``directory``, from its latest checkpoint if it has one, and logs to ``run``.
 
     ``report`` takes progress when there are 0 workers; ``callbacks`` are Ray Train's, for more.
-    Raises NonFiniteLoss, or Ray's TrainingFailedError when workers failed too often.
+    A worker that is lost is replaced; an error that would come again ends the run. Raises
+    NonFiniteLoss, ValueError for what a user can mend, and RunFailed for all else.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_S))  # 2 s otherwise
     scaling.check(experiment)
-    for name in ("summary.json", "failure.json"):
-        (directory / name).unlink(missing_ok=True)
+    (directory / SUMMARY).unlink(missing_ok=True)
     config = {
         "experiment": experiment.to_dict(),
         "directory": str(directory.resolve()),
@@ -85,7 +89,7 @@ def fit(
         "report": report if scaling.workers == 0 else None,
     }
     resources = {"CPU": scaling.cpus, **({"GPU": scaling.gpus} if scaling.gpus else {})}
-    TorchTrainer(
+    trainer = TorchTrainer(
         _worker,
         train_loop_config=config,
         scaling_config=ScalingConfig(
@@ -97,40 +101,72 @@ def fit(
             name=directory.name,
             storage_path=str(directory.resolve() / "ray"),
             failure_config=FailureConfig(max_failures=scaling.max_failures),
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, _ending_for_good()],
         ),
-    ).fit()
-    return outcome(directory)
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise _told(error, directory, scaling) from None
+    except OSError as error:  # of a run in this process
+        if is_full(error):
+            raise full(error) from None
+        raise
+    return Summary.load(directory / SUMMARY)
 
 
-def outcome(directory: Path) -> Summary:
-    """How the run in ``directory`` ended; NonFiniteLoss if it was that."""
-    failure = directory / "failure.json"
-    if failure.exists():
-        raise NonFiniteLoss(json.loads(failure.read_text())["error"])
-    return Summary.load(directory / "summary.json")
+def _ending_for_good() -> Any:
+    """A Ray Train callback: Ray alone would start the workers again whatever they raised."""
+    from ray.train import UserCallback
+
+    class EndingForGood(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Any]) -> None:
+            for _, error in sorted(worker_exceptions.items()):
+                if is_final(error):
+                    raise error  # ends the controller, and with it the other workers
+
+    return EndingForGood()
+
+
+def _told(error: Any, directory: Path, scaling: Scaling) -> BaseException:
+    """What Ray Train's error says, in one line."""
+    failures = getattr(error, "worker_failures", None)
+    if failures is not None:
+        return lost(failures, scaling.max_failures, directory)
+    return explained(getattr(error, "controller_failure", error), directory)
 
 
 def _worker(config: dict[str, Any]) -> None:
     """The function that every Ray Train worker runs."""
     experiment = Experiment.from_dict(config["experiment"])
+    session = _session(config)
+    tracker = Tracker(Run(**config["run"])) if config["run"] and session.leads else None
+    if tracker:
+        session = replace(
+            session,
+            log=tracker.metrics,
+            picture=_picture(tracker),
+            note=_note(session.directory, tracker),
+        )
+    try:
+        train(experiment, session)
+    except Exception as error:
+        if config["workers"]:
+            error.add_note(traceback.format_exc())  # which would not travel to the driver
+        raise
+    finally:
+        if tracker:
+            tracker.flush()
+
+
+def _session(config: dict[str, Any]) -> Session:
     directory, workers = Path(config["directory"]), _place(config["workers"], config["gpus"])
-    session = Session(
+    return Session(
         directory=directory,
         workers=workers,
         wrap=_distributed(workers),
         report=_report(config, workers),
     )
-    tracker = Tracker(Run(**config["run"])) if config["run"] and session.leads else None
-    if tracker:
-        session = replace(session, log=tracker.metrics, picture=_picture(tracker))
-    try:
-        train(experiment, session)
-    except NonFiniteLoss as error:
-        # All workers stop alike; trying again from the checkpoint would end the same.
-        (directory / "failure.json").write_text(json.dumps({"error": str(error)}))
-    if tracker:
-        tracker.flush()
 
 
 def _place(workers: int, gpus: float | None) -> Workers:
@@ -169,12 +205,12 @@ def _report(config: dict[str, Any], workers: Workers) -> Report:
     return report
 
 
-def progress(directory: Path) -> int:
-    """The step that the run in ``directory`` last reported."""
-    try:
-        return int((directory / PROGRESS).read_text() or 0)
-    except FileNotFoundError:
-        return 0
+def _note(directory: Path, tracker: Tracker) -> Note:
+    def note(name: str, text: str) -> None:
+        add_note(directory, text)
+        tracker.tags({name: text})
+
+    return note
 
 
 def _picture(tracker: Tracker) -> Callable[[Path, int], None]:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from vamf.files import write_whole
 from vamf.metrics.distances import Measurement, mean_with_error
 from vamf.training.evaluation import Metrics
 
@@ -33,9 +34,7 @@ class Trial:
     def save(self, folder: Path) -> None:
         """Writes its record, whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
-        aside = folder / "trial.partial"
-        aside.write_text(json.dumps(asdict(self)))
-        aside.rename(folder / TRIAL)
+        write_whole(folder / TRIAL, json.dumps(asdict(self)))
 
     @classmethod
     def load(cls, folder: Path) -> Self:

@@ -11,6 +11,8 @@ import optuna
 from tqdm import tqdm
 
 from vamf.cluster import connect
+from vamf.cluster.bars import step_bar
+from vamf.cluster.failures import RunFailed
 from vamf.cluster.launch import Launch, launch
 from vamf.cluster.quiet import quiet_optuna
 from vamf.cluster.space import Space
@@ -51,7 +53,7 @@ def search(space: Space, sweep: Sweep) -> None:
     open_study(sweep).set_metric_names(list(sweep.objectives))
     resources = trial_resources(sweep.scaling)
     total = left * sweep.seeds * sweep.experiment.steps
-    with tqdm(total=total, unit="step", unit_scale=True, smoothing=0, dynamic_ncols=True) as bar:
+    with step_bar(total, scale=True) as bar:
         tune.Tuner(
             tune.with_resources(_run_trial(sweep), resources),
             tune_config=tune.TuneConfig(
@@ -128,7 +130,7 @@ def run_trial(sweep: Sweep, number: int, settings: Mapping[str, Any]) -> None:
     for index in range(sweep.seeds):
         try:
             runs.append(_run_seed(sweep, trial, index))
-        except NonFiniteLoss as failure:
+        except (NonFiniteLoss, RunFailed, ValueError) as failure:
             error = f"seed {experiment.seed + index}: {failure}"
             break
     finished = asdict(trial) | {
@@ -173,10 +175,11 @@ def _run_seed(sweep: Sweep, trial: Trial, index: int) -> Metrics:
 def _progress(space: Space, sweep: Sweep, bar: Any) -> Any:
     """A Ray Tune callback: moves the bar with the steps of all trials, prints a line a trial."""
     from ray import tune
+    from ray.tune.progress_reporter import TrialProgressCallback
 
     steps: dict[str, int] = {}
 
-    class Progress(tune.Callback):
+    class Progress(TrialProgressCallback):  # where there is none, Ray adds its own, which prints
         def __reduce__(self) -> tuple[Any, ...]:
             # Ray writes a copy to disk, which nobody reads; the bar's terminal cannot be copied.
             return tune.Callback, ()
@@ -194,6 +197,10 @@ def _progress(space: Space, sweep: Sweep, bar: Any) -> Any:
         def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             if trial.num_failures > 1:  # after the second try
                 self._line(trial)
+
+        def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+            number = trial.config["number"]
+            tqdm.write(f"trial {number}: its process died; it goes on from its checkpoint")
 
         def _move(self, trial: Any, now: int) -> None:
             bar.update(max(now - steps.get(trial.trial_id, 0), 0))
@@ -225,4 +232,5 @@ def _quiet_tune() -> None:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # MLflow has the figures
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # progress lacks objectives
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # a traceback for a lost process
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # it would tell Optuna of failures

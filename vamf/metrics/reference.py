@@ -11,10 +11,11 @@ from torch import Tensor
 
 from vamf.data.dataset import Images
 from vamf.distributed import Workers
+from vamf.files import write_whole
 from vamf.metrics import cache
 from vamf.metrics.extractors import Extractor
 from vamf.metrics.gathering import gather
-from vamf.metrics.statistics import FeatureStatistics, write_whole
+from vamf.metrics.statistics import FeatureStatistics
 from vamf.typing import Features
 
 VERSION = "1"

@@ -1,7 +1,6 @@
 """The mean and covariance of features as a value, and as the files that peers publish."""
 
 import json
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from vamf.files import write_whole
 
 Protocol = Mapping[str, str]
 """What statistics must share to be compared: extractor, weights, quantisation, resolution."""
@@ -74,17 +75,6 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             return {name: np.asarray(stored[name]) for name in stored.files if name in wanted}
     except (OSError, EOFError, ValueError, AttributeError, TypeError, BadZipFile) as error:
         raise ValueError(f"{path} is no file of statistics: {error}") from None
-
-
-def write_whole(path: Path, write: Any) -> None:
-    """Calls ``write`` with a binary file that then takes the place of ``path`` at once."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with partial.open("wb") as file:
-            write(file)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _compare(path: Path, made_by: Protocol, wanted: Protocol) -> None:

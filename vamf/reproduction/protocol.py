@@ -1,7 +1,6 @@
 """What is trained and measured for the tables (arXiv 2605.09235, supplement: toys and DGMM)."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -9,6 +8,7 @@ from typing import Literal
 from vamf.data.mixtures import Mixture
 from vamf.data.toys import TOYS, Toy
 from vamf.experiment import Evaluation, Experiment, Optimiser
+from vamf.files import write_whole
 from vamf.flow.schedules import BetaSchedule
 from vamf.flow.times import UniformTimes
 from vamf.metrics.distances import SlicedWasserstein
@@ -126,10 +126,3 @@ def claim(folder: Path, protocol: Protocol) -> None:
     differ = [f"{k} {there.get(k)} there, {v} here" for k, v in mine.items() if there.get(k) != v]
     if differ:
         raise ValueError(f"{folder} holds another reproduction: {'; '.join(differ)}")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file aside and renames it into place: it is there whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    aside.write_text(text)
-    aside.rename(path)

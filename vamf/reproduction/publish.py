@@ -6,8 +6,9 @@ from pathlib import Path
 
 from vamf import tracking
 from vamf.cluster.launch import closing
+from vamf.files import write_whole
 from vamf.reproduction import work
-from vamf.reproduction.protocol import Protocol, claim, write_whole
+from vamf.reproduction.protocol import Protocol, claim
 from vamf.reproduction.results import Result, load_all
 from vamf.reproduction.tables import document, over_seeds, ratio, verdict
 from vamf.reproduction.work import Computing

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vamf.reproduction.protocol import SETS, write_whole
+from vamf.files import write_whole
+from vamf.reproduction.protocol import SETS
 
 Grid = list[list[float]]
 """One number for each member: seeds x betas; NaN for a member that was lost."""

@@ -75,7 +75,10 @@ class Courier:
         The file at ``data["path"]``, if there is one, may vanish afterwards.
         """
         event = Event(kind=kind, data=data)
-        self.guarded(lambda: self._spool.append(event))
+        try:
+            self._spool.append(event)
+        except OSError as error:
+            self._unqueued(event, error)
         if time.monotonic() >= self._next_attempt:
             self.attempt()
         if "path" in data:
@@ -101,6 +104,20 @@ class Courier:
         try:
             action()
         except OSError as error:
+            self._unwritable(error)
+
+    def _unqueued(self, event: Event, error: OSError) -> None:
+        """Sends an event past a queue that cannot be written, for instance on a full disk."""
+        try:
+            if time.monotonic() < self._next_attempt:
+                raise error
+            if self._stale:
+                self._refresh()
+            self._deliver([event])
+        except _Away as away:
+            self._lost(away.error, 0.0)
+            self._unwritable(error)
+        except OSError:
             self._unwritable(error)
 
     def _keep(self, event: Event) -> None:

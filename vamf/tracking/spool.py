@@ -7,7 +7,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,8 @@ class Spool:
             last = self.folder / "sender"
             changed = mine and (not last.exists() or last.read_text() != self._name)
             if changed:
-                last.write_text(self._name)
+                with suppress(OSError):  # a full disk empties the file: all others will read anew
+                    last.write_text(self._name)
             yield mine, changed
 
     def reject(self, event: Event, reason: str) -> None:

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from vamf.flow.derivatives import textbook_derivative
 from vamf.flow.losses import Draws, squared_norm
 from vamf.flow.path import interpolate
 from vamf.flow.schedules import BetaSchedule
+from vamf.training.restoring import checkpoints
+from vamf.training.saving import Saver
 from vamf.training.trainer import Trainer
 from vamf.typing import expand_like
 
-Step = Callable[[], None]
+Step = Callable[[], object]
 
 
 def variants(experiment: Experiment, device: torch.device, compile: bool) -> dict[str, Step]:
@@ -96,6 +99,35 @@ def time_steps(steps: Mapping[str, Step], device: torch.device, repeats: int) ->
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+def checkpoint_stalls(
+    experiment: Experiment, device: torch.device, repeats: int = 5
+) -> dict[str, float]:
+    """Median seconds for which the training loop waits at a checkpoint.
+
+    In the background, as a run does it: the loop copies the state. In the loop: it writes, too.
+    """
+    trainer = Trainer(experiment, experiment.data.load("train"), Workers(device=device))
+    trainer.train_step()
+    seconds: dict[str, list[float]] = {"in the background": [], "in the loop": []}
+    with tempfile.TemporaryDirectory() as place:
+        folder = checkpoints(experiment, Path(place))
+        with Saver(folder) as saver:
+            for _ in range(repeats):
+                save = partial(saver.save, experiment, trainer.state_dict(), {})
+                seconds["in the background"].append(_seconds(save, device))
+                saver.drain()
+                write = partial(folder.save, experiment, trainer.state_dict(), {})
+                seconds["in the loop"].append(_seconds(write, device))
+    return {how: statistics.median(values) for how, values in seconds.items()}
+
+
+def _seconds(action: Step, device: torch.device) -> float:
+    _synchronise(device)
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
 def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -104,15 +136,21 @@ def _synchronise(device: torch.device) -> None:
 def measure(
     preset: str, experiment: Experiment, device: torch.device, repeats: int, compile: bool
 ) -> dict[str, Any]:
-    """Seconds of the variants of a step, MiB held at most, and seconds to a run's first step."""
+    """Seconds of the variants of a step, stalls by checkpoints as shares of their interval, MiB
+    held at most, and seconds to a run's first step."""
     seconds = time_steps(variants(experiment, device, compile), device, repeats)
-    memory = peak_memory(device)
-    start = seconds_to_first_step(preset)
-    return {"seconds": seconds, "peak_memory_mib": memory, "seconds_to_first_step": start}
+    interval = experiment.checkpoint.every * seconds["MeanFlow, beta = 0.5"]
+    stalls = checkpoint_stalls(experiment, device)
+    return {
+        "seconds": seconds,
+        "checkpoint_stalls": {how: value / interval for how, value in stalls.items()},
+        "peak_memory_mib": peak_memory(device),
+        "seconds_to_first_step": seconds_to_first_step(preset),
+    }
 
 
 def told(found: Mapping[str, Any], before: Mapping[str, float]) -> str:
-    """A line for each variant, milliseconds and ratio to the first, then memory and start.
+    """A line for each variant, milliseconds and ratio to the first, then stalls, memory and start.
 
     ``before`` has an earlier measurement's seconds: its ratios are set beside.
     """
@@ -124,6 +162,8 @@ def told(found: Mapping[str, Any], before: Mapping[str, float]) -> str:
         if name in before and reference in before:
             line += f"   before {before[name] / before[reference]:5.2f} x"
         lines.append(line)
+    for how, share in found["checkpoint_stalls"].items():
+        lines.append(f"{f'a checkpoint, written {how}':36} {share:.4%} of its interval")
     memory, start = found["peak_memory_mib"], found["seconds_to_first_step"]
     lines.append(f"peak memory {memory:.0f} MiB; {start:.1f} s from the command to the first step")
     return "\n".join(lines)

@@ -16,11 +16,14 @@ from vamf.diagnostics.probe import Probe
 from vamf.diagnostics.variance import TIMES
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
+from vamf.files import write_whole
 from vamf.metrics.distances import Measurement
-from vamf.training.checkpoint import CheckpointFolder
+from vamf.training import agreement
 from vamf.training.evaluation import Metrics, evaluate, generate_from
 from vamf.training.landscapes import plot_landscape, save_landscape
 from vamf.training.pictures import pictured, save_picture
+from vamf.training.restoring import Note, checkpoints, restore
+from vamf.training.saving import Saver
 from vamf.training.trainer import Trainer
 
 
@@ -42,6 +45,8 @@ class Session:
     """Takes figures and their step; called by rank 0 only."""
     picture: Callable[[Path, int], None] = _ignore
     """Takes a picture file and its step; called by rank 0 only."""
+    note: Note = _ignore
+    """Takes the name and the text of something unusual; called by rank 0 only."""
     report: Callable[[Mapping[str, Any]], None] = _ignore
     """Takes progress; called by every rank, equally often."""
 
@@ -65,11 +70,8 @@ class Summary:
     def save(self, path: Path) -> None:
         """Writes JSON, whole or not at all."""
         metrics = {name: list(measurement) for name, measurement in self.metrics.items()}
-        aside = path.with_suffix(".partial")
-        aside.write_text(
-            json.dumps({"step": self.step, "seconds": self.seconds, "metrics": metrics})
-        )
-        aside.rename(path)
+        data = {"step": self.step, "seconds": self.seconds, "metrics": metrics}
+        write_whole(path, json.dumps(data))
 
     @classmethod
     def load(cls, path: Path) -> "Summary":
@@ -79,32 +81,25 @@ class Summary:
         return cls(**data)
 
 
-def checkpoints(experiment: Experiment, directory: Path) -> CheckpointFolder:
-    """The checkpoints of the run in ``directory``."""
-    return CheckpointFolder(
-        path=directory / "checkpoints",
-        keep=experiment.checkpoint.keep,
-        best_by=f"eval/{experiment.evaluation.distance.key}",
-    )
-
-
 def train(experiment: Experiment, session: Session) -> Summary:
-    """Trains to the experiment's last step, from the latest checkpoint in the run's folder if any.
+    """Trains to the experiment's last step, from the newest intact checkpoint in the run's folder.
 
-    Raises NonFiniteLoss on every worker when a loss was not finite; checkpoints stay as they were.
+    Raises NonFiniteLoss on every worker when a loss was not finite, and WorkersDiffer when they do
+    not train the same thing; checkpoints stay as they were. OSError where one cannot be written.
     """
     start = time.monotonic()
-    dataset = experiment.data.load("train")
-    if isinstance(dataset, ImageSet):
-        dataset = dataset.to(session.workers.device)
-    trainer = Trainer(experiment, dataset, session.workers, session.wrap)
+    trainer = _prepare(experiment, session)
     folder = checkpoints(experiment, session.directory)
-    if (latest := folder.latest()) is not None:
-        trainer.load_state_dict(latest.load_for(experiment, session.workers.device))
+    restore(trainer, folder, session.note)
+    _agree(trainer)
     metrics: Metrics = {}
-    while trainer.step < experiment.steps:
-        trainer.train_step()
-        metrics = _after_step(trainer, session, folder, start) or metrics
+    with Saver(folder, session.workers.described()) as saver:
+        first = trainer.step + 1
+        while trainer.step < experiment.steps:
+            trainer.train_step()
+            if trainer.step == first:
+                _agree(trainer)
+            metrics = _after_step(trainer, session, saver, start) or metrics
     if not metrics:  # everything was done when the run was resumed
         metrics = evaluate(trainer)
     summary = Summary(step=trainer.step, seconds=time.monotonic() - start, metrics=metrics)
@@ -113,9 +108,23 @@ def train(experiment: Experiment, session: Session) -> Summary:
     return summary
 
 
-def _after_step(
-    trainer: Trainer, session: Session, folder: CheckpointFolder, start: float
-) -> Metrics:
+def _prepare(experiment: Experiment, session: Session) -> Trainer:
+    """A trainer at step 0, once all workers are known to train the same experiment."""
+    workers, dataset = session.workers, experiment.data.load("train")
+    if workers.world > 1:
+        agreement.agree(workers, agreement.setting(experiment, dataset))
+    if isinstance(dataset, ImageSet):
+        dataset = dataset.to(workers.device)
+    return Trainer(experiment, dataset, workers, session.wrap)
+
+
+def _agree(trainer: Trainer) -> None:
+    """Raises WorkersDiffer unless all workers hold the same state."""
+    if trainer.workers.world > 1:
+        agreement.agree(trainer.workers, agreement.state(trainer.state_dict()))
+
+
+def _after_step(trainer: Trainer, session: Session, saver: Saver, start: float) -> Metrics:
     """Logs, evaluates, saves and reports what is due after a step; returns what was measured."""
     experiment, step = trainer.experiment, trainer.step
     last = step == experiment.steps
@@ -134,7 +143,11 @@ def _after_step(
     figures |= {name: measurement.value for name, measurement in metrics.items()}
     figures |= {f"{name}_se": measurement.error for name, measurement in metrics.items()}
     if session.leads:
-        _write(trainer, session, folder, figures, evaluation_due, checkpoint_due)
+        _write(trainer, session, figures, evaluation_due)
+        if checkpoint_due:  # after logging: what a restarted worker repeats is not sent twice
+            saver.save(experiment, trainer.state_dict(), figures)
+        if last:
+            saver.drain()  # who hears of the last step finds its checkpoint
     session.report({"step": step, **figures})
     return metrics
 
@@ -177,12 +190,7 @@ def _probe(trainer: Trainer, session: Session, plan: Probe) -> Metrics:
 
 
 def _write(
-    trainer: Trainer,
-    session: Session,
-    folder: CheckpointFolder,
-    figures: Mapping[str, float],
-    evaluated: bool,
-    save: bool,
+    trainer: Trainer, session: Session, figures: Mapping[str, float], evaluated: bool
 ) -> None:
     experiment, step, shape = trainer.experiment, trainer.step, trainer.dataset.shape
     if evaluated:
@@ -190,6 +198,4 @@ def _write(
         generate = generate_from(trainer.ema, experiment, shape, session.workers.device)
         save_picture(generate(pictured(shape)).cpu(), path)
         session.picture(path, step)
-    session.log(figures, step)  # before saving: what a restarted worker repeats is not sent twice
-    if save:
-        folder.save(experiment, trainer.state_dict(), figures)
+    session.log(figures, step)

@@ -136,9 +136,15 @@ class Trainer:
         bad = (~losses.isfinite().all(1)).nonzero()
         if len(bad):
             step = self.step - len(losses) + int(bad[0]) + 1
-            raise NonFiniteLoss(f"the loss of step {step} is not finite")
+            raise NonFiniteLoss(f"the loss of step {step} is not finite{self._why(step)}")
         self._losses.clear()
         return figures(losses.mean(0), math.prod(self.dataset.shape)) | self._alpha()
+
+    def _why(self, step: int) -> str:
+        """Whether a step's data are to blame; drawn once more, as they depend on nothing else."""
+        e = self.experiment
+        data = self.dataset.batch(step - 1, e.batch, e.seed, self.workers.device)
+        return "" if data.isfinite().all() else "; neither are its data"
 
     def _alpha(self) -> dict[str, float]:
         """alpha of the last step, if the loss has one."""

@@ -1,0 +1,115 @@
+"""Ray nodes on loopback, each with processes of its own, to be killed as machines are."""
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+
+from machine import descendants, free_ports, kill
+
+# Ray reads these when it is imported. Without them a local cluster would leave a token in the home
+# folder, and the next one started here would ask for it.
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+# A lost node is noticed after seconds, not after half a minute; a lost head too.
+WATCHFUL = {
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
+}
+
+MARK = "VAMF_TEST_NODE"
+"""The environment variable by which all processes of a node are known."""
+
+
+class Node:
+    """One ``ray start --block`` and all that it starts; a head, or a node of a head's cluster."""
+
+    def __init__(self, *, cpus: int, head: "Node | None" = None) -> None:
+        # A short path: Ray keeps its sockets in it, and theirs may have 107 characters.
+        self.folder = Path(tempfile.mkdtemp(prefix="vr"))
+        self.log = self.folder / "start.log"
+        names = ["dashboard-agent-listen-port", "dashboard-agent-grpc-port"]
+        names += ["runtime-env-agent-port", "metrics-export-port"]
+        own = [f"--{name}={free}" for name, free in zip(names, free_ports(4), strict=True)]
+        if head is None:
+            self.port, self.dashboard, client = free_ports(3)
+            own += f"--head --port={self.port} --ray-client-server-port={client}".split()
+            own += ["--include-dashboard=true", "--dashboard-host=127.0.0.1"]
+            own += [f"--dashboard-port={self.dashboard}", f"--temp-dir={self.folder}"]
+        else:
+            own += [f"--address=127.0.0.1:{head.port}"]
+        fixed = f"--block --num-cpus={cpus} --num-gpus=0 --node-ip-address=127.0.0.1"
+        fixed += " --disable-usage-stats --object-store-memory=100000000"
+        self.process = self._start([*fixed.split(), *own])
+
+    def _start(self, options: list[str]) -> subprocess.Popen[bytes]:
+        bin_folder = Path(sys.executable).parent
+        env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        env |= TOKEN | WATCHFUL | {"PATH": f"{bin_folder}:{env['PATH']}", MARK: str(self.folder)}
+        env |= {"OMP_NUM_THREADS": "1"}  # by itself Ray gives a worker as many as it has CPUs
+        with self.log.open("wb") as output:
+            return subprocess.Popen(
+                [str(bin_folder / "ray"), "start", *options],
+                env=env | {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"},
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    @property
+    def address(self) -> str:
+        """The dashboard of a head."""
+        return f"http://127.0.0.1:{self.dashboard}"
+
+    def wait(self) -> None:
+        """Until the dashboard of a head answers, or a node has joined."""
+        give_up = time.monotonic() + 180
+        while time.monotonic() < give_up and self.process.poll() is None:
+            with suppress(OSError):
+                if self._is_up():
+                    return
+            time.sleep(0.2)
+        raise AssertionError(self.log.read_text())
+
+    def _is_up(self) -> bool:
+        if not hasattr(self, "dashboard"):
+            return "Ray runtime started" in self.log.read_text()
+        authorised = {"Authorization": f"Bearer {TOKEN['RAY_AUTH_TOKEN']}"}
+        request = urllib.request.Request(f"{self.address}/api/version", headers=authorised)
+        with urllib.request.urlopen(request, timeout=2):
+            return True
+
+    def processes(self) -> set[int]:
+        """All that it started: its children, and whoever has its mark or folder on it."""
+        found = descendants(self.process.pid)
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                with suppress(OSError):
+                    told = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+                    if str(self.folder).encode() in told:
+                        found.add(int(entry.name))
+        return found
+
+    def lose(self) -> None:
+        """All of its processes are gone at once, as with a machine that loses its power."""
+        kill({self.process.pid} | self.processes())
+        self.process.wait()
+
+    def stop(self) -> None:
+        """Ends this node's processes, and no other's: `ray stop` ends all of the machine's."""
+        if self.process.poll() is None:
+            family = self.processes()
+            self.process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(20)
+            kill(family | self.processes() | {self.process.pid})
+            self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,86 @@
+"""What a checkpoint's files were when they were written: their sizes and their checksums."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vamf.files import sha256
+
+MANIFEST = "manifest.json"
+
+
+class _Summed:
+    """A file to write to, which sums up what passes and remembers why it could not be written.
+
+    ``torch.save`` itself tells of a full disk that a position was unexpected.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self.sum, self.size = hashlib.sha256(), 0
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            written = self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self.sum.update(data)
+        self.size += written
+        return written
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def write_tensors(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """``torch.save``; returns the manifest's entry, of what was meant to be written.
+
+    Raises OSError where the file cannot be written.
+    """
+    file = _Summed(path)
+    try:
+        torch.save(dict(state), file)  # type: ignore[arg-type]
+        file.close()
+    except RuntimeError as error:
+        raise file.error or error from None
+    return {"bytes": file.size, "sha256": file.sum.hexdigest()}
+
+
+def entry(path: Path) -> dict[str, Any]:
+    """The manifest's entry of a file as it is."""
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a folder's files by its manifest, in a few words; None if nothing is.
+
+    A folder of before there were manifests is taken as it is.
+    """
+    manifest = folder / MANIFEST
+    if not manifest.exists():
+        return None
+    try:
+        entries: dict[str, dict[str, Any]] = json.loads(manifest.read_text())
+        names = sorted(entries.keys() | {path.name for path in folder.iterdir()} - {MANIFEST})
+        found = ((name, _difference(folder / name, entries[name])) for name in names)
+        return next((f"{name}: {what}" for name, what in found if what), None)
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        return f"{MANIFEST}: {error}"
+
+
+def _difference(path: Path, expected: Mapping[str, Any]) -> str | None:
+    if not path.exists():
+        return "is missing"
+    size = path.stat().st_size
+    if size != expected["bytes"]:
+        return f"{size} of {expected['bytes']} bytes"
+    return None if sha256(path) == expected["sha256"] else "its checksum is another"
