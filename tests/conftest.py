@@ -2,6 +2,8 @@
 
 import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 
 import pytest
