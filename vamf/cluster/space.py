@@ -28,7 +28,10 @@ class Space(Protocol):
         ...
 
     def constant(self, beta: float) -> Mapping[str, Any]:
-        """The parameters of a constant beta: how the first landscapes' beta* enters the search."""
+        """The parameters of a constant beta: how the first landscapes' beta* enters the search.
+
+        It may be left out; then they do not.
+        """
         ...
 
     def space(self, trial: optuna.Trial) -> Mapping[str, Any]:

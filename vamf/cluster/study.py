@@ -44,14 +44,17 @@ def abandon(sweep: Sweep) -> list[int]:
 
 
 def follow_landscape(space: Space, sweep: Sweep, number: int) -> None:
-    """Has the beta* that a first point's landscape found tried next, unless it has been."""
-    folder = trial_folder(sweep.directory, number)
-    if number >= len(space.POINTS) or not (folder / TRIAL).exists():
+    """Has the beta* that a first point's landscape found tried next, unless it has been.
+
+    Not in a space that does not say what a constant beta is in it.
+    """
+    folder, constant = trial_folder(sweep.directory, number), getattr(space, "constant", None)
+    if constant is None or number >= len(space.POINTS) or not (folder / TRIAL).exists():
         return
     star = Trial.load(folder).metrics.get(BETA_STAR)
     if star is None or not 0 <= star.value <= 1:  # NaN where nothing was measured
         return
-    study, point = open_study(sweep), dict(space.constant(round(star.value, 2)))
+    study, point = open_study(sweep), dict(constant(round(star.value, 2)))
     tried = [trial.system_attrs.get("fixed_params") for trial in study.get_trials(deepcopy=False)]
     if point not in tried:
         study.enqueue_trial(point)
