@@ -13,6 +13,7 @@ from vamf.flow.losses import (
     Draws,
     MeanFlowLoss,
     path_derivative,
+    path_pass,
     squared_norm,
 )
 from vamf.flow.path import interpolate
@@ -194,6 +195,40 @@ def test_samples_with_equal_times_never_enter_the_jvp(n_equal):
 
     path_derivative(u, draws(n_equal=n_equal), 0.0, refuse)
     assert seen == ([8 - n_equal] if n_equal < 8 else [])
+
+
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("n_equal", [0, 1, 3, 5, 8])
+def test_one_pass_gives_what_two_give(beta, n_equal):
+    net, d = Net(), draws(n_equal=n_equal)
+    z, v_cond, correction, value = path_pass(net, d, beta, proxy)
+    expected = path_derivative(net, d, beta, proxy)
+    # The same sums over batches of other sizes: float64 rounding.
+    for a, b in zip((z, v_cond, correction), expected, strict=True):
+        assert not a.requires_grad
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+    assert (correction[:n_equal] == 0).all()
+    separate = net(z, d.r, d.t)
+    torch.testing.assert_close(value, separate, rtol=1e-12, atol=1e-14)
+    pairs = zip(
+        gradients(value.sin().sum(), net), gradients(separate.sin().sum(), net), strict=True
+    )
+    for a, b in pairs:
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("n_equal", [3, 5])
+def test_one_pass_takes_no_harm_from_an_infinite_derivative_at_equal_times(n_equal):
+    scale = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+
+    def u(z, r, t):
+        return scale * z * (1 + (t - r).sqrt())[:, None]
+
+    d = draws(n_equal=n_equal)
+    z, _, correction, value = path_pass(u, d, 0.5, proxy)
+    assert correction.isfinite().all() and torch.equal(value[:n_equal], scale * z[:n_equal])
+    (slope,) = torch.autograd.grad(value.sum(), scale)
+    torch.testing.assert_close(slope, value.sum().detach() / scale.detach())
 
 
 @pytest.mark.parametrize("beta", BETAS)

@@ -212,6 +212,12 @@ def test_compiled_equals_eager(name):
     compiled_equals_eager(*MODELS[name], "aot_eager", n_equal=1)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("n_equal", [0, 3, 4])
+def test_compiled_equals_eager_at_every_share_of_equal_times(n_equal):
+    compiled_equals_eager(*MODELS["unet 2 levels"], "aot_eager", n_equal=n_equal)
+
+
 @pytest.mark.parametrize(
     "loss",
     [

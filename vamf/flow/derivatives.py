@@ -1,6 +1,6 @@
 """Derivatives of the network in forward mode: the only place that calls ``torch.func.jvp``."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ def directional_derivative(
 
 def affine(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     whole: Callable[[Tensor], Tensor],
     linear: Callable[[Tensor], Tensor],
 ) -> Tensor:
@@ -69,14 +69,32 @@ def affine(
 
     torch's own rule of a convolution or a matrix product adds the product of ``x`` with the tangent
     of ``weight`` even where that is 0: a jvp then costs three forwards rather than two. The result
-    is the same to the bit. Where ``weight`` has a tangent, torch's rule applies.
+    is the same to the bit. Without a ``weight`` the map is a constant one.
+    """
+    constants = () if weight is None else (weight,)
+    return with_rule(x, constants, whole, lambda value, d: (whole(value), linear(d)))
+
+
+def with_rule(
+    x: Tensor,
+    constants: Sequence[Tensor],
+    value: Callable[[Tensor], Tensor],
+    both: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+) -> Tensor:
+    """``value(x)``, in forward mode with the tangent that ``both(x, tangent)`` returns beside it.
+
+    Where one of the ``constants`` has a tangent, torch's own rules apply.
     """
     if not _in_jvp:
-        return whole(x)
-    value, tangent = forward_ad.unpack_dual(x, level=LEVEL)
-    if tangent is None or forward_ad.unpack_dual(weight, level=LEVEL).tangent is not None:
-        return whole(x)
-    return forward_ad.make_dual(whole(value), linear(tangent), level=LEVEL)
+        return value(x)
+    primal, tangent = forward_ad.unpack_dual(x, level=LEVEL)
+    if tangent is None or any(_has_tangent(c) for c in constants):
+        return value(x)
+    return forward_ad.make_dual(*both(primal, tangent), level=LEVEL)
+
+
+def _has_tangent(x: Tensor) -> bool:
+    return forward_ad.unpack_dual(x, level=LEVEL).tangent is not None
 
 
 def amplification(u: AverageVelocity, z: Sample, r: Time, t: Time, v: Sample) -> Sample:

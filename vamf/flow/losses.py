@@ -115,6 +115,35 @@ def path_derivative(
     return z, v_cond, torch.cat([torch.zeros_like(z[:n]), correction])
 
 
+def path_pass(
+    u: AverageVelocity,
+    draws: Draws,
+    beta: Beta,
+    v_hat: Velocity,
+    velocity: Sample | None = None,
+) -> tuple[Sample, Sample, Sample, Sample]:
+    """As ``path_derivative``, and u(z, r, t) with its graph, from one pass of the network.
+
+    For compiled code, which leaves out the graph of du/dt since nothing is differentiated through
+    it; eagerly all of that would be kept. Few samples with r = t go through the jvp with the rest,
+    and their derivative is dropped: two passes would cost more.
+    """
+    z, v_cond = _path(draws, velocity)
+    n, (r, t) = draws.n_equal, (draws.r, draws.t)
+    if n == len(z):
+        return z, v_cond, torch.zeros_like(z), u(z, r, t)
+    with torch.no_grad():
+        v_tan = _tangent(draws, z, v_cond, beta, v_hat)
+    if 2 * n < len(z):
+        value, du_dt = total_derivative(u, z, r, t, torch.cat([v_cond[:n], v_tan]))
+        du_dt = du_dt[n:]
+    else:
+        rest, du_dt = total_derivative(u, z[n:], r[n:], t[n:], v_tan)
+        value = torch.cat([u(z[:n], r[:n], t[:n]), rest])
+    correction = expand_like(t[n:] - r[n:], z) * du_dt.detach()
+    return z, v_cond, torch.cat([torch.zeros_like(z[:n]), correction]), value
+
+
 def path_difference(
     u: AverageVelocity,
     draws: Draws,
@@ -200,11 +229,13 @@ class MeanFlowLoss:
         the place of v_cond in the target, in the tangent and in the anchor.
         """
         alpha = self._alpha(progress)
-        if alpha == 0:
+        if alpha:
+            z, v_cond, correction, value = path_difference(u, draws, beta, v_hat, alpha, velocity)
+        elif torch.compiler.is_compiling():
+            z, v_cond, correction, value = path_pass(u, draws, beta, v_hat, velocity)
+        else:
             z, v_cond, correction = path_derivative(u, draws, beta, v_hat, velocity)
             value = u(z, draws.r, draws.t)
-        else:
-            z, v_cond, correction, value = path_difference(u, draws, beta, v_hat, alpha, velocity)
         error = squared_norm(value - (v_cond - correction))
         extra = self._anchor(u, draws, anchor_uniform, velocity)
         weighted = self.weight(error) * error

@@ -6,6 +6,7 @@ which the compiler fuses itself. Both compute the same with the same parameters.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vamf.flow.derivatives import affine
+from vamf.flow.derivatives import affine, with_rule
 from vamf.typing import Label, Time
 
 _Affine = TypeVar("_Affine", nn.Linear, nn.Conv2d)
@@ -62,32 +63,109 @@ class GroupNorm(nn.Module):
         return self.plain(x)
 
     def plain(self, x: Tensor) -> Tensor:
-        """The same in plain operations."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        grouped = wide.reshape(len(x), self.groups, -1)
-        centred = grouped - grouped.mean(-1, keepdim=True)
-        scale = (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt()
-        normal = (centred * scale).reshape(x.shape).to(x.dtype)
-        return normal * self.weight[:, None, None] + self.bias[:, None, None]
+        """The same in plain operations.
+
+        A scale and a shift of each channel, which fuse with what follows; its statistics are taken
+        over pixels first, channel by channel, which any memory format is fast in.
+        """
+        return with_rule(x, (self.weight, self.bias), self._value, self._value_and_tangent)
+
+    def _value(self, x: Tensor) -> Tensor:
+        wide = self._wide(x)
+        _, centre, scale = self._statistics(wide)
+        return self._apply_to(wide, centre, scale).to(x.dtype)
+
+    def _value_and_tangent(self, x: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
+        """The tangent of n = (x - c) s is s (dx - dc - n s q), q the mean of (x - c) dx."""
+        wide, d = self._wide(x), self._wide(tangent)
+        pivot, centre, scale = self._statistics(wide)
+        mean, product = d.mean((2, 3)), ((wide - _at_pixels(pivot)) * d).mean((2, 3))
+        moved = self._over_group(mean)
+        q = self._over_group(product - (centre - pivot) * mean)
+        factor = scale * self.weight
+        slope = factor * scale.square() * q
+        shift = slope * centre - factor * moved
+        out = d * _at_pixels(factor) - wide * _at_pixels(slope) + _at_pixels(shift)
+        return self._apply_to(wide, centre, scale).to(x.dtype), out.to(tangent.dtype)
+
+    def _wide(self, x: Tensor) -> Tensor:
+        return x.to(torch.promote_types(x.dtype, torch.float32))
+
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A value near each channel's mean, and its group's mean and 1 / deviation, (batch, C)."""
+        pivot = x[:, :, 0, 0].detach()  # lest the difference of squares below cancel
+        offsets = x - _at_pixels(pivot)
+        offset, square = offsets.mean((2, 3)), offsets.square().mean((2, 3))
+        centre = self._over_group(pivot + offset)
+        apart = pivot + offset - centre
+        variance = self._over_group(square - offset.square() + apart.square())
+        return pivot, centre, (variance + self.eps).rsqrt()
+
+    def _over_group(self, s: Tensor) -> Tensor:
+        """The mean over the channels of a group, at each of them, (batch, C)."""
+        grouped = s.unflatten(1, (self.groups, -1))
+        return grouped.mean(2, keepdim=True).expand_as(grouped).flatten(1)
+
+    def _apply_to(self, x: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
+        factor = scale * self.weight
+        return x * _at_pixels(factor) + _at_pixels(self.bias - centre * factor)
 
 
-def _fir(x: Tensor, gain: float) -> Tensor:
+def _at_pixels(s: Tensor) -> Tensor:
+    return s[:, :, None, None]
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The same images, in compiled code in the memory format that its convolutions are fast in."""
+    if torch.compiler.is_compiling():
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
+
+
+def _taps(x: Tensor, gain: float) -> Tensor:
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device, dtype=x.dtype) / 8
     return (gain * torch.outer(taps, taps)).expand(x.shape[1], 1, 4, 4)
 
 
+def _linear_map(x: Tensor, apply: Callable[[Tensor], Tensor]) -> Tensor:
+    return affine(x, None, apply, apply)
+
+
 def downsample(x: Tensor) -> Tensor:
     """Halves height and width (both even) with the FIR filter [1, 3, 3, 1], zero-padded."""
-    taps = _fir(x, gain=1)
-    fir = partial(F.conv2d, weight=taps, stride=2, padding=1, groups=x.shape[1])
-    return affine(x, taps, fir, fir)
+    if torch.compiler.is_compiling():
+        return _linear_map(x, lambda y: _halve(_halve(y, 2), 3))
+    taps = _taps(x, gain=1)
+    return _linear_map(x, lambda y: F.conv2d(y, taps, stride=2, padding=1, groups=y.shape[1]))
 
 
 def upsample(x: Tensor) -> Tensor:
     """Doubles height and width with the FIR filter [1, 3, 3, 1], zero-padded."""
-    taps = _fir(x, gain=4)
-    fir = partial(F.conv_transpose2d, weight=taps, stride=2, padding=1, groups=x.shape[1])
-    return affine(x, taps, fir, fir)
+    if torch.compiler.is_compiling():
+        return _linear_map(x, lambda y: _double(_double(y, 2), 3))
+    taps = _taps(x, gain=4)
+    return _linear_map(
+        x, lambda y: F.conv_transpose2d(y, taps, stride=2, padding=1, groups=y.shape[1])
+    )
+
+
+def _padded(x: Tensor, dim: int) -> Tensor:
+    return F.pad(x, (0, 0, 1, 1) if dim == 2 else (1, 1, 0, 0))
+
+
+def _halve(x: Tensor, dim: int) -> Tensor:
+    """The filter along one axis, of which every other value is kept: sums, which fuse."""
+    padded, size = _padded(x, dim), x.shape[dim]
+    every_other = (padded.narrow(dim, k, size - 1) for k in range(4))
+    a, b, c, d = (part.movedim(dim, 0)[::2].movedim(0, dim) for part in every_other)
+    return (a + d) / 8 + (b + c) * (3 / 8)
+
+
+def _double(x: Tensor, dim: int) -> Tensor:
+    padded, size = _padded(x, dim), x.shape[dim]
+    before, here, after = (padded.narrow(dim, k, size) for k in range(3))
+    both = torch.stack([before + 3 * here, 3 * here + after], dim + 1)
+    return both.flatten(dim, dim + 1) / 4
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

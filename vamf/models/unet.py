@@ -14,6 +14,7 @@ from vamf.models.layers import (
     GroupNorm,
     Linear,
     SelfAttention,
+    channels_last,
     downsample,
     initialise,
     refuse_labels,
@@ -204,7 +205,7 @@ class UNet(nn.Module):
         else:
             refuse_labels(y)
         emb = silu(self.map1(silu(self.map0(known))))
-        x = self.conv_in(z.to(dtype))
+        x = self.conv_in(channels_last(z.to(dtype)))
         skips = [x]
         for block in self.down:
             x = block(x, emb)

@@ -18,10 +18,16 @@ def in_precision(net: nn.Module, compute: Compute) -> AverageVelocity:
         return net
 
     def rounded(z: Sample, r: Time, t: Time, *y: Label) -> Sample:
-        weights: dict[str, Tensor] = {n: p.bfloat16() for n, p in net.named_parameters()}
+        weights: dict[str, Tensor] = {n: _rounded(p) for n, p in net.named_parameters()}
         return functional_call(net, weights, (z, r, t, *y))
 
     return rounded
+
+
+def _rounded(weight: Tensor) -> Tensor:
+    if weight.ndim == 4 and torch.compiler.is_compiling():
+        return weight.to(torch.bfloat16, memory_format=torch.channels_last)
+    return weight.bfloat16()
 
 
 def allow(compute: Compute) -> None:
