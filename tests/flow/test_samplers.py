@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from vamf.flow.samplers import sample
+from vamf.flow.samplers import euler, heun, sample
 from vamf.random import generator
 from vamf.typing import expand_like
 
@@ -89,3 +89,33 @@ def test_images_and_precision_are_kept():
 def test_no_steps_are_refused(steps):
     with pytest.raises(ValueError, match="at least 1 step"):
         sample(to_one_point, E, steps)
+
+
+@pytest.mark.parametrize(("solver", "order"), [(euler, 1), (heun, 2)])
+def test_solvers_converge_at_their_order(solver, order):
+    """The flow of Gaussian data takes E to SCALE * E."""
+    errors = [
+        (solver(lambda z, t: gaussian_velocity(z, t, t), E, n) - SCALE * E).abs().max()
+        for n in (40, 80, 160)
+    ]
+    for coarse, fine in pairwise(errors):
+        assert coarse / fine == pytest.approx(2**order, rel=0.1)
+
+
+@pytest.mark.parametrize(("solver", "calls"), [(euler, 5), (heun, 10)])
+def test_calls_of_the_network(solver, calls):
+    seen = []
+
+    def v(z, t):
+        assert t.shape == (len(z),)
+        seen.append(t[0].item())
+        return z
+
+    solver(v, E, 5)
+    assert len(seen) == calls and seen[0] == 1 and min(seen) >= 0
+
+
+@pytest.mark.parametrize("solver", [euler, heun])
+def test_solvers_refuse_no_steps(solver):
+    with pytest.raises(ValueError, match="at least 1 step; got 0"):
+        solver(lambda z, t: z, E, 0)

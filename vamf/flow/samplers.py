@@ -1,10 +1,12 @@
-"""From noise to data with an average velocity (arXiv 2505.13447, section 4.1)."""
+"""From noise to data: with an average velocity (arXiv 2505.13447, section 4.1) or with an ODE."""
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 import torch
+from torch import Tensor
 
-from vamf.typing import AverageVelocity, Sample
+from vamf.typing import AverageVelocity, Sample, Velocity
 
 
 def sample(u: AverageVelocity, e: Sample, steps: int = 1) -> Sample:
@@ -12,9 +14,28 @@ def sample(u: AverageVelocity, e: Sample, steps: int = 1) -> Sample:
 
     ``steps`` equal steps, one evaluation of ``u`` each; one step is x = e - u(e, 0, 1).
     """
-    if steps < 1:
-        raise ValueError(f"sampling needs at least 1 step; got {steps}")
-    z, times = e, torch.linspace(1, 0, steps + 1, device=e.device, dtype=e.dtype)
-    for t, r in pairwise(times):
+    z = e
+    for t, r in _intervals(e, steps):
         z = z - (t - r) * u(z, r.expand(len(z)), t.expand(len(z)))
     return z
+
+
+def euler(v: Velocity, e: Sample, steps: int) -> Sample:
+    """Follows dz/dt = v(z, t) from noise ``e`` at t = 1 to t = 0: first order, ``steps`` calls."""
+    return sample(lambda z, r, t: v(z, t), e, steps)
+
+
+def heun(v: Velocity, e: Sample, steps: int) -> Sample:
+    """As ``euler`` by Heun's rule: second order, two calls a step."""
+    z = e
+    for t, r in _intervals(e, steps):
+        here = v(z, t.expand(len(z)))
+        there = v(z - (t - r) * here, r.expand(len(z)))
+        z = z - (t - r) * (here + there) / 2
+    return z
+
+
+def _intervals(e: Sample, steps: int) -> Iterable[tuple[Tensor, Tensor]]:
+    if steps < 1:
+        raise ValueError(f"sampling needs at least 1 step; got {steps}")
+    return pairwise(torch.linspace(1, 0, steps + 1, device=e.device, dtype=e.dtype))
