@@ -10,6 +10,7 @@ import tyro
 
 from jobs import cli, evaluate_check, evaluate_images
 from vamf.distributed import Workers
+from vamf.experiment import Sampler
 from vamf.training import inference
 from vamf.training.evaluation import protocol
 
@@ -21,7 +22,9 @@ class Options:
     checkpoint: Annotated[Path, tyro.conf.Positional]
     """A checkpoint, or a run's folder for its best one."""
     steps: int | None = None
-    """Network evaluations a sample; by default the experiment's."""
+    """Steps of the sampler; by default the experiment's."""
+    sampler: Sampler | None = None
+    """How samples are made; by default the experiment's."""
     samples: int | None = None
     """Generated samples; by default the experiment's."""
     seed: int | None = None
@@ -40,6 +43,7 @@ def main(argv: list[str]) -> None:
     trained = cli.guarded(lambda: inference.load(options.checkpoint, workers.device))
     changes = {
         "evaluation.sampling_steps": options.steps,
+        "evaluation.sampler": options.sampler,
         "evaluation.distance.samples": options.samples,
         "evaluation.seed": options.seed,
     }

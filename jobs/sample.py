@@ -24,8 +24,8 @@ class Options:
     """How many; by default as many as a picture shows."""
     label: int | None = None
     """Class of all samples, for a network that knows classes; by default random ones."""
-    steps: int = 1
-    """Network evaluations a sample."""
+    steps: int | None = None
+    """Steps of the sampler; by default the experiment's, one for most."""
     seed: int = 0
     """Seed of the noise: sample i is a function of seed and i, whatever the count."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
         lambda: sampling.generator_of(trained, steps=steps, seed=seed, label=label)
     )
     n = cli.guarded(lambda: sampling.save_samples(generate, trained.shape, options.count, out))
-    print(f"{out}: {n} {steps}-step samples of {trained.path}, step {trained.step}")
+    print(f"{out}: {n} samples of {trained.path}, step {trained.step}")
 
 
 if __name__ == "__main__":

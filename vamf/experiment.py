@@ -15,6 +15,7 @@ from vamf.data.mixtures import Mixture
 from vamf.data.toys import Toy
 from vamf.diagnostics.adaptive import AdaptiveBeta
 from vamf.diagnostics.probe import Probe
+from vamf.flow.ddpm import DDPM
 from vamf.flow.guidance import Guidance
 from vamf.flow.losses import MeanFlowLoss
 from vamf.flow.schedules import BetaOfTime, BetaSchedule
@@ -23,6 +24,8 @@ from vamf.metrics.distances import FrechetDistance, SlicedWasserstein
 from vamf.models.dit import DiTConfig
 from vamf.models.mlp import MLPConfig
 from vamf.models.unet import UNetConfig
+
+Sampler = Literal["average", "euler", "heun", "ancestral", "ddim"]
 
 
 def _at_least(minimum: float, **numbers: float) -> None:
@@ -64,8 +67,11 @@ class Evaluation:
     """Steps between evaluations; the last step is always evaluated."""
     distance: FrechetDistance | SlicedWasserstein = field(default_factory=FrechetDistance)
     """Distance of generated samples to real ones."""
+    sampler: Sampler = "average"
+    """Steps along the average velocity (average); Euler's or Heun's rule on u(z, t, t), which flow
+    matching learns; those of a DDPM (ancestral takes all of its levels, ddim as many as asked)."""
     sampling_steps: int = 1
-    """Network evaluations for each generated sample."""
+    """Steps for each generated sample: a network evaluation each, two for Heun's rule."""
     variance_samples: int = 512
     """Samples at each time for the loss variance, at least 2."""
     gradient_batches: int = 8
@@ -124,6 +130,8 @@ class Experiment:
     """Checkpoint, or run's folder, of the proxy `reference`: for example a flow-matching run."""
     loss: MeanFlowLoss = field(default_factory=MeanFlowLoss)
     """The objective."""
+    ddpm: DDPM | None = None
+    """Train this baseline in place of the objective, with no beta."""
     guidance: Guidance | None = None
     """Labels and classifier-free guidance in training; needs model.classes."""
     augment: Augmentation | None = None
@@ -160,6 +168,7 @@ class Experiment:
         self._check_guidance()
         self._check_augment()
         self._check_compute()
+        self._check_ddpm()
         points = isinstance(self.data, Toy | Mixture)
         if points and not isinstance(self.model, MLPConfig):
             raise ValueError(f"points take an MLPConfig; got {type(self.model).__name__}")
@@ -190,6 +199,28 @@ class Experiment:
             raise ValueError("bfloat16 needs a proxy without a head of its own; got proxy head")
         if self.compute.compile and self.loss.alpha is not None:
             raise ValueError("loss.alpha changes the program with every step: it is not compiled")
+
+    def _check_ddpm(self) -> None:
+        denoises = self.evaluation.sampler in ("ancestral", "ddim")
+        if denoises != (self.ddpm is not None):
+            raise ValueError(
+                "a DDPM and the samplers ancestral and ddim go together; "
+                f"got {self.ddpm} and {self.evaluation.sampler}"
+            )
+        if self.ddpm is None:
+            return
+        if self.times != UniformTimes(prob_equal=1.0):
+            raise ValueError(f"a DDPM needs UniformTimes with prob_equal = 1; got {self.times}")
+        if self.guidance or self.probe or self.loss != MeanFlowLoss() or self.proxy != "ema":
+            raise ValueError(
+                "a DDPM has no guidance, probe, loss or proxy of its own; got "
+                f"{self.guidance}, {self.probe}, {self.loss} and {self.proxy}"
+            )
+        levels, steps = self.ddpm.levels, self.evaluation.sampling_steps
+        if self.evaluation.sampler == "ancestral" and steps != levels:
+            raise ValueError(f"ancestral sampling takes all {levels} levels; got {steps} steps")
+        if steps > levels:
+            raise ValueError(f"DDIM takes 1 to {levels} steps; got {steps}")
 
     def _check_guidance(self) -> None:
         known = 0 if isinstance(self.data, Toy | Mixture) else self.data.classes

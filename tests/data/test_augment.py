@@ -129,7 +129,7 @@ def test_a_loaders_flip_is_not_told():
     assert torch.equal(ALL.conditioning(draws), ALL.conditioning(untold))
 
 
-@pytest.mark.parametrize("p", [0.0, 1.1])
+@pytest.mark.parametrize("p", [-0.1, 1.1])
 def test_no_probability_is_refused(p):
-    with pytest.raises(ValueError, match=r"augment.p must lie in \(0, 1\]"):
+    with pytest.raises(ValueError, match=r"augment.p must lie in \[0, 1\]"):
         Augmentation(p=p)

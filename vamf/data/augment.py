@@ -34,7 +34,7 @@ class Augmentation:
     """
 
     p: float = 0.12
-    """Probability of each transformation, in (0, 1]."""
+    """Probability of each transformation, in [0, 1]."""
     yflip: bool = False
     """Turns half of the images upside down, with probability p."""
     rotate: bool = False
@@ -43,8 +43,8 @@ class Augmentation:
     """Mirrors half of all images before anything else, and does not tell: a loader's own flip."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.p <= 1:
-            raise ValueError(f"augment.p must lie in (0, 1]; got {self.p}")
+        if not 0 <= self.p <= 1:
+            raise ValueError(f"augment.p must lie in [0, 1]; got {self.p}")
 
     @property
     def dim(self) -> int:

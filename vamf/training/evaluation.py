@@ -1,5 +1,7 @@
 """What is measured of a run, on noise that all runs share."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -15,7 +17,7 @@ from vamf.distributed import Workers
 from vamf.experiment import Experiment
 from vamf.flow.guidance import with_labels
 from vamf.flow.losses import Draws, path_derivative, squared_norm
-from vamf.flow.samplers import sample
+from vamf.flow.samplers import euler, heun, sample
 from vamf.flow.tangents import boundary_velocity
 from vamf.metrics.distances import Generate, Measurement
 from vamf.random import generator, seed_of
@@ -57,16 +59,47 @@ def generate_from(
             y = classes(evaluation.seed, indices, number, device) if number else None
             if y is not None and label is not None:
                 y = torch.full_like(y, label)
-            return sample(u if y is None else with_labels(u, y), e, evaluation.sampling_steps)
+            own = u if y is None else with_labels(u, y)
+            return _sampled(own, experiment, e, fresh_noise(evaluation.seed, indices, e))
 
     return generate
+
+
+def _sampled(
+    u: AverageVelocity, experiment: Experiment, e: Sample, fresh: Callable[[], Sample]
+) -> Sample:
+    """Samples from noise ``e`` by the experiment's sampler; ``fresh()`` is more noise."""
+    steps, own = experiment.evaluation.sampling_steps, boundary_velocity(u)
+    match experiment.evaluation.sampler:
+        case "average":
+            return sample(u, e, steps)
+        case "euler":
+            return euler(own, e, steps)
+        case "heun":
+            return heun(own, e, steps)
+        case denoising:
+            assert experiment.ddpm is not None
+            if denoising == "ddim":
+                return experiment.ddpm.ddim(own, e, steps)
+            return experiment.ddpm.ancestral(own, e, fresh)
+
+
+def fresh_noise(seed: int, indices: range, like: Sample) -> Callable[[], Sample]:
+    """A function that draws noise like ``like`` again and again; a sample's by its index alone."""
+    streams = [generator(seed, "ancestral", i) for i in indices]
+
+    def draw() -> Sample:
+        return torch.stack([torch.randn(like.shape[1:], generator=g) for g in streams]).to(like)
+
+    return draw
 
 
 def protocol(experiment: Experiment) -> str:
     """What two distances must share to be compared, in words: figure, steps, weights and noise."""
     evaluation = experiment.evaluation
+    how = "" if evaluation.sampler == "average" else f" {evaluation.sampler}"
     return (
-        f"{evaluation.distance.key}, {evaluation.sampling_steps}-step samples, "
+        f"{evaluation.distance.key}, {evaluation.sampling_steps}-step{how} samples, "
         f"moving average {experiment.ema}, evaluation seed {evaluation.seed}"
     )
 
@@ -138,12 +171,14 @@ def _fresh(experiment: Experiment, index: int, device: torch.device) -> Draws:
 
 
 def evaluate(trainer: Trainer) -> Metrics:
-    """Everything that is measured of a run at its present step, under ``eval/...``."""
+    """Everything that is measured of a run at its present step, under ``eval/...``.
+
+    Of a DDPM that is the distance: what depends on beta it does not have.
+    """
     e, workers, beta = trainer.experiment, trainer.workers, trainer.beta
     own = boundary_velocity(trainer.ema)  # whichever network serves as proxy in training
-    measured = (
-        distance(trainer.ema, e, workers)
-        | loss_variance(trainer.ema, own, beta, e, workers)
-        | gradient_variance(trainer.net, trainer.v_hat, beta, e, workers)
-    )
+    measured = distance(trainer.ema, e, workers)
+    if e.ddpm is None:
+        measured |= loss_variance(trainer.ema, own, beta, e, workers)
+        measured |= gradient_variance(trainer.net, trainer.v_hat, beta, e, workers)
     return {f"eval/{name}": measurement for name, measurement in measured.items()}

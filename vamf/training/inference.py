@@ -89,11 +89,15 @@ def load_trainer(path: Path, device: torch.device, changes: Mapping[str, Any]) -
 
 
 def measure(trained: Trained, experiment: Experiment, workers: Workers) -> Metrics:
-    """Distance and loss variance of a trained network, by the evaluation that is asked for."""
-    proxy = boundary_velocity(trained.ema)
-    return distance(trained.ema, experiment, workers) | loss_variance(
-        trained.ema, proxy, trained.beta, experiment, workers
-    )
+    """Distance and loss variance of a trained network, by the evaluation that is asked for.
+
+    Of a DDPM the distance alone.
+    """
+    measured = distance(trained.ema, experiment, workers)
+    if experiment.ddpm is None:
+        proxy = boundary_velocity(trained.ema)
+        measured |= loss_variance(trained.ema, proxy, trained.beta, experiment, workers)
+    return measured
 
 
 def anchors(experiment: Experiment, workers: Workers) -> dict[str, Measurement]:

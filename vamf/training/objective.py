@@ -76,6 +76,8 @@ class Objective(nn.Module):
     ) -> LossTerms:
         """The loss on given draws: what is compiled."""
         u, v_hat, velocity, beta = self._guided(draws, labels, told, beta)
+        if self.experiment.ddpm is not None:
+            return self.experiment.ddpm(u, draws)
         terms = self.experiment.loss(
             u,
             draws,

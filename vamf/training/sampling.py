@@ -29,14 +29,16 @@ def check_label(trained: Trained, label: int | None) -> None:
 
 
 def generator_of(
-    trained: Trained, *, steps: int, seed: int, label: int | None = None
+    trained: Trained, *, steps: int | None, seed: int, label: int | None = None
 ) -> Callable[[range], torch.Tensor]:
     """A function from sample indices to samples on the CPU, each a function of (seed, index).
 
-    Raises ValueError for fewer than one step, and for a label that the network does not know.
+    ``steps`` of None are the experiment's. Raises ValueError for fewer than one step, and for a
+    label that the network does not know.
     """
     check_label(trained, label)
-    changes = {"evaluation.sampling_steps": steps, "evaluation.seed": seed}
+    changes = {"evaluation.seed": seed}
+    changes |= {} if steps is None else {"evaluation.sampling_steps": steps}
     experiment = trained.experiment.override(changes)
     device = next(trained.ema.parameters()).device
     generate = generate_from(trained.ema, experiment, trained.shape, device, label)
