@@ -8,6 +8,7 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 from vamf.cluster.quiet import mute_raylet, quieten
+from vamf.cluster.room import require_room
 from vamf.cluster.train import Scaling
 
 CONNECT_SECONDS = 5.0
@@ -79,7 +80,9 @@ def prepare(scaling: Scaling, *, cluster: bool = False) -> Scaling:
         gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
     workers = max(scaling.workers, 1)
     require({"CPU": workers * scaling.cpus, "GPU": workers * gpus}, "the run")
-    return replace(scaling, gpus=gpus)
+    scaling = replace(scaling, gpus=gpus)
+    require_room(scaling)
+    return scaling
 
 
 def _check(address: str) -> None:

@@ -1,0 +1,169 @@
+"""Ending trials early: the rule, the loop that obeys it, and what it is said to have saved."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny import TINY
+
+from vamf.cluster.halving import Halving, Judge, forget, seconds_at_rungs
+from vamf.cluster.savings import savings
+from vamf.cluster.trials import Trial
+from vamf.metrics.distances import Measurement
+from vamf.training.evaluation import Metrics
+from vamf.training.loop import Session, Summary, train
+
+RULE = Halving(rungs=(2, 4), keep=0.5)
+
+
+def judge(folder: Path, number: int, *, rule: Halving = RULE, spared: bool = False) -> Judge:
+    return Judge(halving=rule, sweep=folder, trial=number, objectives=("a", "b"), spared=spared)
+
+
+def figures(a: float, b: float) -> Metrics:
+    return {"a": Measurement(a, 0.1), "b": Measurement(b, 0.1)}
+
+
+def come(folder: Path, *points: tuple[float, float], rule: Halving = RULE) -> list[str | None]:
+    """The verdicts on trials that come to step 2 one after the other."""
+    verdicts = []
+    for number, point in enumerate(points):
+        (folder / f"t{number:03d}").mkdir()
+        verdicts.append(judge(folder, number, rule=rule)(2, figures(*point), 1.5))
+    return verdicts
+
+
+def test_the_first_goes_on_and_the_beaten_half_does_not(tmp_path: Path) -> None:
+    assert come(tmp_path, (1, 1), (2, 2), (3, 3), (0, 0), (0.5, 0.5)) == [
+        None,
+        "step 2: place 2 of 2, on front 2",
+        "step 2: place 3 of 3, on front 3",
+        None,
+        None,
+    ]
+
+
+def test_who_beats_in_one_objective_only_is_as_good(tmp_path: Path) -> None:
+    assert come(tmp_path, (0, 9), (9, 0), (3, 3), (3.1, 2.9)) == [
+        None,
+        None,
+        # Of three on one front the ends come first; of four the middle ones differ in their room.
+        "step 2: place 3 of 3, on front 1",
+        "step 2: place 4 of 4, on front 1",
+    ]
+
+
+def test_figures_that_are_not_finite_end_a_trial_and_count_for_no_other(tmp_path: Path) -> None:
+    assert come(tmp_path, (math.nan, 1), (1, math.inf), (5, 5)) == [
+        "step 2: its figures are not finite",
+        "step 2: its figures are not finite",
+        None,
+    ]
+
+
+def test_rungs_do_not_mix(tmp_path: Path) -> None:
+    come(tmp_path, (0, 0), (1, 1))
+    assert judge(tmp_path, 1)(4, figures(1, 1), 0) is None
+
+
+def test_an_answer_is_given_again_whatever_others_did_since(tmp_path: Path) -> None:
+    come(tmp_path, (1, 1), (2, 2))
+    (tmp_path / "t002").mkdir()
+    judge(tmp_path, 2)(2, figures(0, 0), 0)
+    assert judge(tmp_path, 0)(2, figures(1, 1), 9) is None
+    assert judge(tmp_path, 1)(2, figures(-1, -1), 9) == "step 2: place 2 of 2, on front 2"
+    assert seconds_at_rungs(tmp_path, 1) == 1.5
+
+
+def test_a_spared_trial_is_measured_and_never_ended(tmp_path: Path) -> None:
+    come(tmp_path, (1, 1))
+    (tmp_path / "t001").mkdir()
+    assert judge(tmp_path, 1, spared=True)(2, figures(2, 2), 0) is None
+    (tmp_path / "t002").mkdir()
+    assert judge(tmp_path, 2)(2, figures(3, 3), 0) == "step 2: place 3 of 3, on front 3"
+
+
+def test_a_trial_given_up_counts_no_more(tmp_path: Path) -> None:
+    come(tmp_path, (0, 0))
+    forget(tmp_path / "t000")
+    (tmp_path / "t001").mkdir()
+    assert judge(tmp_path, 1)(2, figures(9, 9), 0) is None
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (Halving(rungs=(6,)), r"halving.rungs must lie between 0 and the 6 steps; got 6"),
+        (Halving(rungs=(2, 0)), r"halving.rungs must lie between 0 and the 6 steps; got 0"),
+        (Halving(rungs=(2,), keep=1.0), r"halving.keep must lie between 0 and 1; got 1.0"),
+    ],
+)
+def test_rungs_that_cannot_be_are_refused(rule: Halving, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rule.check(TINY)
+
+
+class Asked:
+    """Ends a run at one of its rungs, and remembers what it was told."""
+
+    def __init__(self, rungs: tuple[int, ...], last: int | None) -> None:
+        self.rungs, self.last = rungs, last
+        self.told: dict[int, tuple[Metrics, float]] = {}
+
+    def __call__(self, step: int, metrics: Metrics, seconds: float) -> str | None:
+        self.told[step] = metrics, seconds
+        return "enough" if step == self.last else None
+
+
+def test_a_run_ends_at_its_rung_and_says_so(tmp_path: Path) -> None:
+    halt = Asked((1, 3), 3)
+    summary = train(TINY, Session(directory=tmp_path, halt=halt))
+    assert (summary.step, summary.stopped) == (3, "enough")
+    assert repr(Summary.load(tmp_path / "summary.json")) == repr(summary)  # an error may be NaN
+    assert list(halt.told) == [1, 3]
+    assert all(seconds > 0 for _, seconds in halt.told.values())
+    assert halt.told[3][0] == summary.metrics
+    assert train(TINY, Session(directory=tmp_path / "on", halt=Asked((1, 3), None))).step == 6
+
+
+def test_a_run_that_died_at_a_rung_asks_again(tmp_path: Path) -> None:
+    """A checkpoint at the rung is there, and nobody has heard the answer."""
+
+    class Dies(Asked):
+        def __call__(self, step: int, metrics: Metrics, seconds: float) -> str | None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(TINY, Session(directory=tmp_path, halt=Dies((2,), 2)))
+    halt = Asked((2,), 2)
+    summary = train(TINY, Session(directory=tmp_path, halt=halt))
+    assert (summary.step, summary.stopped, list(halt.told)) == (2, "enough", [2])
+
+
+def test_measuring_at_rungs_changes_no_weight(tmp_path: Path) -> None:
+    train(TINY, Session(directory=tmp_path / "plain"))
+    train(TINY, Session(directory=tmp_path / "asked", halt=Asked((1, 3), None)))
+    one, other = (
+        json.loads((tmp_path / name / "checkpoints/step_00000006/manifest.json").read_text())
+        for name in ("plain", "asked")
+    )
+    assert one["state.pt"]["sha256"] == other["state.pt"]["sha256"]
+
+
+def trial(number: int, **changes: object) -> Trial:
+    return replace(Trial(number=number, settings={}, label=""), **changes)  # type: ignore[arg-type]
+
+
+def test_savings_are_those_of_a_search_with_a_known_answer() -> None:
+    """Complete trials take 10 s, and 1 s more at rungs; stopped ones 4 s with theirs."""
+    complete = [trial(n, seconds=11.0, seconds_at_rungs=1.0, steps=100) for n in range(2)]
+    stopped = [trial(n, seconds=4.0, seconds_at_rungs=1.0, steps=30, stopped="x") for n in (2, 3)]
+    failed = trial(4, seconds=3.0, steps=10, error="y")
+    found = savings([*complete, *stopped, failed], 100)
+    assert (found.stopped, found.trials, found.steps, found.all_steps) == (2, 4, 140, 400)
+    # Without rungs 4 x 10 s; with them 2 x 11 s + 2 x 4 s.
+    assert (found.seconds, found.all_seconds) == (10.0, 40.0)
+    assert str(found).startswith("2 of 4 trials ended early: 140 of 400 steps not trained, 10 of")
+    assert math.isnan(savings(stopped, 100).seconds)
