@@ -1,7 +1,7 @@
 """``jobs.train`` with a pause after each step, which it writes down: what the soak test disturbs.
 
-``python tests/paced_train.py LOG PAUSE UNTIL [options of jobs.train]``. LOG gets a line for each
-step of rank 0, "TIME PID STEP"; the pauses, of so many seconds, end with the Unix time UNTIL.
+``python tests/paced_train.py LOG PAUSE [options of jobs.train]``. LOG gets a line for each step of
+rank 0, "TIME PID STEP"; the pauses, of so many seconds, are made while a file LOG.slow exists.
 """
 
 import sys
@@ -12,7 +12,7 @@ from jobs import train
 from vamf.cluster import train as cluster_train
 
 
-def paced(log: str, pause: float, until: float) -> Callable[[dict[str, Any]], None]:
+def paced(log: str, pause: float) -> Callable[[dict[str, Any]], None]:
     """The function of a worker; a closure, which Ray pickles whole."""
     work = cluster_train._worker
 
@@ -30,7 +30,7 @@ def paced(log: str, pause: float, until: float) -> Callable[[dict[str, Any]], No
             if trainer.workers.rank == 0:
                 with Path(log).open("a") as file:
                     file.write(f"{time.time()} {os.getpid()} {trainer.step}\n")
-            if time.time() < until:
+            if Path(f"{log}.slow").exists():
                 time.sleep(pause)
 
         Trainer.train_step = slow_step  # type: ignore[method-assign]
@@ -40,6 +40,6 @@ def paced(log: str, pause: float, until: float) -> Callable[[dict[str, Any]], No
 
 
 if __name__ == "__main__":
-    log, pause, until, *arguments = sys.argv[1:]
-    cluster_train._worker = paced(log, float(pause), float(until))
+    log, pause, *arguments = sys.argv[1:]
+    cluster_train._worker = paced(log, float(pause))
     train.main(arguments)

@@ -29,8 +29,6 @@ from vamf.training.checkpoint import Checkpoint
 
 ROOT = Path(__file__).parents[1]
 KINDS = ("worker", "node", "driver", "checkpoint", "mlflow")
-EVERY_S = 60.0
-"""Seconds between kills; longer if the run has not gone on since the kill before the last."""
 PAUSE_S = 0.3
 """Seconds of rest after a step, until the kills are over: on few cores a restart takes long."""
 SAVED = 20
@@ -64,13 +62,13 @@ class Soak:
 
     folder: Path
     minutes: float
+    every: float
+    """Seconds between kills; more if the run has not gone on since the kill before the last."""
     chance: random.Random
     head: Node = field(init=False)
     nodes: list[Node] = field(init=False)
     server: Server = field(init=False)
     driver: subprocess.Popen[bytes] | None = None
-    until: float = 0.0
-    """When the kills end, by Unix time."""
     kills: list[Kill] = field(default_factory=list)
     surprises: list[str] = field(default_factory=list)
 
@@ -109,7 +107,7 @@ class Soak:
         chosen = ["--resume", str(self.folder / name)] if resume else begin
         scaling = ["--scaling.workers=2", "--scaling.cpus=2", "--scaling.max-failures=1000"]
         arguments = [*chosen, *scaling, *([] if resume else ["--set", *texts])]
-        pace = [str(self.folder / f"{name}.steps"), str(PAUSE_S), str(self.until)]
+        pace = [str(self.folder / f"{name}.steps"), str(PAUSE_S)]
         with (self.folder / f"{name}.said").open("ab") as said:
             self.driver = subprocess.Popen(
                 [sys.executable, str(ROOT / "tests/paced_train.py"), *pace, *arguments],
@@ -138,16 +136,24 @@ class Soak:
 
     def disturbed(self) -> None:
         """The run that something is killed of every minute, until the time is over."""
-        self.until = time.time() + self.minutes * 60
+        slow = self.folder / "run.steps.slow"
+        slow.touch()
         self.drive("run")
         wait_until(lambda: bool(self.taken("run")), "the first step", 300)
         last = time.time()
+        until = last + self.minutes * 60
+        kinds = list[str]()
         while not self._finished():
             self._replace_nodes()
             now = time.time()
-            assert now < self.until + 1800, "the run did not end within half an hour of the kills"
-            if last + EVERY_S < now < self.until and self._has_gone_on():
-                last = now if self._kill(self.chance.choice(KINDS)) else last
+            assert now < until + 1800, "the run did not end within half an hour of the kills"
+            if now > until:
+                slow.unlink(missing_ok=True)
+            elif now > last + self.every and self._has_gone_on():
+                kinds = kinds or self.chance.sample(KINDS, len(KINDS))
+                if self._kill(kinds[-1]):
+                    kinds.pop()
+                    last = now
             time.sleep(0.5)
 
     def _has_gone_on(self) -> bool:
@@ -248,7 +254,8 @@ def follow(kills: list[Kill], taken: list[tuple[float, int, int]]) -> int:
 def difference(one: Checkpoint, other: Checkpoint) -> float:
     """The largest difference of two states in any number."""
     pairs = zip(tree_leaves(one.load()), tree_leaves(other.load()), strict=True)
-    return max(float((torch.as_tensor(a) - torch.as_tensor(b)).abs().max()) for a, b in pairs)
+    numbers = ((torch.as_tensor(a).double(), torch.as_tensor(b).double()) for a, b in pairs)
+    return max(float((a - b).abs().max()) for a, b in numbers)
 
 
 def check_tracking(soak: Soak) -> dict[str, object]:
@@ -304,12 +311,14 @@ def told(kills: list[Kill]) -> str:
     return "\n".join(lines)
 
 
-def main(minutes: float = 30.0, seed: int = 0, folder: Path | None = None) -> None:
-    """Kills for so many minutes, then lets the run end."""
+def main(
+    minutes: float = 30.0, every: float = 60.0, seed: int = 0, folder: Path | None = None
+) -> None:
+    """Kills something every so many seconds for so many minutes, then lets the run end."""
     folder = folder or Path(tempfile.mkdtemp(prefix="soak"))
     folder.mkdir(exist_ok=True)
     os.environ |= TOKEN | {"VAMF_CACHE": str(folder.resolve() / "cache")}
-    soak = Soak(folder=folder.resolve(), minutes=minutes, chance=random.Random(seed))
+    soak = Soak(folder=folder.resolve(), minutes=minutes, every=every, chance=random.Random(seed))
     try:
         soak.start()
         soak._tell(f"{soak.steps} steps in {folder}; first the twin")
