@@ -4,6 +4,7 @@
 """
 
 import itertools
+import math
 import os
 import random
 import subprocess
@@ -21,7 +22,7 @@ from machine import command, kill, train_workers, wait_until
 from mlflow import MlflowClient
 from mlflow_server import Server
 from ray_nodes import TOKEN, Node
-from tiny import checkpoint, history, tracked
+from tiny import checkpoint, history, same, tracked
 from torch.utils._pytree import tree_leaves
 
 from vamf.tracking.spool import Spool
@@ -252,10 +253,12 @@ def follow(kills: list[Kill], taken: list[tuple[float, int, int]]) -> int:
 
 
 def difference(one: Checkpoint, other: Checkpoint) -> float:
-    """The largest difference of two states in any number."""
-    pairs = zip(tree_leaves(one.load()), tree_leaves(other.load()), strict=True)
-    numbers = ((torch.as_tensor(a).double(), torch.as_tensor(b).double()) for a, b in pairs)
-    return max(float((a - b).abs().max()) for a, b in numbers)
+    """The largest difference of two states in any number; 0 if they agree bit for bit."""
+    a, b = one.load(), other.load()
+    pairs = zip(tree_leaves(a), tree_leaves(b), strict=True)
+    numbers = [(x.double(), y.double()) for x, y in pairs if isinstance(x, torch.Tensor)]
+    largest = max(float((x - y).abs().max()) for x, y in numbers)
+    return 0.0 if same(a, b) else largest or math.inf
 
 
 def check_tracking(soak: Soak) -> dict[str, object]:
