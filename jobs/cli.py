@@ -18,6 +18,7 @@ from vamf.cluster.failures import RunFailed
 from vamf.cluster.sweeps import NothingFound
 from vamf.cluster.train import Scaling
 from vamf.experiment import Experiment
+from vamf.redact import redacted
 from vamf.training.trainer import NonFiniteLoss
 
 T = TypeVar("T")
@@ -157,5 +158,5 @@ def figure(name: str, value: object) -> None:
 
 def stop(line: str, status: int = 2) -> NoReturn:
     """Ends the program with one line on stderr."""
-    print(f"error: {line}", file=sys.stderr)
+    print(f"error: {redacted(line)}", file=sys.stderr)
     raise SystemExit(status)

@@ -26,8 +26,8 @@ class Launch:
 
     directory: Path
     """The run's folder."""
-    uri: str
-    """MLflow's tracking URI."""
+    uri: str = field(repr=False)
+    """MLflow's tracking URI; it may hold credentials."""
     name: str
     """The run's name in MLflow."""
     preset: str

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import optuna
@@ -23,6 +23,7 @@ from vamf.cluster.sweep import Sweep
 from vamf.cluster.train import Scaling
 from vamf.cluster.trials import Trial, load_trials, over_seeds, trial_folder
 from vamf.cluster.verdicts import BASELINE
+from vamf.redact import redacted
 from vamf.training.loop import Summary
 from vamf.training.trainer import NonFiniteLoss
 
@@ -109,10 +110,16 @@ class _Numbered:
 
 
 def _run_trial(sweep: Sweep) -> Any:
-    def run(config: dict[str, Any]) -> None:
-        run_trial(sweep, config["number"], config["settings"])
+    """What Ray Tune runs. It keeps a copy on disk, so MLflow's address goes through memory."""
+    from ray import tune
 
-    return run
+    bare = replace(sweep, parent=replace(sweep.parent, uri=""))
+
+    def run(config: dict[str, Any], uri: str) -> None:
+        whole = replace(bare, parent=replace(bare.parent, uri=uri))
+        run_trial(whole, config["number"], config["settings"])
+
+    return tune.with_parameters(run, uri=sweep.parent.uri)
 
 
 def run_trial(sweep: Sweep, number: int, settings: Mapping[str, Any]) -> None:
@@ -128,7 +135,7 @@ def run_trial(sweep: Sweep, number: int, settings: Mapping[str, Any]) -> None:
         try:
             runs.append(_run_seed(sweep, trial, index))
         except (NonFiniteLoss, RunFailed, ValueError) as failure:
-            error = f"seed {experiment.seed + index}: {failure}"
+            error = redacted(f"seed {experiment.seed + index}: {failure}")
         if error is not None or runs[-1].stopped is not None:
             break
     whole = [run.metrics for run in runs if run.stopped is None]
