@@ -40,7 +40,7 @@ SETTINGS = {
     "checkpoint.every": SAVED,
     "evaluation.every": 25 * SAVED,
     "evaluation.variance_samples": 64,
-    "evaluation.gradient_batches": 2,
+    "evaluation.gradient_batches": 4,
     "evaluation.distance.samples": 200,
 }
 
