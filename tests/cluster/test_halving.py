@@ -4,14 +4,26 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
+import optuna
 import pytest
-from tiny import TINY
+from mlflow import MlflowClient
+from optuna.trial import TrialState
+from tiny import TINY, history, tracked
 
+from vamf.cluster import sweeps
 from vamf.cluster.halving import Halving, Judge, forget, seconds_at_rungs
+from vamf.cluster.report import report
+from vamf.cluster.results import table
 from vamf.cluster.savings import savings
+from vamf.cluster.space import Space
+from vamf.cluster.study import open_study
+from vamf.cluster.train import Scaling
 from vamf.cluster.trials import Trial
 from vamf.metrics.distances import Measurement
+from vamf.presets import PRESETS
 from vamf.training.evaluation import Metrics
 from vamf.training.loop import Session, Summary, train
 
@@ -167,3 +179,86 @@ def test_savings_are_those_of_a_search_with_a_known_answer() -> None:
     assert (found.seconds, found.all_seconds) == (10.0, 40.0)
     assert str(found).startswith("2 of 4 trials ended early: 140 of 400 steps not trained, 10 of")
     assert math.isnan(savings(stopped, 100).seconds)
+
+
+TOY = PRESETS["toy"].override(
+    {
+        "batch": 32,
+        "ema": 0.8,
+        "steps": 60,
+        "log_every": 5,
+        "evaluation.every": 60,
+        "evaluation.variance_samples": 64,
+        "evaluation.gradient_batches": 2,
+        "evaluation.distance.samples": 200,
+        "checkpoint.every": 10,
+    }
+)
+POINTS = ((0.0, 1e-2), (1.0, 1e-2), (0.2, 1.0), (0.4, 1e-2), (0.0, 1.0))
+"""beta and learning rate of the trials; the third and the last are far off in both objectives."""
+
+
+def draw(trial: optuna.Trial) -> dict[str, Any]:
+    beta, rate = POINTS[trial.suggest_int("point", 0, len(POINTS) - 1)]
+    return {"beta.value": beta, "optim.lr": rate}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "seeds", "points"), [(0, 2, (0, 1, 2, 3, 4)), (2, 1, (0, 2))])
+def test_a_search_ends_what_others_beat_and_says_so_everywhere(
+    workers: int,
+    seeds: int,
+    points: tuple[int, ...],
+    local_ray: None,
+    tracking_uri: str,
+    tmp_path: Path,
+) -> None:
+    found_space = SimpleNamespace(
+        PRESET="toy",
+        OBJECTIVES=("eval/loss_variance", "eval/distance"),
+        POINTS=[{"point": index} for index in points],
+        sampler=lambda seed: optuna.samplers.RandomSampler(seed=seed),
+        space=draw,
+    )
+    space, rule = cast(Space, found_space), Halving(rungs=(20, 40), keep=0.4)
+    plan = sweeps.Plan(space, "test", len(points), seeds, rule)
+    scaling = Scaling(workers=workers, gpus=0)
+    sweep = sweeps.new(plan, TOY, tmp_path / "halved", tracking_uri, scaling)
+    found, files = sweeps.run(space, sweep)
+    stopped, full = [trial for trial in found.trials if trial.stopped], seeds * TOY.steps
+    numbers = {trial.number for trial in stopped}
+    assert points.index(2) in numbers  # whichever trials it met, they were better
+    assert not numbers & {0, 4}  # beta = 0 is spared, however bad it is
+    assert len(stopped) + len(found.complete) == len(points)
+    assert all(trial.steps == full and len(trial.seeds) == seeds for trial in found.complete)
+
+    study = open_study(sweep)
+    for trial in stopped:
+        assert trial.stopped is not None
+        folder = sweep.directory / f"t{trial.number:03d}"
+        assert not trial.metrics and trial.seconds_at_rungs > 0
+        assert trial.stopped.startswith(f"step {trial.steps}: place ") and trial.steps in (20, 40)
+        assert not (folder / "seed_1").exists()
+        (run,) = tracked(tracking_uri, folder / "seed_0")
+        assert (run.info.status, run.data.tags["stopped"]) == ("KILLED", trial.stopped)
+        assert max(history(tracking_uri, run, "loss/train")) == trial.steps
+        measured = json.loads((folder / f"rung_{trial.steps:08d}.json").read_text())["values"]
+        logged = [history(tracking_uri, run, name)[trial.steps] for name in sweep.objectives]
+        assert measured == logged
+        assert study.trials[trial.number].state == TrialState.PRUNED
+        assert f"stopped: {trial.stopped}" in table(found)
+        assert trial.number not in found.front
+    states = {trial.number: trial.state for trial in study.trials}
+    assert {states[trial.number] for trial in found.complete} == {TrialState.COMPLETE}
+
+    saved = found.savings
+    assert saved is not None
+    assert saved.steps == sum(full - trial.steps for trial in stopped) > 0
+    assert f"halving    {saved}" in report(sweep, found, files)
+    parent = MlflowClient(tracking_uri).get_run(sweep.parent.run_id)
+    assert parent.data.metrics["search/steps_saved"] == saved.steps
+    assert parent.data.tags["halving"] == str(saved)
+
+    again = sweeps.resumed(sweep.directory, tracking_uri)
+    assert again == sweep
+    assert repr(sweeps.run(space, again)[0]) == repr(found)

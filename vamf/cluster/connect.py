@@ -39,7 +39,7 @@ def connect() -> None:
         raise _absent(address, str(error).splitlines()[0]) from None
 
 
-def _start() -> None:
+def _start(tries: int = 2) -> None:
     import ray
 
     try:
@@ -56,6 +56,9 @@ def _start() -> None:
         with suppress(Exception):
             ray.shutdown()  # what did start
         reason = next(iter(str(error).splitlines()), type(error).__name__)
+        if "timed out" in reason and tries > 1:  # Ray gives a busy machine 30 s, fixed
+            _start(tries - 1)
+            return
         raise ValueError(f"Ray must start on this machine; got {reason}") from None
 
 

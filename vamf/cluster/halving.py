@@ -28,7 +28,7 @@ class Halving:
     rungs: tuple[int, ...] = ()
     """Steps of a trial's first seed at which it ends unless it is among the best that came there;
     by default all trials are trained to their end. beta = 0 always is: others are compared with it.
-    """
+    Not before there is something to tell: what has learnt nothing has a small loss variance."""
     keep: float = 0.5
     """Share of those that came to a rung that goes on from there."""
 
