@@ -40,7 +40,8 @@ class Options:
     storage: Path = Path("runs")
     """Folder for runs; on a cluster, one that all nodes see."""
     tracking: str | None = None
-    """MLflow's tracking URI; by default MLFLOW_TRACKING_URI, or else a file in the storage."""
+    """MLflow's tracking URI; by default MLFLOW_TRACKING_URI, which is where one with a password
+    belongs, as others see command lines, or else a file in the storage."""
     name: str | None = None
     """Name of the run's folder in the storage; by default made from preset and time."""
     dry_run: bool = False

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
@@ -110,16 +110,10 @@ class _Numbered:
 
 
 def _run_trial(sweep: Sweep) -> Any:
-    """What Ray Tune runs. It keeps a copy on disk, so MLflow's address goes through memory."""
-    from ray import tune
+    def run(config: dict[str, Any]) -> None:
+        run_trial(sweep, config["number"], config["settings"])
 
-    bare = replace(sweep, parent=replace(sweep.parent, uri=""))
-
-    def run(config: dict[str, Any], uri: str) -> None:
-        whole = replace(bare, parent=replace(bare.parent, uri=uri))
-        run_trial(whole, config["number"], config["settings"])
-
-    return tune.with_parameters(run, uri=sweep.parent.uri)
+    return run
 
 
 def run_trial(sweep: Sweep, number: int, settings: Mapping[str, Any]) -> None:
