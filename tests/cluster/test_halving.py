@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from optuna.trial import TrialState
 from tiny import TINY, history, tracked
 
+from jobs import cli
 from vamf.cluster import sweeps
 from vamf.cluster.halving import Halving, Judge, forget, seconds_at_rungs
 from vamf.cluster.report import report
@@ -262,3 +263,17 @@ def test_a_search_ends_what_others_beat_and_says_so_everywhere(
     again = sweeps.resumed(sweep.directory, tracking_uri)
     assert again == sweep
     assert repr(sweeps.run(space, again)[0]) == repr(found)
+
+
+@pytest.mark.parametrize("space", cli.search_spaces().values(), ids=cli.search_spaces())
+def test_every_sampler_goes_on_where_trials_were_pruned(space: Space) -> None:
+    """They have no values: Optuna's samplers have stumbled over that before."""
+    study = optuna.create_study(directions=["minimize"] * 2, sampler=space.sampler(0))
+    states = [TrialState.PRUNED, TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
+    for index in range(40):
+        trial = study.ask()
+        space.space(trial)
+        state = states[index % 4]
+        values = [index % 7, index % 5] if state == TrialState.COMPLETE else None
+        study.tell(trial, values, state=state)
+    assert len(study.get_trials(states=[TrialState.PRUNED])) == 10

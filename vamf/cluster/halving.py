@@ -6,6 +6,7 @@ these stop leaves its workers behind. So a trial asks at a rung, and ends by its
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +84,10 @@ class Judge:
             return f"step {step}: its figures are not finite"
         own = _record(self.sweep, self.trial, step)
         others = [path for path in self.sweep.glob(f"t*/{own.name}") if path != own]
-        known = [json.loads(path.read_text())["values"] for path in others]
+        known = []
+        for path in others:
+            with suppress(FileNotFoundError):  # of a trial that is being given up
+                known.append(json.loads(path.read_text())["values"])
         points = np.array([values, *filter(_finite, known)])
         place, count = int(places(points)[0]), len(points)
         if place < math.ceil(self.halving.keep * count):

@@ -20,7 +20,7 @@ from vamf.cluster.room import Demand, Watch, alive
 from vamf.cluster.space import Space
 from vamf.cluster.study import BETA_STAR, follow_landscape, open_study, settle, settle_one
 from vamf.cluster.sweep import Sweep
-from vamf.cluster.train import Scaling
+from vamf.cluster.train import SUMMARY, Scaling
 from vamf.cluster.trials import Trial, load_trials, over_seeds, trial_folder
 from vamf.cluster.verdicts import BASELINE
 from vamf.redact import redacted
@@ -242,7 +242,8 @@ def give_up(sweep: Sweep, config: Mapping[str, Any]) -> None:
     label = sweep.experiment.override(settings).beta.label
     forget(folder)
     for marker in folder.glob(f"*/{RUN}"):
-        close_orphan(marker, sweep.parent.uri, "FAILED", error)
+        if not (marker.parent / SUMMARY).exists():  # a seed that was trained to its end
+            close_orphan(marker, sweep.parent.uri, "FAILED", error)
     Trial(number=number, settings=settings, label=label, error=error).save(folder)
     settle_one(sweep, number)
 
