@@ -349,7 +349,7 @@ def main(
         "largest difference from the twin": final,
         **figures,
         "processes left": orphans(folders),
-        "drivers that ended by themselves": soak.surprises,
+        "what nobody killed and yet ended": soak.surprises,
     }
     for name, value in figures.items():
         print(f"{name:40} {value}")
