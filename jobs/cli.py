@@ -18,6 +18,7 @@ from vamf.cluster.failures import RunFailed
 from vamf.cluster.sweeps import NothingFound
 from vamf.cluster.train import Scaling
 from vamf.experiment import Experiment
+from vamf.redact import redacted
 from vamf.training.trainer import NonFiniteLoss
 
 T = TypeVar("T")
@@ -39,7 +40,8 @@ class Options:
     storage: Path = Path("runs")
     """Folder for runs; on a cluster, one that all nodes see."""
     tracking: str | None = None
-    """MLflow's tracking URI; by default MLFLOW_TRACKING_URI, or else a file in the storage."""
+    """MLflow's tracking URI; by default MLFLOW_TRACKING_URI, which is where one with a password
+    belongs, as others see command lines, or else a file in the storage."""
     name: str | None = None
     """Name of the run's folder in the storage; by default made from preset and time."""
     dry_run: bool = False
@@ -157,5 +159,5 @@ def figure(name: str, value: object) -> None:
 
 def stop(line: str, status: int = 2) -> NoReturn:
     """Ends the program with one line on stderr."""
-    print(f"error: {line}", file=sys.stderr)
+    print(f"error: {redacted(line)}", file=sys.stderr)
     raise SystemExit(status)

@@ -1,12 +1,13 @@
 """Search beta: ``python -m jobs.tune``, ``python -m jobs.tune schedules --trials 30 --seeds 2``."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import tyro
 
 from jobs import cli
 from vamf.cluster import sweeps
+from vamf.cluster.halving import Halving
 from vamf.cluster.report import report
 from vamf.cluster.sweep import Sweep
 from vamf.presets import PRESETS
@@ -22,6 +23,8 @@ class Options(cli.Options):
     """Points to try; beta = 0 and beta = 1 are the first."""
     seeds: int = 1
     """Trainings for each point; from two on, differences are tested against beta = 0."""
+    halving: Halving = field(default_factory=Halving)
+    """Which trials end early."""
 
 
 def main(argv: list[str]) -> None:
@@ -37,7 +40,7 @@ def new(argv: list[str]) -> Sweep | None:
     argv = argv if argv and not argv[0].startswith("--") else ["constant", *argv]
     defaults = {name: Options(experiment=PRESETS[s.PRESET]) for name, s in SPACES.items()}
     name, options = cli.parse(Options, defaults, argv, "search space")
-    plan = sweeps.Plan(SPACES[name], name, options.trials, options.seeds)
+    plan = sweeps.Plan(SPACES[name], name, options.trials, options.seeds, options.halving)
     experiment = cli.guarded(options.resolved)
     cli.guarded(lambda: sweeps.check(plan, experiment))
     if options.dry_run:
@@ -50,9 +53,7 @@ def new(argv: list[str]) -> Sweep | None:
 def run(sweep: Sweep) -> None:
     """Searches, and prints what was found and where it is."""
     print(sweep.announcement, flush=True)
-    again = f"python -m jobs.tune --resume {sweep.directory}"
-    found = cli.guarded(lambda: sweeps.run(SPACES[sweep.space], sweep), again)
-    print(report(sweep, *found))
+    print(report(sweep, *cli.guarded(lambda: sweeps.run(SPACES[sweep.space], sweep), sweep.again)))
 
 
 if __name__ == "__main__":

@@ -48,7 +48,8 @@ class Node:
             own += [f"--address=127.0.0.1:{head.port}"]
         fixed = f"--block --num-cpus={cpus} --num-gpus=0 --node-ip-address=127.0.0.1"
         fixed += " --disable-usage-stats --object-store-memory=100000000"
-        self.process = self._start([*fixed.split(), *own])
+        self._options = [*fixed.split(), *own]
+        self.process = self._start(self._options)
 
     def _start(self, options: list[str]) -> subprocess.Popen[bytes]:
         bin_folder = Path(sys.executable).parent
@@ -70,9 +71,17 @@ class Node:
         return f"http://127.0.0.1:{self.dashboard}"
 
     def wait(self) -> None:
-        """Until the dashboard of a head answers, or a node has joined."""
+        """Until the dashboard of a head answers, or a node has joined.
+
+        Ray gives a node 30 s to start, fixed: on a busy machine that takes another try.
+        """
         give_up = time.monotonic() + 180
-        while time.monotonic() < give_up and self.process.poll() is None:
+        while time.monotonic() < give_up:
+            if self.process.poll() is not None:
+                if "timed out during startup" not in self.log.read_text():
+                    break
+                kill(self.processes())
+                self.process = self._start(self._options)
             with suppress(OSError):
                 if self._is_up():
                     return

@@ -306,8 +306,38 @@ def test_a_killed_trial_goes_on_and_a_wrong_one_costs_itself(
     wait_until(lambda: not trial_processes(), "the end of all trials' processes")
 
 
+@pytest.mark.slow
+def test_a_trial_without_restarts_left_is_recorded_and_costs_itself(
+    local_ray: None, tracking_uri: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    space = space_of({"beta.value": 0.0, "optim.lr": 1e-3}, {"beta.value": 1.0, "optim.lr": 1e-3})
+    directory = tmp_path / "spent"
+
+    def kill_one() -> None:
+        began = lambda: list(directory.glob("t00[01]/seed_0/checkpoints/step_*"))  # noqa: E731
+        wait_until(lambda: len(began()) > 2, "a few steps", seconds=300)
+        kill([min(trial_processes())])
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    plan, scaling = sweeps.Plan(space, "test", 2, 1), Scaling(gpus=0, max_failures=0)
+    sweep = sweeps.new(plan, LONG, directory, tracking_uri, scaling)
+    found, _ = sweeps.run(space, sweep)
+    killer.join()
+    (spent,), (done,) = [t for t in found.trials if t.error], found.complete
+    assert spent.error is not None
+    assert spent.error.startswith("its process died more than 0 times; logs in ")
+    assert f"failed: {spent.error}" in table(found)
+    assert f"trial {spent.number}  {spent.label}  failed: its process" in capfd.readouterr().out
+    (run,) = tracked(tracking_uri, trial_folder(directory, spent.number) / "seed_0")
+    assert (run.info.status, run.data.tags["error"]) == ("FAILED", spent.error)
+    states = {trial.number: trial.state for trial in open_study(sweep).trials}
+    assert states == {spent.number: TrialState.FAIL, done.number: TrialState.COMPLETE}
+    assert sweeps.run(space, sweeps.resumed(directory, tracking_uri))[0].trials == found.trials
+
+
 def test_trials_with_workers_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 9.0, "GPU": 2.0})
+    monkeypatch.setattr("vamf.cluster.tune.alive", lambda: [{"CPU": 9.0, "GPU": 2.0}])
     assert at_once(Scaling(workers=0)) is None
     assert at_once(Scaling(workers=2)) == 4
     assert at_once(Scaling(workers=2, cpus=1.5)) == 3
@@ -327,6 +357,7 @@ def interrupted(directory: Path, uri: str) -> list[Trial]:
     """Starts a search of four trials and kills all of it with one trial done and one in flight."""
     storage, name = str(directory.parent), directory.name
     arguments = ["--trials", "4", "--storage", storage, "--name", name, "--tracking", uri]
+    arguments += ["--halving.rungs", "20", "--halving.keep", "0.3"]
     settings = options({"steps": 60, "evaluation.every": 60, "optim.lr": 1e-2})
     said = directory.parent / "said"
     with said.open("w") as file:
@@ -380,9 +411,14 @@ def test_a_killed_search_keeps_what_is_done_and_repeats_the_rest(
     assert all(trial.error is None for trial in after)
     assert not {trial.number for trial in after} & set(lost)
     study = optuna.load_study(study_name="killed", storage=f"sqlite:///{directory / 'study.db'}")
-    complete = study.get_trials(states=(TrialState.COMPLETE,))
-    assert [trial.number for trial in complete] == [trial.number for trial in after]
-    assert all(trial.state.is_finished() for trial in study.trials)
+    states = {trial.number: trial.state for trial in study.trials}
+    for trial in after:
+        assert states[trial.number] == (TrialState.PRUNED if trial.stopped else TrialState.COMPLETE)
+    assert {states[number] for number in states.keys() - {t.number for t in after}} == {
+        TrialState.FAIL
+    }
+    rungs = sorted(path.parent.name for path in directory.glob("t*/rung_00000020.json"))
+    assert rungs == [f"t{trial.number:03d}" for trial in after]
     betas = [trial.settings["beta.value"] for trial in after]
     assert {0.0, 1.0} < set(betas)
     assert {study.trials[number].params["beta.value"] for number in lost} <= set(betas)
@@ -391,8 +427,9 @@ def test_a_killed_search_keeps_what_is_done_and_repeats_the_rest(
     only = f"tags.`mlflow.parentRunId` = '{parent['run_id']}'"
     children = client.search_runs([parent["experiment_id"]], only)
     ends = {int(run.data.tags["trial"]): run.info.status for run in children}
-    assert {number for number, end in ends.items() if end == "KILLED"} == set(lost)
+    stopped = {trial.number for trial in after if trial.stopped}
+    assert {number for number, end in ends.items() if end == "KILLED"} == {*lost, *stopped}
     assert {number for number, end in ends.items() if end == "FINISHED"} == {
-        trial.number for trial in after
+        trial.number for trial in after if trial.complete
     }
     assert len(ends) == len(children) == 4 + len(lost)

@@ -16,6 +16,7 @@ from vamf.experiment import Evaluation, Experiment
 from vamf.metrics.distances import SlicedWasserstein
 from vamf.models.mlp import MLPConfig
 from vamf.training.checkpoint import Checkpoint, CheckpointFolder, find_checkpoint
+from vamf.training.manifest import entry
 
 EXPERIMENT = Experiment(
     data=Toy(),
@@ -206,6 +207,42 @@ def test_damage_is_found_by_its_checksum_and_the_one_before_serves(name, harm, s
         checkpoints.latest().load()
 
 
+@pytest.mark.parametrize("name", ["{outside}", "../../outside", "./meta.json", "sub/../meta.json"])
+def test_a_manifest_names_no_file_outside_its_folder(name, tmp_path):
+    """The file is as the manifest says: only its place is wrong."""
+    checkpoints = saved(tmp_path, 1.0)
+    (tmp_path / "outside").write_text("secret")
+    file = checkpoints.latest().path / "manifest.json"
+    named = name.format(outside=tmp_path / "outside")
+    target = file.parent / named
+    (file.parent / "sub").mkdir() if named.startswith("sub") else None
+    file.write_text(json.dumps(json.loads(file.read_text()) | {named: entry(target)}))
+    with pytest.raises(ValueError, match=f"names '{named}', which is no file of its folder"):
+        checkpoints.latest().load()
+
+
+@pytest.mark.parametrize("name", ["state.pt", "experiment.json", "meta.json", "manifest.json"])
+@pytest.mark.parametrize("removed", [[], ["manifest.json"]])
+def test_a_link_in_a_checkpoint_is_not_followed(name, removed, tmp_path):
+    """What it leads to is whole; with a manifest, and in a checkpoint of before there were any."""
+    path = saved(tmp_path, 1.0).latest().path
+    for other in {*removed} - {name}:
+        (path / other).unlink()
+    (path / name).rename(tmp_path / "outside")
+    (path / name).symlink_to(tmp_path / "outside")
+    with pytest.raises(ValueError, match=f"is damaged: {name}: is a link"):
+        Checkpoint(path).load()
+
+
+def test_a_link_to_a_checkpoint_is_none_of_the_run(tmp_path):
+    checkpoints = saved(tmp_path / "run", None)
+    elsewhere = saved(tmp_path / "elsewhere", None, None).latest().path
+    (checkpoints.path / elsewhere.name).symlink_to(elsewhere)
+    assert steps(checkpoints) == [10]
+    checkpoints.save(EXPERIMENT, state(30), {})
+    assert (elsewhere / "state.pt").exists()
+
+
 def test_what_a_damaged_checkpoint_says_of_itself_is_not_believed(tmp_path):
     checkpoints = saved(tmp_path, 3.0, 1.0, 2.0, keep=3)
     (checkpoints.at(20).path / "meta.json").write_text("{")
@@ -318,7 +355,10 @@ class Bomb:
 def test_code_in_a_state_is_never_run(write, tmp_path):
     checkpoint = saved(tmp_path, 1.0).latest()
     Bomb.target = tmp_path / "exploded"
-    write(state(10) | {"net": Bomb()}, checkpoint.path / "state.pt")
+    file, manifest = checkpoint.path / "state.pt", checkpoint.path / "manifest.json"
+    write(state(10) | {"net": Bomb()}, file)
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"state.pt": entry(file)}))
+    checkpoint.check()  # its checksums hold: whoever made it made them
     with pytest.raises(ValueError, match="is damaged"):
         checkpoint.load()
     assert not Bomb.target.exists()

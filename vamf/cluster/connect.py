@@ -3,12 +3,15 @@
 import logging
 import os
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from urllib.parse import urlsplit
 
 from vamf.cluster.quiet import mute_raylet, quieten
+from vamf.cluster.room import require_room
 from vamf.cluster.train import Scaling
+from vamf.tracking.courier import where
 
 CONNECT_SECONDS = 5.0
 """How long an address may take to accept a connection."""
@@ -36,23 +39,44 @@ def connect() -> None:
         raise _absent(address, str(error).splitlines()[0]) from None
 
 
-def _start() -> None:
+def _start(tries: int = 2) -> None:
     import ray
 
     try:
         # vamf keeps its data out of Ray's object store; the default would reserve a third of RAM.
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=200 * 2**20,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with _on_loopback():
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                object_store_memory=200 * 2**20,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except Exception as error:  # whatever its parts raise means the same to the user
         with suppress(Exception):
             ray.shutdown()  # what did start
         reason = next(iter(str(error).splitlines()), type(error).__name__)
+        if "timed out" in reason and tries > 1:  # Ray gives a busy machine 30 s, fixed
+            _start(tries - 1)
+            return
         raise ValueError(f"Ray must start on this machine; got {reason}") from None
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """While it lasts, Ray starts nodes that listen on 127.0.0.1 only, as it does on macOS.
+
+    On Linux its ports, through which anybody may run code, are otherwise open to the network; Ray
+    takes no address for them (``_node_ip_address="127.0.0.1"`` becomes that of the network).
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def leave() -> None:
@@ -79,14 +103,16 @@ def prepare(scaling: Scaling, *, cluster: bool = False) -> Scaling:
         gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
     workers = max(scaling.workers, 1)
     require({"CPU": workers * scaling.cpus, "GPU": workers * gpus}, "the run")
-    return replace(scaling, gpus=gpus)
+    scaling = replace(scaling, gpus=gpus)
+    require_room(scaling)
+    return scaling
 
 
 def _check(address: str) -> None:
     if address == "auto":
         return
     if address.startswith(("http://", "https://")):
-        raise ValueError(f"RAY_ADDRESS must be HOST:6379 or ray://HOST:10001; got {address}")
+        raise ValueError(f"RAY_ADDRESS must be HOST:6379 or ray://HOST:10001; got {where(address)}")
     parts = urlsplit(address if "://" in address else f"ray://{address}")
     try:
         socket.create_connection(
@@ -97,7 +123,7 @@ def _check(address: str) -> None:
 
 
 def _absent(address: str, why: str) -> ValueError:
-    return ValueError(f"no Ray cluster answers at RAY_ADDRESS={address}: {why}")
+    return ValueError(f"no Ray cluster answers at RAY_ADDRESS={where(address)}: {why}")
 
 
 def log_folder() -> str | None:

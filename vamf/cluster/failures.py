@@ -4,6 +4,7 @@ import errno
 from collections.abc import Mapping
 from pathlib import Path
 
+from vamf.redact import redacted
 from vamf.training.trainer import NonFiniteLoss
 
 DETAILS = "error.txt"
@@ -71,10 +72,10 @@ def _details(error: BaseException) -> str:
 
 def _brief(error: BaseException) -> str:
     line = next((line for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {line.strip()[:300]}"
+    return f"{type(error).__name__}: {redacted(line.strip())[:300]}"
 
 
 def _keep(text: str, directory: Path) -> Path:
     path = directory / DETAILS
-    path.write_text(text + "\n")
+    path.write_text(redacted(text) + "\n")
     return path

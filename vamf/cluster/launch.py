@@ -12,6 +12,7 @@ from vamf.cluster.train import Scaling, fit
 from vamf.experiment import Experiment
 from vamf.files import write_whole
 from vamf.tracking import Run, Tracker
+from vamf.tracking.tracker import Status
 from vamf.training.evaluation import protocol
 from vamf.training.loop import Summary
 from vamf.training.restoring import checkpoints, newest
@@ -25,8 +26,8 @@ class Launch:
 
     directory: Path
     """The run's folder."""
-    uri: str
-    """MLflow's tracking URI."""
+    uri: str = field(repr=False)
+    """MLflow's tracking URI; it may hold credentials."""
     name: str
     """The run's name in MLflow."""
     preset: str
@@ -56,9 +57,11 @@ def resumed(directory: Path, uri: str) -> tuple[Experiment, Launch]:
     return experiment, new(directory, uri, preset="")
 
 
-def close_orphan(marker: Path, uri: str) -> None:
-    """Marks the run whose ``run.json`` this is as killed: nobody will go on with it."""
-    Tracker(Run(**json.loads(marker.read_text()) | {"uri": uri})).close("KILLED", "interrupted")
+def close_orphan(
+    marker: Path, uri: str, status: Status = "KILLED", why: str = "interrupted"
+) -> None:
+    """Ends the run whose ``run.json`` this is: nobody will go on with it."""
+    Tracker(Run(**json.loads(marker.read_text()) | {"uri": uri})).close(status, why)
 
 
 def create(experiment: Experiment, start: Launch) -> Run:
@@ -101,22 +104,35 @@ def _tags(experiment: Experiment, start: Launch) -> dict[str, str]:
     }
 
 
+@dataclass
+class Ending:
+    """How an MLflow run ends where nothing is raised."""
+
+    stopped: str | None = None
+    """Why it was ended before its last step, if it was; it becomes the tag ``stopped``."""
+
+
 @contextmanager
-def closing(run: Run) -> Iterator[None]:
+def closing(run: Run) -> Iterator[Ending]:
     """Ends an MLflow run by what happens inside: finished, failed with its error, or killed."""
+    ending = Ending()
     try:
-        yield
+        yield ending
     except (KeyboardInterrupt, SystemExit):  # the latter: Ray ends a trial
         Tracker(run).close("KILLED", "interrupted")
         raise
     except BaseException as error:
         Tracker(run).close("FAILED", f"{type(error).__name__}: {error}")
         raise
-    Tracker(run).close("FINISHED")
+    if ending.stopped is not None:
+        Tracker(run).tags({"stopped": ending.stopped})
+    Tracker(run).close("FINISHED" if ending.stopped is None else "KILLED")
 
 
 def launch(experiment: Experiment, start: Launch, scaling: Scaling, **hooks: Any) -> Summary:
     """Trains a run, new or resumed, and tracks it; ``hooks`` are those of ``fit``."""
     run = create(experiment, start)
-    with closing(run):
-        return fit(experiment, start.directory, run, scaling, **hooks)
+    with closing(run) as ending:
+        summary = fit(experiment, start.directory, run, scaling, **hooks)
+        ending.stopped = summary.stopped
+    return summary

@@ -21,7 +21,7 @@ def plot(results: Results, path: Path) -> None:
         axes[0].plot(curve, last, ".", ms=3, color="tab:blue", label="front of the fitted curves")
         for axis, name in zip(axes[1:], names, strict=True):
             _over_beta(axis, results, name)
-    axes[0].legend(fontsize=8)
+    axes[0].legend(fontsize=8, loc="upper right")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
@@ -59,7 +59,7 @@ def _over_beta(axes: Any, results: Results, name: str) -> None:
     if _wide([trial.metrics[name].value for trial in results.complete]):
         axes.set_yscale("log")
     axes.set(xlabel="beta", ylabel=name.removeprefix("eval/"))
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper right")
 
 
 def _wide(values: list[float]) -> bool:

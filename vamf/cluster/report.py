@@ -26,6 +26,10 @@ def publish(sweep: Sweep, results: Results) -> dict[str, Path]:
     tracker.metrics({"search/hypervolume": results.hypervolume}, step=len(results.complete))
     if results.smooth is not None:
         tracker.metrics({"search/best_beta": results.smooth.best}, step=len(results.complete))
+    if (saved := results.savings) is not None:
+        figures = {"search/steps_saved": saved.steps, "search/seconds_saved": saved.seconds}
+        tracker.metrics(figures, step=len(results.complete))
+        tracker.tags({"halving": str(saved)})
     for path in files.values():
         tracker.artifact(path)
     tracker.flush()
@@ -37,6 +41,8 @@ def report(sweep: Sweep, results: Results, files: Mapping[str, Path]) -> str:
     lines = [table(results), "", f"* Pareto front; hypervolume {results.hypervolume:.4g}"]
     if sweep.seeds == 1:
         lines.append("± is the error of one evaluation; --seeds 2 or more tells the luck of a seed")
+    if results.savings is not None:
+        lines.append(f"halving    {results.savings}")
     if (fit := results.smooth) is not None:
         name = results.objectives[-1].removeprefix("eval/")
         low, high = fit.interval

@@ -8,6 +8,7 @@ import numpy as np
 import optuna
 from optuna._hypervolume import compute_hypervolume
 
+from vamf.cluster.savings import Savings, savings
 from vamf.cluster.smooth import Smooth, smooth
 from vamf.cluster.study import open_study
 from vamf.cluster.sweep import Sweep
@@ -28,11 +29,13 @@ class Results:
     """What the front dominates, up to ``reference``."""
     reference: tuple[float, ...]
     """A tenth beyond the worst value of each objective: compare hypervolumes of one sweep only."""
+    savings: Savings | None = None
+    """What ending trials early saved, if it was asked for."""
 
     @property
     def complete(self) -> list[Trial]:
         """Trials with figures."""
-        return [trial for trial in self.trials if trial.error is None]
+        return [trial for trial in self.trials if trial.complete]
 
     @cached_property
     def smooth(self) -> Smooth | None:
@@ -52,6 +55,7 @@ def gather(sweep: Sweep) -> Results:
     study, trials = open_study(sweep), load_trials(sweep.directory)
     done = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     values = np.array([trial.values for trial in done], dtype=float)
+    full = sweep.seeds * sweep.experiment.steps
     reference = values.max(0) * 1.1 if len(values) else np.zeros(len(sweep.objectives))
     return Results(
         objectives=sweep.objectives,
@@ -59,6 +63,7 @@ def gather(sweep: Sweep) -> Results:
         front=frozenset(trial.number for trial in study.best_trials),
         hypervolume=float(compute_hypervolume(values, reference)) if len(values) else 0.0,
         reference=tuple(float(value) for value in reference),
+        savings=savings(trials, full) if sweep.halving.rungs else None,
     )
 
 
@@ -80,12 +85,12 @@ def table(results: Results) -> str:
         ]
         for trial in sorted(results.complete, key=lambda trial: trial.metrics[last].value)
     ]
-    failed = [
-        ["", str(trial.number), trial.label, f"failed: {trial.error}"]
-        for trial in results.trials
-        if trial.error
+    others = [
+        ["", str(t.number), t.label, f"failed: {t.error}" if t.error else f"stopped: {t.stopped}"]
+        for t in results.trials
+        if not t.complete
     ]
-    return _markdown([header, *rows, *(row + [""] * (len(header) - len(row)) for row in failed)])
+    return _markdown([header, *rows, *(row + [""] * (len(header) - len(row)) for row in others)])
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:

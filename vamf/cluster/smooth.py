@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vamf.cluster.pareto import front
 from vamf.cluster.trials import Trial
 
 BETA = "beta.value"
@@ -64,7 +65,7 @@ def smooth(trials: Sequence[Trial], objectives: Sequence[str]) -> Smooth | None:
         curves=curves,
         best=float(betas[curves[-1].mean.argmin()]),
         interval=(float(low), float(high)),
-        front=_front(np.stack([curve.mean for curve in curves], 1)),
+        front=front(np.stack([curve.mean for curve in curves], 1)),
     )
 
 
@@ -101,9 +102,3 @@ def _posterior(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
             mean, covariance = fit.predict(at, return_cov=True)
             drawn.append(random.multivariate_normal(mean, covariance, count, method="eigh").T)
     return np.concatenate(drawn, axis=1)
-
-
-def _front(points: np.ndarray) -> np.ndarray:
-    """Which rows no other row beats: as low everywhere, and lower somewhere."""
-    below = (points[:, None] <= points[None]).all(2) & (points[:, None] < points[None]).any(2)
-    return np.asarray(~below.any(0))

@@ -18,21 +18,33 @@ def open_study(sweep: Sweep) -> optuna.Study:
 def settle(sweep: Sweep) -> list[optuna.trial.FrozenTrial]:
     """Settles the trials on which nobody works any more; returns those that left no result.
 
-    A trial that recorded its result is completed with it, the others are marked as failed.
+    A trial that recorded its result is completed with it, one that was ended early is pruned, and
+    the others are marked as failed.
     """
     if sweep.name not in optuna.get_all_study_names(sweep.storage):
         return []
-    study, lost = open_study(sweep), []
+    study = open_study(sweep)
     records = {trial.number: trial for trial in load_trials(sweep.directory)}
-    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-        record = records.get(trial.number)
-        if record is not None and record.error is None:
-            study.tell(trial.number, [record.metrics[name].value for name in sweep.objectives])
-            continue
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        if record is None:
-            lost.append(trial)
-    return lost
+    running = study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+    for trial in running:
+        _tell(study, sweep, trial.number, records.get(trial.number))
+    return [trial for trial in running if trial.number not in records]
+
+
+def settle_one(sweep: Sweep, number: int) -> None:
+    """Settles a trial that has just ended, unless it is settled."""
+    study, folder = open_study(sweep), trial_folder(sweep.directory, number)
+    if not study.get_trials(deepcopy=False)[number].state.is_finished():
+        _tell(study, sweep, number, Trial.load(folder) if (folder / TRIAL).exists() else None)
+
+
+def _tell(study: optuna.Study, sweep: Sweep, number: int, record: Trial | None) -> None:
+    if record is not None and record.complete:
+        study.tell(number, [record.metrics[name].value for name in sweep.objectives])
+        return
+    pruned = record is not None and record.stopped is not None
+    states = optuna.trial.TrialState
+    study.tell(number, state=states.PRUNED if pruned else states.FAIL)
 
 
 def abandon(sweep: Sweep) -> list[int]:

@@ -144,7 +144,9 @@ def connect(address: str) -> JobSubmissionClient:
         ValueError: the address is not http, or nothing answers there within five seconds.
     """
     if not address.startswith(("http://", "https://")):
-        raise ValueError(f"the address must be the dashboard's, http://HOST:8265; got {address}")
+        raise ValueError(
+            f"the address must be the dashboard's, http://HOST:8265; got {where(address)}"
+        )
     for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vamf.cluster.halving import Halving
 from vamf.cluster.train import Scaling
 from vamf.experiment import Experiment
 from vamf.tracking import Run
@@ -30,11 +31,18 @@ class Sweep:
     """The sweep's own MLflow run."""
     scaling: Scaling = field(default_factory=Scaling)
     """Resources of a trial."""
+    halving: Halving = field(default_factory=Halving)
+    """Which trials end early."""
 
     @property
     def name(self) -> str:
         """The sweep's name: its folder's."""
         return self.directory.name
+
+    @property
+    def again(self) -> str:
+        """The command that goes on with it."""
+        return f"python -m jobs.tune --resume {self.directory}"
 
     @property
     def announcement(self) -> str:

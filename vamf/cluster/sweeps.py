@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vamf import tracking
+from vamf import tracking, values
 from vamf.cluster import connect
 from vamf.cluster import space as spaces
+from vamf.cluster.halving import Halving, forget
 from vamf.cluster.launch import RUN, close_orphan, closing
 from vamf.cluster.report import publish
 from vamf.cluster.results import Results, gather
@@ -41,6 +42,8 @@ class Plan:
     """Points to try."""
     seeds: int
     """Trainings for each point."""
+    halving: Halving = field(default_factory=Halving)
+    """Which trials end early."""
 
 
 def new(plan: Plan, experiment: Experiment, directory: Path, uri: str, scaling: Scaling) -> Sweep:
@@ -76,6 +79,7 @@ def new(plan: Plan, experiment: Experiment, directory: Path, uri: str, scaling: 
         seeds=plan.seeds,
         parent=parent,
         scaling=scaling,
+        halving=plan.halving,
     )
     _save(sweep)
     return sweep
@@ -89,6 +93,7 @@ def check(plan: Plan, experiment: Experiment) -> tuple[str, ...]:
             f"a search needs at least {first} trials, the space's own first points, "
             f"and 1 seed; got {plan.trials} and {plan.seeds}"
         )
+    plan.halving.check(experiment)
     spaces.check(plan.space, experiment)
     return spaces.objectives(plan.space, experiment)
 
@@ -109,6 +114,7 @@ def resumed(directory: Path, uri: str) -> Sweep:
         "objectives": tuple(data["objectives"]),
         "parent": Run(**data["parent"] | {"uri": uri}),
         "scaling": connect.prepare(Scaling(**data["scaling"]), cluster=True),
+        "halving": values.from_dict(Halving, data.get("halving", {})),  # older searches lack it
     }
     return Sweep(**fields)
 
@@ -149,5 +155,6 @@ def _close_unfinished(sweep: Sweep) -> None:
     """Marks the runs of trials that left no result as killed: they are repeated from the start."""
     for folder in sweep.directory.glob("t*"):
         if not (folder / TRIAL).exists():
+            forget(folder)
             for marker in folder.glob(f"*/{RUN}"):
                 close_orphan(marker, sweep.parent.uri)

@@ -16,7 +16,7 @@ from vamf.cluster.failures import explained, full, is_final, is_full, lost
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
 from vamf.tracking import Run, Tracker
-from vamf.training.loop import Session, Summary, train
+from vamf.training.loop import Halt, Session, Summary, train
 from vamf.training.restoring import Note
 
 __all__ = ["Scaling", "fit", "progress"]
@@ -67,10 +67,12 @@ def fit(
     *,
     report: Report | None = None,
     callbacks: Sequence[Any] = (),
+    halt: Halt | None = None,
 ) -> Summary:
     """Trains in ``directory``, from its latest checkpoint if it has one, and logs to ``run``.
 
     ``report`` takes progress when there are 0 workers; ``callbacks`` are Ray Train's, for more.
+    ``halt`` may end the run early.
     A worker that is lost is replaced; an error that would come again ends the run. Raises
     NonFiniteLoss, ValueError for what a user can mend, and RunFailed for all else.
     """
@@ -87,6 +89,7 @@ def fit(
         "workers": scaling.workers,
         "gpus": scaling.gpus,
         "report": report if scaling.workers == 0 else None,
+        "halt": halt,
     }
     resources = {"CPU": scaling.cpus, **({"GPU": scaling.gpus} if scaling.gpus else {})}
     trainer = TorchTrainer(
@@ -166,6 +169,7 @@ def _session(config: dict[str, Any]) -> Session:
         workers=workers,
         wrap=_distributed(workers),
         report=_report(config, workers),
+        halt=config["halt"],
     )
 
 

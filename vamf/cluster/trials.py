@@ -30,6 +30,17 @@ class Trial:
     """The figures of each seed."""
     error: str | None = None
     """Why it failed, if it did."""
+    stopped: str | None = None
+    """Why it was ended early, if it was."""
+    steps: int = 0
+    """Steps trained, over all seeds."""
+    seconds_at_rungs: float = 0.0
+    """What of ``seconds`` went into measurements for the sake of ending early."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether it was trained to its end, and so has metrics."""
+        return self.error is None and self.stopped is None
 
     def save(self, folder: Path) -> None:
         """Writes its record, whole or not at all."""
@@ -51,7 +62,8 @@ def trial_folder(sweep: Path, number: int) -> Path:
 
 def load_trials(sweep: Path) -> list[Trial]:
     """All trials of a sweep that ended, by number."""
-    return [Trial.load(path.parent) for path in sorted(sweep.glob(f"t*/{TRIAL}"))]
+    found = (Trial.load(path.parent) for path in sweep.glob(f"t*/{TRIAL}"))
+    return sorted(found, key=lambda trial: trial.number)
 
 
 def over_seeds(runs: list[Metrics]) -> Metrics:

@@ -13,14 +13,18 @@ from tqdm import tqdm
 from vamf.cluster import connect
 from vamf.cluster.bars import step_bar
 from vamf.cluster.failures import RunFailed
-from vamf.cluster.launch import Launch, launch
+from vamf.cluster.halving import Judge, forget, seconds_at_rungs
+from vamf.cluster.launch import RUN, Launch, close_orphan, launch
 from vamf.cluster.quiet import quiet_optuna
+from vamf.cluster.room import Demand, Watch, alive
 from vamf.cluster.space import Space
-from vamf.cluster.study import BETA_STAR, follow_landscape, open_study, settle
+from vamf.cluster.study import BETA_STAR, follow_landscape, open_study, settle, settle_one
 from vamf.cluster.sweep import Sweep
-from vamf.cluster.train import Scaling
-from vamf.cluster.trials import TRIAL, Trial, load_trials, over_seeds, trial_folder
-from vamf.training.evaluation import Metrics
+from vamf.cluster.train import SUMMARY, Scaling
+from vamf.cluster.trials import Trial, load_trials, over_seeds, trial_folder
+from vamf.cluster.verdicts import BASELINE
+from vamf.redact import redacted
+from vamf.training.loop import Summary
 from vamf.training.trainer import NonFiniteLoss
 
 
@@ -28,8 +32,9 @@ from vamf.training.trainer import NonFiniteLoss
 def search(space: Space, sweep: Sweep) -> None:
     """Runs what is left of a sweep; its study and its trials' files hold the results.
 
-    A trial that fails costs that trial only. A trial whose process dies is started once more and
-    goes on from its checkpoint. Raises KeyboardInterrupt if it is interrupted.
+    A trial that fails costs that trial only. A trial whose process dies is started again, as often
+    as ``scaling.max_failures`` says, and goes on from its checkpoint. Raises KeyboardInterrupt if
+    it is interrupted.
     """
     from ray import tune
     from ray.tune.search.optuna import OptunaSearch
@@ -65,7 +70,7 @@ def search(space: Space, sweep: Sweep) -> None:
             run_config=tune.RunConfig(
                 name=f"{time.strftime('%Y%m%d-%H%M%S')}",
                 storage_path=str(sweep.directory / "ray"),
-                failure_config=tune.FailureConfig(max_failures=1),
+                failure_config=tune.FailureConfig(max_failures=sweep.scaling.max_failures),
                 callbacks=[_progress(space, sweep, bar)],
                 verbose=0,
             ),
@@ -82,19 +87,12 @@ def trial_resources(scaling: Scaling) -> dict[str, float]:
 
 
 def at_once(scaling: Scaling) -> int | None:
-    """How many trials the cluster has workers for; None if Ray Tune itself can tell.
+    """How many trials the nodes have room for; None if Ray Tune itself can tell.
 
     A trial with workers of its own takes no CPU for itself: without a limit Ray Tune would start
     the whole search at once, a process each, and ask Optuna for all points before any result.
     """
-    if scaling.workers == 0:
-        return None
-    import ray
-
-    have = ray.cluster_resources()
-    needs = {"CPU": scaling.workers * scaling.cpus, "GPU": scaling.workers * (scaling.gpus or 0)}
-    fits = [int(have.get(name, 0) / amount) for name, amount in needs.items() if amount]
-    return max(1, min(fits))
+    return None if scaling.workers == 0 else max(1, Demand.of(scaling).fits(alive()))
 
 
 def _objective(index: int) -> str:
@@ -125,28 +123,33 @@ def run_trial(sweep: Sweep, number: int, settings: Mapping[str, Any]) -> None:
     experiment = sweep.experiment.override(settings)
     trial = Trial(number=number, settings=dict(settings), label=experiment.beta.label)
     folder, start = trial_folder(sweep.directory, number), time.monotonic()
-    runs: list[Metrics] = []
+    runs: list[Summary] = []
     error: str | None = None
     for index in range(sweep.seeds):
         try:
             runs.append(_run_seed(sweep, trial, index))
         except (NonFiniteLoss, RunFailed, ValueError) as failure:
-            error = f"seed {experiment.seed + index}: {failure}"
+            error = redacted(f"seed {experiment.seed + index}: {failure}")
+        if error is not None or runs[-1].stopped is not None:
             break
+    whole = [run.metrics for run in runs if run.stopped is None]
     finished = asdict(trial) | {
         "seconds": time.monotonic() - start,
-        "metrics": over_seeds(runs) if error is None else {},
-        "seeds": [{name: m.value for name, m in run.items()} for run in runs],
+        "metrics": over_seeds(whole) if len(whole) == sweep.seeds else {},
+        "seeds": [{name: m.value for name, m in run.items()} for run in whole],
         "error": error,
+        "stopped": next((run.stopped for run in runs if run.stopped is not None), None),
+        "steps": sum(run.step for run in runs),
+        "seconds_at_rungs": seconds_at_rungs(sweep.directory, number),
     }
     ended = Trial(**finished)
     ended.save(folder)
-    if error is None:
+    if ended.complete:
         values = [ended.metrics[name].value for name in sweep.objectives]
         tune.report({_objective(index): value for index, value in enumerate(values)})
 
 
-def _run_seed(sweep: Sweep, trial: Trial, index: int) -> Metrics:
+def _run_seed(sweep: Sweep, trial: Trial, index: int) -> Summary:
     from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -162,14 +165,24 @@ def _run_seed(sweep: Sweep, trial: Trial, index: int) -> Metrics:
         tags={"sweep": sweep.name, "trial": str(trial.number)},
     )
     before = index * experiment.steps
-    summary = launch(
+    return launch(
         experiment,
         start,
         sweep.scaling,
         report=lambda progress: tune.report({"steps": before + progress["step"]}),
         callbacks=[TuneReportCallback()] if sweep.scaling.workers else [],
+        halt=_judge(sweep, trial) if index == 0 and sweep.halving.rungs else None,
     )
-    return summary.metrics
+
+
+def _judge(sweep: Sweep, trial: Trial) -> Judge:
+    return Judge(
+        halving=sweep.halving,
+        sweep=sweep.directory,
+        trial=trial.number,
+        objectives=sweep.objectives,
+        spared=trial.label == BASELINE,
+    )
 
 
 def _progress(space: Space, sweep: Sweep, bar: Any) -> Any:
@@ -178,6 +191,7 @@ def _progress(space: Space, sweep: Sweep, bar: Any) -> Any:
     from ray.tune.progress_reporter import TrialProgressCallback
 
     steps: dict[str, int] = {}
+    watch = Watch(Demand.of(sweep.scaling))
 
     class Progress(TrialProgressCallback):  # where there is none, Ray adds its own, which prints
         def __reduce__(self) -> tuple[Any, ...]:
@@ -192,15 +206,22 @@ def _progress(space: Space, sweep: Sweep, bar: Any) -> Any:
         def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             self._move(trial, sweep.seeds * sweep.experiment.steps)
             self._line(trial)
+            settle_one(sweep, trial.config["number"])
             follow_landscape(space, sweep, trial.config["number"])
 
         def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            if trial.num_failures > 1:  # after the second try
+            if trial.num_failures > sweep.scaling.max_failures:
+                give_up(sweep, trial.config)
                 self._line(trial)
 
         def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             number = trial.config["number"]
             tqdm.write(f"trial {number}: its process died; it goes on from its checkpoint")
+
+        def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
+            if line := watch.look():
+                tqdm.write(line)
+                sys.stdout.flush()
 
         def _move(self, trial: Any, now: int) -> None:
             bar.update(max(now - steps.get(trial.trial_id, 0), 0))
@@ -213,14 +234,27 @@ def _progress(space: Space, sweep: Sweep, bar: Any) -> Any:
     return Progress()
 
 
+def give_up(sweep: Sweep, config: Mapping[str, Any]) -> None:
+    """Records a trial whose process died too often, and ends its MLflow run."""
+    number, settings = config["number"], dict(config["settings"])
+    folder, times = trial_folder(sweep.directory, number), sweep.scaling.max_failures
+    error = f"its process died more than {times} times; logs in {connect.log_folder()}"
+    label = sweep.experiment.override(settings).beta.label
+    forget(folder)
+    for marker in folder.glob(f"*/{RUN}"):
+        if not (marker.parent / SUMMARY).exists():  # a seed that was trained to its end
+            close_orphan(marker, sweep.parent.uri, "FAILED", error)
+    Trial(number=number, settings=settings, label=label, error=error).save(folder)
+    settle_one(sweep, number)
+
+
 def describe(sweep: Sweep, number: int) -> str:
     """One line on how a trial ended."""
-    folder = trial_folder(sweep.directory, number)
-    if not (folder / TRIAL).exists():
-        return f"trial {number}: its process died twice; logs in {connect.log_folder()}"
-    trial = Trial.load(folder)
+    trial = Trial.load(trial_folder(sweep.directory, number))
     if trial.error:
         return f"trial {number}  {trial.label}  failed: {trial.error}"
+    if trial.stopped:
+        return f"trial {number}  {trial.label}  stopped: {trial.stopped}"
     figures = "  ".join(
         f"{name.removeprefix('eval/')} {trial.metrics[name]}" for name in sweep.objectives
     )

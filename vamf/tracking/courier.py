@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from requests import RequestException
 
+from vamf.redact import redacted
 from vamf.tracking.spool import Event, Queued, Spool
 
 RETRY_S = 10.0
@@ -227,14 +228,24 @@ def failure(uri: str, error: Exception) -> str:
 def reason(uri: str, error: Exception) -> str:
     """The first line of an error, without the credentials of an address."""
     code = getattr(error, "error_code", type(error).__name__)
-    line = str(error).partition("\n")[0].removeprefix(f"{code}: ")[:200]
-    secret = urlsplit(uri).netloc.rpartition("@")[0]
-    for part in (secret, secret.partition(":")[2]):
-        line = line.replace(part, "...") if part else line
-    return f"{code}: {line}"
+    line = str(error).partition("\n")[0].removeprefix(f"{code}: ")
+    for secret in _secrets(uri):
+        line = line.replace(secret, "...")
+    return f"{code}: {redacted(line)[:200]}"
 
 
 def where(uri: str) -> str:
-    """An address without the credentials in it."""
-    place = urlsplit(uri).netloc
-    return uri.replace(place, place.rpartition("@")[2], 1) if "@" in place else uri
+    """An address without the credentials in it: neither a user's nor a query."""
+    parts = urlsplit(uri)
+    place = parts.netloc.rpartition("@")[2]
+    bare = uri.replace(parts.netloc, place, 1) if parts.netloc != place else uri
+    return bare.partition("?")[0]
+
+
+def _secrets(uri: str) -> list[str]:
+    """What of an address is to be told to nobody; the longest first."""
+    parts = urlsplit(uri)
+    user = parts.netloc.rpartition("@")[0]
+    given = [user, user.partition(":")[2], parts.query, *(v for _, v in parse_qsl(parts.query))]
+    found = {secret for known in given for secret in (known, unquote(known)) if secret}
+    return sorted(found, key=len, reverse=True)

@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vamf.tracking.courier import where
@@ -12,8 +12,8 @@ from vamf.tracking.courier import where
 class Run:
     """A run of MLflow as a value that travels to workers."""
 
-    uri: str
-    """The tracking server, or database."""
+    uri: str = field(repr=False)
+    """The tracking server, or database; it may hold credentials."""
     run_id: str
     experiment_id: str
     spool: str
@@ -27,11 +27,14 @@ def default_uri(storage: Path) -> str:
 
 
 def ui_command(uri: str, storage: Path) -> str:
-    """The command that shows the runs in a browser; files the UI itself needs go to storage."""
+    """The command that shows the runs in a browser, without the credentials of an address.
+
+    Files that the UI itself needs go to storage.
+    """
     if uri.startswith(("http://", "https://")):
         return f"open {where(uri)}"
     files = shlex.quote(str(storage.resolve() / "mlartifacts"))
-    store = shlex.quote(uri)
+    store = shlex.quote(where(uri))
     # MLflow's four workers take half a minute to start on a small machine; one reader needs one.
     flags = f"--backend-store-uri {store} --artifacts-destination {files} --workers 1"
-    return f"uv run mlflow ui {flags}"
+    return f"uv run mlflow ui {flags} --host 127.0.0.1"

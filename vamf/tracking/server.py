@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vamf.redact import redacted
 from vamf.tracking.courier import failure, is_refusal
 from vamf.tracking.provenance import user
 from vamf.tracking.run import Run
@@ -78,7 +79,8 @@ def create(
     above = {"mlflow.parentRunId": parent.run_id} if parent else {}
     try:
         experiment_id = _patiently(lambda: _experiment(uri, experiment, artifact_root))
-        everything = {k: v[:TAG_LENGTH] for k, v in {**system, **tags, **above}.items()}
+        everything = {**system, **tags, **above}
+        everything = {k: redacted(v)[:TAG_LENGTH] for k, v in everything.items()}
         created = _patiently(
             lambda: _client(uri).create_run(experiment_id, tags=everything, run_name=name)
         )
@@ -232,7 +234,7 @@ def _log_params(uri: str, run_id: str, params: Mapping[str, object]) -> None:
     """Logs parameters; those too long for MLflow are cut, and whole in params_in_full.json."""
     from mlflow.entities import Param
 
-    texts = {key: str(value) for key, value in params.items()}
+    texts = {key: redacted(str(value)) for key, value in params.items()}
     cut = [Param(key, text[:PARAM_LENGTH]) for key, text in texts.items()]
     for part in _parts(cut, PARAMS_AT_ONCE):
         _client(uri).log_batch(run_id, params=part)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
+from vamf.redact import redacted
 from vamf.tracking.courier import Courier, where
 from vamf.tracking.run import Run
 from vamf.tracking.server import Server
@@ -49,7 +50,7 @@ class Tracker:
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Sets tags."""
-        self._courier.post("tags", values={k: str(v) for k, v in values.items()})
+        self._courier.post("tags", values={k: redacted(str(v)) for k, v in values.items()})
 
     def flush(self, deadline_s: float = 0.0) -> bool:
         """Tries to send what waits, at least once and for so many seconds; whether all is sent."""
@@ -63,7 +64,7 @@ class Tracker:
 
     def close(self, status: Status, message: str | None = None) -> None:
         """Sets how the run ended; a message becomes the tag ``error``."""
-        self._courier.post("status", status=status, message=message)
+        self._courier.post("status", status=status, message=message and redacted(message))
         if not self.flush(CLOSE_S):
             folder = self._run.spool
             line = f"Not yet sent to MLflow: what is in {folder}; vamf.tracking.resend sends it"

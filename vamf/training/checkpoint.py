@@ -95,7 +95,8 @@ class CheckpointFolder:
 
     def all(self) -> list[Checkpoint]:
         """Complete checkpoints, oldest first."""
-        found = (Checkpoint(path) for path in self.path.glob("step_*") if path.is_dir())
+        paths = [p for p in self.path.glob("step_*") if p.is_dir() and not p.is_symlink()]
+        found = map(Checkpoint, paths)
         return sorted(found, key=lambda checkpoint: checkpoint.step)
 
     def at(self, step: int) -> Checkpoint:

@@ -2,10 +2,11 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -31,6 +32,17 @@ def _ignore(*_: object) -> None:
     pass
 
 
+class Halt(Protocol):
+    """Who may end a run before its last step."""
+
+    @property
+    def rungs(self) -> Sequence[int]:
+        """The steps at which it is asked, after an evaluation."""
+
+    def __call__(self, step: int, metrics: Metrics, seconds: float) -> str | None:
+        """Why the run ends at this step, or None; ``seconds`` is what asking cost to measure."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Session:
     """Where a loop runs and whom it tells: all that differs between its hosts."""
@@ -49,11 +61,17 @@ class Session:
     """Takes the name and the text of something unusual; called by rank 0 only."""
     report: Callable[[Mapping[str, Any]], None] = _ignore
     """Takes progress; called by every rank, equally often."""
+    halt: Halt | None = None
+    """Asked whether to end early; called by rank 0 only."""
 
     @property
     def leads(self) -> bool:
         """Whether this process writes files and logs."""
         return self.workers.rank == 0
+
+    def at_rung(self, step: int) -> bool:
+        """Whether the run may end at a step that is not its last."""
+        return self.halt is not None and step in self.halt.rungs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +84,13 @@ class Summary:
     """Wall-clock seconds of the loop in the process that finished it, evaluation included."""
     metrics: Metrics
     """The last evaluation."""
+    stopped: str | None = None
+    """Why it ended before its last step, if it did."""
 
     def save(self, path: Path) -> None:
         """Writes JSON, whole or not at all."""
         metrics = {name: list(measurement) for name, measurement in self.metrics.items()}
-        data = {"step": self.step, "seconds": self.seconds, "metrics": metrics}
-        write_whole(path, json.dumps(data))
+        write_whole(path, json.dumps(asdict(self) | {"metrics": metrics}))
 
     @classmethod
     def load(cls, path: Path) -> "Summary":
@@ -93,19 +112,39 @@ def train(experiment: Experiment, session: Session) -> Summary:
     restore(trainer, folder, session.note)
     _agree(trainer)
     metrics: Metrics = {}
+    stopped: str | None = None
+    if session.at_rung(trainer.step):  # it died before it knew the answer, or told it
+        metrics, stopped = _asked(trainer, session, lambda: evaluate(trainer))
     with Saver(folder, session.workers.described()) as saver:
         first = trainer.step + 1
-        while trainer.step < experiment.steps:
+        while trainer.step < experiment.steps and stopped is None:
             trainer.train_step()
             if trainer.step == first:
                 _agree(trainer)
-            metrics = _after_step(trainer, session, saver, start) or metrics
+            after = partial(_after_step, trainer, session, saver, start)
+            if session.at_rung(trainer.step):
+                metrics, stopped = _asked(trainer, session, after)
+            else:
+                metrics = after() or metrics
     if not metrics:  # everything was done when the run was resumed
         metrics = evaluate(trainer)
-    summary = Summary(step=trainer.step, seconds=time.monotonic() - start, metrics=metrics)
+    seconds = time.monotonic() - start
+    summary = Summary(step=trainer.step, seconds=seconds, metrics=metrics, stopped=stopped)
     if session.leads:
         summary.save(session.directory / "summary.json")
     return summary
+
+
+def _asked(
+    trainer: Trainer, session: Session, measure: Callable[[], Metrics]
+) -> tuple[Metrics, str | None]:
+    """What was measured at a rung, and why the run ends there, if it does, on all workers."""
+    start, why = time.monotonic(), None
+    metrics = measure()
+    if session.leads and session.halt is not None:
+        due = trainer.step % trainer.experiment.evaluation.every == 0
+        why = session.halt(trainer.step, metrics, 0.0 if due else time.monotonic() - start)
+    return metrics, trainer.workers.gather(why or "")[0] or None
 
 
 def _prepare(experiment: Experiment, session: Session) -> Trainer:
@@ -129,7 +168,7 @@ def _after_step(trainer: Trainer, session: Session, saver: Saver, start: float) 
     experiment, step = trainer.experiment, trainer.step
     last = step == experiment.steps
     log_due = last or step % experiment.log_every == 0
-    evaluation_due = last or step % experiment.evaluation.every == 0
+    evaluation_due = last or step % experiment.evaluation.every == 0 or session.at_rung(step)
     probe_due = experiment.probe is not None and step % experiment.probe.every == 0
     checkpoint_due = last or step % experiment.checkpoint.every == 0
     if not (log_due or evaluation_due or checkpoint_due or probe_due):

@@ -63,13 +63,18 @@ def entry(path: Path) -> dict[str, Any]:
 def damage(folder: Path) -> str | None:
     """What is wrong with a folder's files by its manifest, in a few words; None if nothing is.
 
-    A folder of before there were manifests is taken as it is.
+    Whatever it names lies in the folder itself: paths that lead out of it, and links, are refused
+    unread. A folder of before there were manifests is taken as it is, without links.
     """
     manifest = folder / MANIFEST
-    if not manifest.exists():
-        return None
     try:
+        if links := sorted(path.name for path in folder.iterdir() if path.is_symlink()):
+            return f"{links[0]}: is a link"
+        if not manifest.exists():
+            return None
         entries: dict[str, dict[str, Any]] = json.loads(manifest.read_text())
+        if outside := [name for name in entries if Path(name).name != name]:
+            return f"{MANIFEST}: names {outside[0]!r}, which is no file of its folder"
         names = sorted(entries.keys() | {path.name for path in folder.iterdir()} - {MANIFEST})
         found = ((name, _difference(folder / name, entries[name])) for name in names)
         return next((f"{name}: {what}" for name, what in found if what), None)
