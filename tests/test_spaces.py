@@ -147,3 +147,8 @@ def test_distance_stands_for_the_experiments_own():
     )
     assert objectives(made(None), toy)[0] == "eval/sw1_n4096"
     assert objectives(made(None), smaller)[0] == "eval/sw1_n64"
+
+
+def test_a_baseline_without_a_beta_is_refused():
+    with pytest.raises(ValueError, match="needs an objective that has a beta; got DDPM"):
+        objectives(made(None), PRESETS["cifar10_ddpm"])

@@ -41,6 +41,8 @@ class Space(Protocol):
 
 def objectives(space: Space, experiment: Experiment) -> tuple[str, ...]:
     """The full names of a space's objectives; ValueError for a figure that is not measured."""
+    if experiment.ddpm is not None:
+        raise ValueError(f"a search needs an objective that has a beta; got {experiment.ddpm}")
     distance = f"eval/{experiment.evaluation.distance.key}"
     known = (distance, "eval/loss_variance", "eval/gradient_variance")
     names = tuple(distance if name == DISTANCE else name for name in space.OBJECTIVES)
