@@ -189,12 +189,32 @@ def test_a_cluster_too_small_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(ray, "init", lambda **_: None)
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
+    nodes = [{"Alive": True, "Resources": {"CPU": cpus}} for cpus in (2.0, 1.0)]
+    monkeypatch.setattr(ray, "nodes", lambda: [*nodes, {"Alive": False, "Resources": {"CPU": 9}}])
     argv = ["digits", "--storage", str(tmp_path), "--tracking", tracking_uri]
-    line = mistake(train, [*argv, "--scaling.workers", "4"], capsys)
-    assert line == "the run needs 4 CPU; the cluster has 2 in all"
+    for more, found in {
+        "--scaling.workers 4": "4 x (1 CPU), placed PACK; got room for 3, ",
+        "--scaling.workers 2 --scaling.cpus 2": "2 x (2 CPU), placed PACK; got room for 1, ",
+        "--scaling.workers 4 --scaling.placement STRICT_SPREAD": (
+            "4 x (1 CPU), placed STRICT_SPREAD; got room for 2, "
+        ),
+    }.items():
+        line = mistake(train, [*argv, *more.split()], capsys)
+        assert line == (
+            f"the cluster must have room for {found}its nodes being 1 x (2 CPU), 1 x (1 CPU)"
+        )
     line = mistake(train, [*argv, "--scaling.workers", "1", "--scaling.gpus", "1"], capsys)
-    assert line == "the run needs 1 GPU; the cluster has 0 in all"
+    assert line.endswith("got room for 0, its nodes being 1 x (2 CPU, 0 GPU), 1 x (1 CPU, 0 GPU)")
+
+
+@pytest.mark.parametrize("job", [train, tune])
+def test_an_object_store_is_refused_in_one_line(job, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["digits"] if job is train else ["constant"]
+    line = mistake(job, [*argv, "--storage", "s3://bucket/runs"], capsys)
+    assert line == (
+        "the storage must be a folder of a file system that all nodes mount; got s3://bucket/runs"
+    )
 
 
 @pytest.mark.parametrize("job", [train, tune])
