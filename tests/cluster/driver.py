@@ -45,7 +45,8 @@ def spread(folder: Path) -> None:
         train._worker(config)
 
     for workers in (2, 3):
-        scaling = Scaling(workers=workers, placement="STRICT_SPREAD")
+        scaling = Scaling(workers=workers, placement="STRICT_SPREAD", wait=300)
+        (folder / f"wants_{workers}").touch()
         scaling = connect.prepare(scaling, folder)
         fit(work, folder / str(workers), scaling)
     in_float64()

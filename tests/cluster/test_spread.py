@@ -5,13 +5,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from driver import ELASTIC, GROWN, KEPT, SHRUNK
 from machine import kill, wait_until
+from mlflow import MlflowClient
 from ray_nodes import Node, started
 from test_faults import latest
 from tiny import checkpoint, history, options, tracked
@@ -23,8 +24,10 @@ HERE = Path(__file__).parent
 def python(head: Node, *arguments: str, said: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A Python process that joins a head's cluster, as a user's would."""
     paths = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
-    known = {name: value for name, value in os.environ.items() if not name.startswith("RAY_job")}
-    known |= {"RAY_ADDRESS": f"127.0.0.1:{head.port}", "PYTHONPATH": os.pathsep.join(paths)}
+    known = os.environ | {
+        "RAY_ADDRESS": f"127.0.0.1:{head.port}",
+        "PYTHONPATH": os.pathsep.join(paths),
+    }
     with said.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, *arguments], env=known, stdout=file, stderr=subprocess.STDOUT
@@ -36,7 +39,10 @@ def python(head: Node, *arguments: str, said: Path) -> Iterator[subprocess.Popen
             process.wait()
 
 
-def driver(head: Node, what: str, folder: Path, *more: str, said: Path):  # type: ignore[no-untyped-def]
+def driver(
+    head: Node, what: str, folder: Path, *more: str, said: Path
+) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    """``driver.py``."""
     return python(head, str(HERE / "driver.py"), what, str(folder), *more, said=said)
 
 
@@ -70,11 +76,13 @@ def close(one: torch.Tensor, other: torch.Tensor) -> bool:
 def test_nodes_have_the_gradients_of_one_worker_step_for_step(
     nodes: list[Node], tmp_path: Path
 ) -> None:
-    head = started(nodes, cpus=1)
-    for _ in range(2):
-        started(nodes, cpus=1, head=head)
-    said = tmp_path / "said"
+    """The third node comes when 3 workers wait for it."""
+    head, said = started(nodes, cpus=1), tmp_path / "said"
+    started(nodes, cpus=1, head=head)
     with driver(head, "spread", tmp_path, said=said) as process:
+        wait_until(lambda: (tmp_path / "wants_3").exists() or process.poll() is not None, "2", 300)
+        assert not (tmp_path / "3").exists(), said.read_text()
+        started(nodes, cpus=1, head=head)
         assert process.wait(300) == 0, said.read_text()
     one = tmp_path / "1"
     for workers in (2, 3):
@@ -133,7 +141,9 @@ def test_storage_that_one_node_does_not_see_is_refused(
     assert line.startswith(f"error: the storage must be a folder that all nodes see; got {storage}")
     assert line.count("node ") == 1 and line.endswith("cannot see the run's files")
     assert list(storage.iterdir()) == []
-    assert tracked(tracking_uri, storage / "a") == []
+    client = MlflowClient(tracking_uri)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    assert not client.search_runs(experiments, f"tags.directory = '{storage / 'a'}'")
 
     with driver(head, "unprepared", storage, said=said) as process:
         assert process.wait(300) == 0, said.read_text()

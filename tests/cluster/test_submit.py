@@ -27,6 +27,7 @@ from vamf.cluster.submit import Submission
 
 JOB = """
 import os, sys, time
+print("node", os.environ["VAMF_TEST_NODE"])
 print("variables", os.environ["GREETING"], os.environ["MLFLOW_TRACKING_URI"], sys.argv[1:])
 if "--wait" in sys.argv:
     print("waiting")
@@ -217,6 +218,7 @@ def test_a_job_is_followed_to_its_end(
     assert main([*options, "--", "bench", "--steps", "3"]) == 0
     out, err = capfd.readouterr()
     assert "variables hello http://mlflow.example ['--steps', '3']\nline 0\nline 1\nline 2\n" in out
+    assert "\nnode " in out  # the environment of `ray start`, as jobs/cluster/ray-up.yaml needs it
     assert "SUCCEEDED" in out.splitlines()[-1]
     assert err == ""
     assert main([*options, "--", "bench", "--fail"]) == 1
@@ -310,7 +312,7 @@ def test_a_cluster_that_needs_a_token_says_so(ray_head: str) -> None:
     assert "RAY_AUTH_MODE=token" in line and "RAY_AUTH_TOKEN" in line
     status, (line,) = said_without(ray_head, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="hunter2" * 9)
     assert status == 1
-    assert "invalid" in line and "hunter2" not in line
+    assert "Invalid" in line and "hunter2" not in line
     known = f"submit: Ray at {ray_head} must know the job"
     status, (line,) = said_without(ray_head, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
     assert line.startswith(known)

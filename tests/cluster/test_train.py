@@ -7,7 +7,7 @@ import torch
 from tiny import TINY, checkpoint, history, same, tracked
 from twin_runs import Twins
 
-from vamf.cluster.room import room
+from vamf.cluster.nodes import room
 from vamf.cluster.train import Scaling, progress
 
 

@@ -193,19 +193,21 @@ def test_a_cluster_too_small_is_refused(
     nodes = [{"Alive": True, "Resources": {"CPU": cpus}} for cpus in (2.0, 1.0)]
     monkeypatch.setattr(ray, "nodes", lambda: [*nodes, {"Alive": False, "Resources": {"CPU": 9}}])
     argv = ["digits", "--storage", str(tmp_path), "--tracking", tracking_uri]
-    for more, found in {
-        "--scaling.workers 4": "4 x (1 CPU), placed PACK; got room for 3, ",
-        "--scaling.workers 2 --scaling.cpus 2": "2 x (2 CPU), placed PACK; got room for 1, ",
-        "--scaling.workers 4 --scaling.placement STRICT_SPREAD": (
-            "4 x (1 CPU), placed STRICT_SPREAD; got room for 2, "
+    for more, needs in {
+        "--scaling.workers 4": "4 x 1 CPU, each on one node",
+        "--scaling.workers 2 --scaling.cpus 2": "2 x 2 CPU, each on one node",
+        "--scaling.workers 3 --scaling.placement STRICT_SPREAD": (
+            "3 x 1 CPU, each on one node, placed STRICT_SPREAD"
         ),
     }.items():
-        line = mistake(train, [*argv, *more.split()], capsys)
+        line = mistake(train, [*argv, "--set", "batch=96", *more.split()], capsys)
         assert line == (
-            f"the cluster must have room for {found}its nodes being 1 x (2 CPU), 1 x (1 CPU)"
+            f"the cluster must have room for a run; it needs {needs}; nodes: 1 x 2 CPU, 1 x 1 CPU"
         )
     line = mistake(train, [*argv, "--scaling.workers", "1", "--scaling.gpus", "1"], capsys)
-    assert line.endswith("got room for 0, its nodes being 1 x (2 CPU, 0 GPU), 1 x (1 CPU, 0 GPU)")
+    assert line.endswith(
+        "1 x 1 CPU and 1 GPU, each on one node; nodes: 1 x 2 CPU and 0 GPU, 1 x 1 CPU and 0 GPU"
+    )
 
 
 @pytest.mark.parametrize("job", [train, tune])

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from vamf.cluster import room
+from vamf.cluster.nodes import alive, require_room, require_seen
 from vamf.cluster.quiet import mute_raylet, quieten
 from vamf.cluster.train import Scaling
 
@@ -85,9 +85,9 @@ def prepare(scaling: Scaling, storage: Path, *, cluster: bool = False) -> Scalin
     if scaling.gpus is None:
         gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
         scaling = replace(scaling, gpus=gpus)
-    room.require_room(scaling.need, max(scaling.fewest, 1), scaling.placement, scaling.wait)
-    if len(room.alive()) > 1 or ray.util.client.ray.is_connected():
-        room.require_seen(storage.resolve(), scaling.need)
+    require_room(scaling)
+    if len(alive()) > 1 or ray.util.client.ray.is_connected():
+        require_seen(storage.resolve(), scaling.need)
     return scaling
 
 

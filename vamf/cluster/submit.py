@@ -20,6 +20,7 @@ from ray._private.runtime_env.packaging import (
     _dir_travel,
     _get_excludes,
 )
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from vamf.tracking.courier import where
@@ -46,6 +47,10 @@ SIZE_LIMIT = GCS_STORAGE_MAX_SIZE
 
 HEADERS = "RAY_JOB_HEADERS"
 """Ray's own variable for HTTP headers."""
+
+CREDENTIALS = (
+    f"A token goes with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, what a proxy wants with {HEADERS}"
+)
 
 LOCAL = "http://127.0.0.1:8265"
 SILENCE_S = 60.0
@@ -178,6 +183,8 @@ def connect(address: str) -> JobSubmissionClient:
             return JobSubmissionClient(address, headers=sent)
     except requests.RequestException as error:
         problem = f"no answer ({type(error).__name__})"
+    except AuthenticationError as error:
+        problem = f"{str(error).splitlines()[0]}. {CREDENTIALS}"
     except (RuntimeError, ConnectionError) as error:
         problem = _without(_brief(error), sent.values())
     raise ValueError(f"a Ray dashboard must answer at {where(address)}; got {problem}")

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vamf.cluster.bars import PROGRESS, add_note, progress
 from vamf.cluster.failures import explained, full, is_final, is_full, lost
-from vamf.cluster.room import Placement, marked, unseen
+from vamf.cluster.shared import marked, unseen
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
 from vamf.tracking import Run, Tracker
@@ -22,6 +22,9 @@ from vamf.training.loop import Session, Summary, train
 from vamf.training.restoring import Note
 
 __all__ = ["Scaling", "fit", "progress"]
+
+Placement = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
+"""How Ray spreads workers over nodes."""
 
 Report = Callable[[Mapping[str, Any]], None]
 

@@ -2,14 +2,14 @@
 
 import os
 import time
-import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-Placement = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
+from vamf.cluster.shared import marked, unseen
+from vamf.cluster.train import Placement, Scaling
 
 Amounts = Mapping[str, float]
 """Resources by Ray's names: CPU, GPU."""
@@ -31,44 +31,40 @@ def room(need: Amounts, placement: Placement, nodes: list[Amounts]) -> int:
     return sum(map(bool, fits)) if placement == "STRICT_SPREAD" else sum(fits)
 
 
-def require_room(need: Amounts, workers: int, placement: Placement, wait: float = 0) -> None:
-    """Raises ValueError if the workers would not fit on all of the cluster's nodes, were they idle.
+def require_room(scaling: Scaling) -> None:
+    """Raises ValueError if the run would not find room even if the cluster had nothing else to do.
 
-    Waits that many seconds for nodes to join; what is lacking is asked for, which makes a cluster
-    that scales by itself start them.
+    Waits as long as the scaling says for nodes to join; what is lacking is asked for, which makes a
+    cluster that scales by itself start them.
     """
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    give_up = time.monotonic() + wait
-    if _room(need, placement) >= workers:
-        return
-    asked = placement_group([dict(need)] * workers, strategy=placement) if wait else None
+    give_up, asked = time.monotonic() + scaling.wait, None
+    workers, placement = max(scaling.fewest, 1), scaling.placement
     try:
-        while (found := _room(need, placement)) < workers:
+        while room(scaling.need, placement, [node["Resources"] for node in alive()]) < workers:
             if time.monotonic() >= give_up:
-                raise ValueError(_lacking(need, workers, placement, found))
+                raise ValueError(_lacking(scaling, workers))
+            asked = asked or placement_group([scaling.need] * workers, strategy=placement)
             time.sleep(LOOK_S)
     finally:
         if asked is not None:
             remove_placement_group(asked)
 
 
-def _lacking(need: Amounts, workers: int, placement: Placement, found: int) -> str:
-    each = _told(need)
-    nodes = Counter(_told({n: node["Resources"].get(n, 0) for n in need}) for node in alive())
-    have = ", ".join(f"{count} x {node}" for node, count in nodes.most_common())
+def _lacking(scaling: Scaling, workers: int) -> str:
+    need = scaling.need
+    nodes = Counter(_words(node["Resources"], need) for node in alive())
+    have = ", ".join(f"{count} x {node}" for node, count in nodes.most_common(4)) or "none"
+    placed = "" if scaling.placement == "PACK" else f", placed {scaling.placement}"
     return (
-        f"the cluster must have room for {workers} x {each}, placed {placement}; "
-        f"got room for {found}, its nodes being {have}"
+        f"the cluster must have room for a run; it needs {workers} x {_words(need, need)}, "
+        f"each on one node{placed}; nodes: {have}"
     )
 
 
-def _told(amounts: Amounts) -> str:
-    return "(" + ", ".join(f"{amount:g} {name}" for name, amount in amounts.items()) + ")"
-
-
-def _room(need: Amounts, placement: Placement) -> int:
-    return room(need, placement, [node["Resources"] for node in alive()])
+def _words(amounts: Amounts, like: Amounts) -> str:
+    return " and ".join(f"{amounts.get(name, 0):g} {name}" for name in like)
 
 
 def alive() -> list[dict[str, Any]]:
@@ -76,29 +72,6 @@ def alive() -> list[dict[str, Any]]:
     import ray
 
     return [node for node in ray.nodes() if node["Alive"]]
-
-
-@contextmanager
-def marked(folder: Path) -> Iterator[Path]:
-    """A file in a folder, by which other nodes know that they see the same one.
-
-    Of a new name each time: a network's file system may remember which names were not there.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    mark = folder / f".seen_{uuid.uuid4().hex}"
-    mark.touch()
-    try:
-        yield mark
-    finally:
-        mark.unlink(missing_ok=True)
-
-
-def unseen(mark: Path, nodes: list[str]) -> ValueError:
-    """The refusal of storage in which some nodes do not find the mark."""
-    return ValueError(
-        f"the storage must be a folder that all nodes see; got {mark.parent}, "
-        f"in which {', '.join(nodes)} cannot see the run's files"
-    )
 
 
 def require_seen(folder: Path, need: Amounts) -> None:
