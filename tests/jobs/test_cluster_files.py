@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from machine import free_ports
+from packaging.requirements import Requirement
 from ray.autoscaler._private.kuberay.autoscaling_config import (
     _derive_autoscaling_config_from_ray_cr,
 )
@@ -114,11 +116,12 @@ def test_objects_have_the_fields_of_kuberay(kind: str) -> None:
         assert all(isinstance(value, str) for value in group["rayStartParams"].values())
 
 
-def test_ray_is_that_of_the_requirements() -> None:
-    import ray
-
-    for kind in ("RayCluster", "RayJob"):
-        assert cluster_spec(kind)["rayVersion"].split(".")[:2] == ray.__version__.split(".")[:2]
+def test_the_image_has_the_ray_that_kuberay_is_told_of() -> None:
+    (image,) = re.findall(r"^ARG RAY=(\S+)$", (FILES / "Dockerfile").read_text(), re.M)
+    assert {cluster_spec(kind)["rayVersion"] for kind in ("RayCluster", "RayJob")} == {image}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (needed,) = (r for r in map(Requirement, project["dependencies"]) if r.name == "ray")
+    assert needed.specifier.contains(image)
 
 
 def test_pods_find_their_volumes_and_hold_no_secrets() -> None:
@@ -158,7 +161,7 @@ def test_the_job_is_one_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
     assert '"steps"' in capsys.readouterr().out
 
 
-INSTRUCTIONS = {"FROM", "RUN", "WORKDIR", "COPY", "ENV", "EXPOSE", "CMD"}
+INSTRUCTIONS = {"FROM", "ARG", "RUN", "WORKDIR", "COPY", "ENV", "EXPOSE", "CMD"}
 
 
 def test_the_dockerfile_copies_what_is_there() -> None:

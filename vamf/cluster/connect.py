@@ -87,7 +87,8 @@ def prepare(scaling: Scaling, storage: Path, *, cluster: bool = False) -> Scalin
         scaling = replace(scaling, gpus=gpus)
     require_room(scaling)
     if len(alive()) > 1 or ray.util.client.ray.is_connected():
-        require_seen(storage.resolve(), scaling.need)
+        anywhere = cluster and scaling.workers > 0  # a trial's own process then takes no CPU
+        require_seen(storage.resolve(), {} if anywhere else scaling.need)
     return scaling
 
 

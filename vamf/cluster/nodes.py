@@ -20,7 +20,8 @@ LOOK_S = 2.0
 
 def places(need: Amounts, node: Amounts) -> int:
     """How many workers that need so much each would fit on a node, were it empty."""
-    return min(int(node.get(name, 0) / amount + 1e-9) for name, amount in need.items())
+    fits = (int(node.get(name, 0) / amount + 1e-9) for name, amount in need.items())
+    return min(fits, default=1)
 
 
 def room(need: Amounts, placement: Placement, nodes: list[Amounts]) -> int:
@@ -75,7 +76,7 @@ def alive() -> list[dict[str, Any]]:
 
 
 def require_seen(folder: Path, need: Amounts) -> None:
-    """Raises ValueError, which names them, if nodes with room for a worker do not see a folder."""
+    """Raises ValueError, which names them, if nodes with room for so much do not see a folder."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

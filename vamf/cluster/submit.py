@@ -160,7 +160,7 @@ def submit(submission: Submission) -> str:
             return client.submit_job(
                 entrypoint=submission.entrypoint, runtime_env=submission.runtime_env
             )
-    except (RuntimeError, requests.RequestException) as error:
+    except (RuntimeError, AuthenticationError, requests.RequestException) as error:
         problem = f"Ray at {where(submission.address)} must take the job; got {_brief(error)}"
         raise ValueError(_without(problem, submission.variables.values())) from None
 
@@ -247,7 +247,7 @@ def details(client: JobSubmissionClient, job_id: str) -> JobDetails:
     """
     try:
         return client.get_job_info(job_id)
-    except RuntimeError as error:
+    except (RuntimeError, AuthenticationError) as error:
         place = where(client.get_address())
         raise ValueError(f"Ray at {place} must know the job; got {_brief(error)}") from None
 
