@@ -18,6 +18,7 @@ from vamf.cluster.failures import RunFailed
 from vamf.cluster.sweeps import NothingFound
 from vamf.cluster.train import Scaling
 from vamf.experiment import Experiment
+from vamf.files import local
 from vamf.redact import redacted
 from vamf.training.trainer import NonFiniteLoss
 
@@ -55,14 +56,14 @@ class Options:
 
     def uri(self) -> str:
         """Where MLflow keeps the runs; ValueError if it does not answer."""
-        uri = self.tracking or tracking.default_uri(self.storage)
+        uri = self.tracking or tracking.default_uri(local(self.storage))
         tracking.check(uri)
         return uri
 
     def directory(self, prefix: str) -> Path:
         """The run's folder; ValueError if a run of that name exists."""
         name = self.name or f"{prefix}-{time.strftime('%Y%m%d-%H%M%S')}"
-        directory = self.storage.resolve() / name
+        directory = local(self.storage) / name
         if directory.exists():
             raise ValueError(f"{directory} exists; choose another --name, or --resume it")
         return directory

@@ -11,6 +11,7 @@ import tyro
 
 from jobs import cli
 from vamf import tracking
+from vamf.files import local
 from vamf.reproduction import bench, publish
 from vamf.reproduction.protocol import Protocol
 from vamf.reproduction.work import Computing
@@ -49,9 +50,9 @@ def main(argv: list[str]) -> None:
         print(bench.speed(experiment, protocol.betas, protocol.seeds, device))
         return
     name = options.name or f"reproduce-{time.strftime('%Y%m%d-%H%M%S')}"
-    place = options.storage.resolve() / name
-    uri = options.tracking or tracking.default_uri(options.storage)
-    cli.guarded(lambda: publish.reproduce(protocol, computing, place, uri))
+    storage = cli.guarded(lambda: local(options.storage))
+    uri = options.tracking or tracking.default_uri(storage)
+    cli.guarded(lambda: publish.reproduce(protocol, computing, storage / name, uri))
 
 
 if __name__ == "__main__":

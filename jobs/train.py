@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
 def run(experiment: Experiment, start: Launch, scaling: Scaling) -> None:
     """Trains, with a progress bar, and prints what was measured and where it is."""
     cli.guarded(experiment.prepare)
-    scaling = cli.guarded(lambda: connect.prepare(scaling))
+    scaling = cli.guarded(lambda: connect.prepare(scaling, start.directory.parent))
 
     def train() -> Summary:
         with progress_bar(start.directory, experiment.steps):

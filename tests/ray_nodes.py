@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from machine import descendants, free_ports, kill
 
@@ -22,7 +24,7 @@ TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 WATCHFUL = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_initial_delay_ms": "1000",
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
 }
 
 MARK = "VAMF_TEST_NODE"
@@ -32,7 +34,10 @@ MARK = "VAMF_TEST_NODE"
 class Node:
     """One ``ray start --block`` and all that it starts; a head, or a node of a head's cluster."""
 
-    def __init__(self, *, cpus: int, head: "Node | None" = None) -> None:
+    def __init__(
+        self, *, cpus: int, head: "Node | None" = None, hidden: Path | None = None
+    ) -> None:
+        """``hidden`` is a folder in whose place this node sees an empty one of its own."""
         # A short path: Ray keeps its sockets in it, and theirs may have 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="vr"))
         self.log = self.folder / "start.log"
@@ -49,16 +54,20 @@ class Node:
         fixed = f"--block --num-cpus={cpus} --num-gpus=0 --node-ip-address=127.0.0.1"
         fixed += " --disable-usage-stats --object-store-memory=100000000"
         self._options = [*fixed.split(), *own]
-        self.process = self._start(self._options)
+        self._hidden = hidden
+        self.process = self._start(self._options, hidden)
 
-    def _start(self, options: list[str]) -> subprocess.Popen[bytes]:
+    def _start(self, options: list[str], hidden: Path | None) -> subprocess.Popen[bytes]:
         bin_folder = Path(sys.executable).parent
+        # What is mounted in a mount namespace is seen by those who were started in it.
+        mount = f'mount -t tmpfs tmpfs {shlex.quote(str(hidden))} && exec "$@"'
+        apart = ["unshare", "--mount", "sh", "-c", mount, "sh"] if hidden else []
         env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         env |= TOKEN | WATCHFUL | {"PATH": f"{bin_folder}:{env['PATH']}", MARK: str(self.folder)}
         env |= {"OMP_NUM_THREADS": "1"}  # by itself Ray gives a worker as many as it has CPUs
         with self.log.open("wb") as output:
             return subprocess.Popen(
-                [str(bin_folder / "ray"), "start", *options],
+                [*apart, str(bin_folder / "ray"), "start", *options],
                 env=env | {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"},
                 stdout=output,
                 stderr=output,
@@ -81,7 +90,7 @@ class Node:
                 if "timed out during startup" not in self.log.read_text():
                     break
                 kill(self.processes())
-                self.process = self._start(self._options)
+                self.process = self._start(self._options, self._hidden)
             with suppress(OSError):
                 if self._is_up():
                     return
@@ -122,3 +131,18 @@ class Node:
             kill(family | self.processes() | {self.process.pid})
             self.process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def started(nodes: list[Node], **options: Any) -> Node:
+    """A node that is up, which ends with the fixture ``nodes``.
+
+    On a machine that is busy with other things Ray gives up starting one; then another is started.
+    """
+    for _ in range(2):
+        nodes.append(Node(**options))
+        with suppress(AssertionError):
+            nodes[-1].wait()
+            return nodes[-1]
+    nodes.append(Node(**options))
+    nodes[-1].wait()
+    return nodes[-1]

@@ -1,6 +1,9 @@
 """Runs that several tests of a cluster look at."""
 
+from collections.abc import Iterator
+
 import pytest
+from ray_nodes import Node
 from twin_runs import LONG, Twins, keeping_states
 
 from vamf.cluster import train
@@ -18,3 +21,14 @@ def twins(local_ray: None, tracking_uri: str, tmp_path_factory: pytest.TempPathF
         patch.setattr(train, "_worker", keeping_states())
         launch(LONG, new(two, tracking_uri, "digits"), Scaling(workers=2))
     return Twins(LONG, tracking_uri, one, two)
+
+
+@pytest.fixture
+def nodes() -> Iterator[list[Node]]:
+    """The nodes that a test has started, which end with it."""
+    started: list[Node] = []
+    try:
+        yield started
+    finally:
+        for node in reversed(started):
+            node.stop()

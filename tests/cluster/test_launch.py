@@ -3,6 +3,7 @@
 import io
 import json
 from contextlib import redirect_stderr
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,18 @@ def test_a_child_names_its_parent_and_its_trial(tracking_uri: str, tmp_path: Pat
     (run,) = tracked(tracking_uri, tmp_path / "child")
     assert run.data.tags["mlflow.parentRunId"] == parent.run_id
     assert run.data.tags["trial"] == "3"
+
+
+def test_a_child_on_a_node_that_does_not_see_its_sweep_makes_no_folder(
+    tracking_uri: str, tmp_path: Path
+) -> None:
+    """Made there, it would hold a result that nobody sees."""
+    parent = create(TINY, new(tmp_path / "parent", tracking_uri, "digits"))
+    elsewhere = replace(parent, spool=str(tmp_path / "unseen" / "spool"))
+    start = replace(new(tmp_path / "unseen" / "t0", tracking_uri, "digits"), parent=elsewhere)
+    with pytest.raises(FileNotFoundError, match="does not see the sweep's folder"):
+        create(TINY, start)
+    assert not (tmp_path / "unseen").exists()
 
 
 @pytest.mark.parametrize(

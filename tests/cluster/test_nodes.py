@@ -1,11 +1,10 @@
 """A cluster that loses a node, and then its head: what that costs a job."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from machine import command, wait_until
-from ray_nodes import Node
+from ray_nodes import Node, started
 from test_faults import assert_as_twin, latest
 from tiny import options, tracked
 from twin_runs import CHANGES, Twins
@@ -14,23 +13,6 @@ from jobs import submit as submit_job
 from vamf.cluster.submit import Submission, submit
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def nodes() -> Iterator[list[Node]]:
-    """The nodes that a test has started, which end with it."""
-    started: list[Node] = []
-    try:
-        yield started
-    finally:
-        for node in reversed(started):
-            node.stop()
-
-
-def started(nodes: list[Node], *, cpus: int, head: Node | None = None) -> Node:
-    nodes.append(Node(cpus=cpus, head=head))
-    nodes[-1].wait()
-    return nodes[-1]
 
 
 @pytest.mark.slow

@@ -14,7 +14,8 @@ from ray_nodes import TOKEN, Node
 from tiny import options
 
 from vamf.cluster import room
-from vamf.cluster.room import Amounts, Demand, Watch
+from vamf.cluster.nodes import Amounts, groups, missing
+from vamf.cluster.room import Watch
 from vamf.cluster.train import Scaling
 from vamf.cluster.trials import load_trials
 
@@ -32,20 +33,28 @@ SMALL, LARGE = {"CPU": 3.0}, {"CPU": 4.0, "GPU": 1.0}
         (Scaling(workers=2, cpus=1, gpus=0.5), [SMALL, LARGE], 1),
         (Scaling(workers=10, cpus=0.1, gpus=0.1), [LARGE], 1),  # ten tenths are one
         (Scaling(workers=1), [], 0),
+        (Scaling(workers=3, min_workers=2, cpus=3, gpus=0), [SMALL, LARGE], 1),
+        (Scaling(workers=2, placement="SPREAD"), [LARGE, SMALL], 3),
+        (Scaling(workers=2, placement="STRICT_PACK"), [LARGE, SMALL], 3),
+        (Scaling(workers=4, placement="STRICT_PACK"), [SMALL, LARGE], 1),
+        (Scaling(workers=4, placement="STRICT_PACK"), [SMALL, SMALL], 0),
+        (Scaling(workers=2, placement="STRICT_SPREAD"), [LARGE, SMALL], 3),
+        (Scaling(workers=2, placement="STRICT_SPREAD"), [LARGE, SMALL, SMALL], 5),
+        (Scaling(workers=3, placement="STRICT_SPREAD"), [LARGE, SMALL], 0),
     ],
 )
 def test_workers_are_placed_each_on_one_node(
     scaling: Scaling, nodes: list[Amounts], fits: int
 ) -> None:
-    assert Demand.of(scaling).fits(nodes) == fits
+    assert groups(scaling, nodes) == fits
 
 
 def test_what_is_missing_is_said_in_words() -> None:
-    demand = Demand.of(Scaling(workers=2, cpus=4, gpus=1))
-    assert demand.missing([SMALL, SMALL, LARGE]) == (
+    scaling = Scaling(workers=2, cpus=4, gpus=1)
+    assert missing(scaling, [SMALL, SMALL, LARGE]) == (
         "2 x 4 CPU and 1 GPU, each on one node; nodes: 2 x 3 CPU and 0 GPU, 1 x 4 CPU and 1 GPU"
     )
-    assert demand.missing([]).endswith("each on one node; nodes: none")
+    assert missing(scaling, []).endswith("each on one node; nodes: none")
 
 
 def test_missing_nodes_are_told_once_and_so_is_their_return(
@@ -53,8 +62,8 @@ def test_missing_nodes_are_told_once_and_so_is_their_return(
 ) -> None:
     now, nodes, said = 100.0, [SMALL], list[tuple[float, str]]()
     monkeypatch.setattr(room.time, "monotonic", lambda: now)
-    monkeypatch.setattr(room, "alive", lambda: nodes)
-    watch = Watch(Demand.of(Scaling(workers=1, gpus=0)))
+    monkeypatch.setattr(room, "sizes", lambda: nodes)
+    watch = Watch(Scaling(workers=1, gpus=0))
     for second in range(100):
         now, nodes = 100.0 + second, [SMALL] if not 20 <= second < 60 else []
         if line := watch.look():

@@ -1,5 +1,7 @@
 """Jobs on a Ray cluster: what is uploaded, what is refused, what comes back."""
 
+import asyncio
+import json
 import os
 import pty
 import signal
@@ -8,13 +10,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
 import pytest
-from aiohttp import ClientError
+from aiohttp import ClientError, ClientSession, web
+from machine import free_ports
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
+from ray_nodes import TOKEN
 
 from jobs.submit import main
 from vamf.cluster import submit
@@ -22,6 +27,7 @@ from vamf.cluster.submit import Submission
 
 JOB = """
 import os, sys, time
+print("node", os.environ["VAMF_TEST_NODE"])
 print("variables", os.environ["GREETING"], os.environ["MLFLOW_TRACKING_URI"], sys.argv[1:])
 if "--wait" in sys.argv:
     print("waiting")
@@ -88,6 +94,30 @@ def test_an_unknown_job_is_refused_with_the_nearest_name(project: Path) -> None:
         Submission(command=(), working_dir=project)
     with pytest.raises(ValueError, match=r"must hold jobs/train\.py; got"):
         Submission(command=("train", "digits"), working_dir=project)
+
+
+def test_a_run_is_not_left_where_ray_deletes_it() -> None:
+    root = Path(__file__).parents[2]
+    train = ("train", "digits", "--scaling.workers", "2")
+    wrong = {(): "none", ("--storage", "runs"): "runs", ("--storage=s3://x/y",): "s3://x/y"}
+    for arguments, given in wrong.items():
+        with pytest.raises(ValueError, match="train needs --storage FOLDER, an absolute") as caught:
+            Submission(command=(*train, *arguments), working_dir=root)
+        assert str(caught.value).endswith(f"; got {given}")
+    for right in (("--storage", "/s"), ("--storage=file:///s",), ("--resume", "/s/a")):
+        Submission(command=(*train, *right), working_dir=root)
+
+
+def test_headers_are_read_and_never_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_JOB_HEADERS", raising=False)
+    assert submit.headers() == {}
+    monkeypatch.setenv("RAY_JOB_HEADERS", '{"X-Pass": "hunter2"}')
+    assert submit.headers() == {"X-Pass": "hunter2"}
+    for wrong in ("X-Pass: hunter2", '["hunter2"]', '{"hunter2": 2}'):
+        monkeypatch.setenv("RAY_JOB_HEADERS", wrong)
+        with pytest.raises(ValueError, match="RAY_JOB_HEADERS must be a JSON object") as caught:
+            submit.connect(submit.LOCAL)
+        assert "hunter2" not in str(caught.value)
 
 
 def test_the_command_line_is_quoted(project: Path) -> None:
@@ -188,6 +218,7 @@ def test_a_job_is_followed_to_its_end(
     assert main([*options, "--", "bench", "--steps", "3"]) == 0
     out, err = capfd.readouterr()
     assert "variables hello http://mlflow.example ['--steps', '3']\nline 0\nline 1\nline 2\n" in out
+    assert "\nnode " in out  # the environment of `ray start`, as jobs/cluster/ray-up.yaml needs it
     assert "SUCCEEDED" in out.splitlines()[-1]
     assert err == ""
     assert main([*options, "--", "bench", "--fail"]) == 1
@@ -256,3 +287,97 @@ def test_control_c_asks_whether_to_stop_the_job(
         assert f"--stop {job_id}" in said
         assert not submit.details(client, job_id).status.is_terminal()
         assert submit.stop(client, job_id) == 0
+
+
+def said_without(ray_head: str, **env: str) -> tuple[int, list[str]]:
+    """How asking for a job that does not exist ends, in a process with other credentials."""
+    known = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | env
+    ended = subprocess.run(
+        [sys.executable, "-m", "jobs.submit", "--address", ray_head, "--status", "none"],
+        env=known | {"HOME": "/nonexistent"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.stdout == ""
+    return ended.returncode, ended.stderr.splitlines()
+
+
+@pytest.mark.slow
+def test_a_cluster_that_needs_a_token_says_so(ray_head: str) -> None:
+    token = TOKEN["RAY_AUTH_TOKEN"]
+    status, (line,) = said_without(ray_head)
+    assert status == 1
+    assert line.startswith(f"submit: a Ray dashboard must answer at {ray_head}; got ")
+    assert "RAY_AUTH_MODE=token" in line and "RAY_AUTH_TOKEN" in line
+    status, (line,) = said_without(ray_head, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="hunter2" * 9)
+    assert status == 1
+    assert "Invalid" in line and "hunter2" not in line
+    known = f"submit: Ray at {ray_head} must know the job"
+    status, (line,) = said_without(ray_head, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
+    assert line.startswith(known)
+    authorised = json.dumps({"Authorization": f"Bearer {token}"})
+    status, (line,) = said_without(ray_head, RAY_JOB_HEADERS=authorised)
+    assert line.startswith(known) and token not in line
+
+
+@contextmanager
+def proxy(upstream: str, word: str) -> Iterator[str]:
+    """The address of a reverse proxy which wants a word in the header X-Pass of every request."""
+
+    async def forward(request: web.Request) -> web.StreamResponse:
+        if request.headers.get("X-Pass") != word:
+            return web.Response(status=401, text="who are you?")
+        names = ("Authorization", "Content-Type")
+        sent = {name: request.headers[name] for name in names if name in request.headers}
+        async with ClientSession(headers=sent) as session:
+            url = upstream + request.path_qs
+            if "Upgrade" in request.headers:
+                back = web.WebSocketResponse()
+                await back.prepare(request)
+                async with session.ws_connect(url) as source:
+                    async for message in source:
+                        await back.send_str(message.data)
+                return back
+            body = await request.read()
+            async with session.request(request.method, url, data=body) as answer:
+                text = await answer.read()
+                return web.Response(status=answer.status, body=text, content_type="text/plain")
+
+    (port,), loop, ready = free_ports(1), asyncio.new_event_loop(), threading.Event()
+
+    async def serve() -> None:
+        app = web.Application(client_max_size=2**29)
+        app.router.add_route("*", "/{path:.*}", forward)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        ready.set()
+
+    thread = threading.Thread(target=lambda: (loop.run_until_complete(serve()), loop.run_forever()))
+    thread.start()
+    try:
+        assert ready.wait(30)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+
+
+@pytest.mark.slow
+def test_a_proxy_gets_its_header_with_every_request(
+    ray_head: str, project: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with the upload, and with the log, which comes through a web socket."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
+    with proxy(ray_head, "hunter2") as address:
+        options = ["--address", address, "--working-dir", str(project), "--env", "GREETING=hello"]
+        with pytest.raises(ValueError, match=r"must answer at http://127.0.0.1:\d+; got") as caught:
+            main([*options, "--", "bench"])
+        assert "who are you?" in str(caught.value)
+        monkeypatch.setenv("RAY_JOB_HEADERS", '{"X-Pass": "hunter2"}')
+        (project / "new.py").write_text("")  # another upload than those before
+        assert main([*options, "--", "bench"]) == 0
+    out, err = capfd.readouterr()
+    assert "line 0\nline 1\nline 2\n" in out and "SUCCEEDED" in out.splitlines()[-1]
+    assert "hunter2" not in out + err

@@ -97,3 +97,16 @@ def test_scaling_is_checked_before_anything_starts() -> None:
     for wrong in ({"workers": -1}, {"cpus": 0}, {"gpus": -1}, {"max_failures": -1}):
         with pytest.raises(ValueError, match="scaling needs workers >= 0"):
             Scaling(**wrong)
+
+
+def test_an_elastic_run_is_checked_for_all_its_numbers_of_workers() -> None:
+    Scaling(workers=2, min_workers=1).check(TINY)
+    with pytest.raises(ValueError, match=r"batch must be divisible .* got 16 for 3 workers"):
+        Scaling(workers=4, min_workers=2).check(TINY)
+    for workers, fewest in ((2, 0), (2, 3), (0, 0)):
+        with pytest.raises(ValueError, match=r"min_workers must lie in 1, \.\.\., workers; got"):
+            Scaling(workers=workers, min_workers=fewest)
+    with pytest.raises(ValueError, match="needs placement PACK or SPREAD; got STRICT_SPREAD"):
+        Scaling(workers=2, min_workers=1, placement="STRICT_SPREAD")
+    with pytest.raises(ValueError, match="scaling needs wait >= 0 and resize_every > 0"):
+        Scaling(workers=2, min_workers=1, resize_every=0)

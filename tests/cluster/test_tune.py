@@ -337,7 +337,7 @@ def test_a_trial_without_restarts_left_is_recorded_and_costs_itself(
 
 
 def test_trials_with_workers_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vamf.cluster.tune.alive", lambda: [{"CPU": 9.0, "GPU": 2.0}])
+    monkeypatch.setattr("vamf.cluster.tune.sizes", lambda: [{"CPU": 9.0, "GPU": 2.0}])
     assert at_once(Scaling(workers=0)) is None
     assert at_once(Scaling(workers=2)) == 4
     assert at_once(Scaling(workers=2, cpus=1.5)) == 3

@@ -189,12 +189,34 @@ def test_a_cluster_too_small_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(ray, "init", lambda **_: None)
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
+    nodes = [{"Alive": True, "Resources": {"CPU": cpus}} for cpus in (2.0, 1.0)]
+    monkeypatch.setattr(ray, "nodes", lambda: [*nodes, {"Alive": False, "Resources": {"CPU": 9}}])
     argv = ["digits", "--storage", str(tmp_path), "--tracking", tracking_uri]
-    line = mistake(train, [*argv, "--scaling.workers", "4"], capsys)
-    assert line == "the run needs 4 CPU; the cluster has 2 in all"
+    for more, needs in {
+        "--scaling.workers 4": "4 x 1 CPU, each on one node",
+        "--scaling.workers 2 --scaling.cpus 2": "2 x 2 CPU, each on one node",
+        "--scaling.workers 3 --scaling.placement STRICT_SPREAD": (
+            "3 x 1 CPU, each on one node, placed STRICT_SPREAD"
+        ),
+    }.items():
+        line = mistake(train, [*argv, "--set", "batch=96", *more.split()], capsys)
+        assert line == (
+            f"the cluster must have room for a run; it needs {needs}; nodes: 1 x 2 CPU, 1 x 1 CPU"
+        )
     line = mistake(train, [*argv, "--scaling.workers", "1", "--scaling.gpus", "1"], capsys)
-    assert line == "the run needs 1 GPU; the cluster has 0 in all"
+    assert line.endswith(
+        "1 x 1 CPU and 1 GPU, each on one node; nodes: 1 x 2 CPU and 0 GPU, 1 x 1 CPU and 0 GPU"
+    )
+
+
+@pytest.mark.parametrize("job", [train, tune])
+def test_an_object_store_is_refused_in_one_line(job, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["digits"] if job is train else ["constant"]
+    line = mistake(job, [*argv, "--storage", "s3://bucket/runs"], capsys)
+    assert line == (
+        "the storage must be a folder of a file system that all nodes mount; got s3://bucket/runs"
+    )
 
 
 @pytest.mark.parametrize("job", [train, tune])

@@ -6,6 +6,7 @@ import pytest
 from tiny import ABSURD, checkpoint, history, options, tracked
 
 from jobs.submit import main
+from vamf.cluster.trials import load_trials
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,3 +42,31 @@ def test_a_training_runs_on_the_cluster_and_is_followed(
     assert "Traceback" not in out
     (run,) = tracked(tracking_uri, tmp_path / "bad")
     assert run.info.status == "FAILED"
+
+
+@pytest.mark.slow
+def test_a_search_runs_on_the_cluster_and_is_followed(
+    ray_head: str,
+    tracking_uri: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
+    submit = ["--address", ray_head, "--working-dir", str(ROOT), "--", "tune", "constant"]
+    submit += ["--trials", "2", "--storage", str(tmp_path), "--name", "sweep"]
+    assert main([*submit, *options({})]) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    ends = [out.index(what) for what in ("trial 0  ", "* Pareto front; ", "SUCCEEDED")]
+    assert ends == sorted(ends)
+    for noise in ("Warning", "Traceback", "TuneController"):
+        assert noise not in out
+    (sweep,) = tracked(tracking_uri, tmp_path / "sweep")
+    assert sweep.info.status == "FINISHED"
+    assert len(load_trials(tmp_path / "sweep")) == 2
+
+    assert main(submit) == 1  # it is there already
+    out = capfd.readouterr().out
+    assert f"error: {tmp_path / 'sweep'} exists; choose another --name, or --resume it" in out
+    assert "exit code 2" in out.splitlines()[-1]

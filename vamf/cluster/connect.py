@@ -6,10 +6,11 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from urllib.parse import urlsplit
 
+from vamf.cluster.nodes import alive, require_room, require_seen
 from vamf.cluster.quiet import mute_raylet, quieten
-from vamf.cluster.room import require_room
 from vamf.cluster.train import Scaling
 from vamf.tracking.courier import where
 
@@ -86,25 +87,31 @@ def leave() -> None:
     ray.shutdown()
 
 
-def prepare(scaling: Scaling, *, cluster: bool = False) -> Scaling:
+def prepare(scaling: Scaling, storage: Path, *, cluster: bool = False) -> Scaling:
     """Sees to it that what a run needs is there; a run of 0 workers alone needs no ``cluster``.
 
     Returns the scaling with its GPUs settled: 1 for each worker where the cluster has any. Raises
-    ValueError if the cluster does not answer, or lacks what the run takes.
+    ValueError if the cluster does not answer, lacks what the run takes, or has nodes that do not
+    see the storage.
     """
     if scaling.workers == 0 and not cluster:
         quieten()
         return scaling
+    if cluster and scaling.min_workers is not None:
+        raise ValueError(
+            "a search compares trials of the same number of workers; "
+            f"got --scaling.min-workers {scaling.min_workers}"
+        )
     connect()
     import ray
 
-    gpus = scaling.gpus
-    if gpus is None:
+    if scaling.gpus is None:
         gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
-    workers = max(scaling.workers, 1)
-    require({"CPU": workers * scaling.cpus, "GPU": workers * gpus}, "the run")
-    scaling = replace(scaling, gpus=gpus)
+        scaling = replace(scaling, gpus=gpus)
     require_room(scaling)
+    if len(alive()) > 1 or ray.util.client.ray.is_connected():
+        anywhere = cluster and scaling.workers > 0  # a trial's own process then takes no CPU
+        require_seen(storage.resolve(), {} if anywhere else scaling.need)
     return scaling
 
 
@@ -132,15 +139,3 @@ def log_folder() -> str | None:
 
     node = ray._private.worker._global_node
     return node.get_logs_dir_path() if node is not None else None
-
-
-def require(resources: dict[str, float], what: str) -> None:
-    """Raises ValueError unless the cluster has the resources at all: nothing must wait forever."""
-    import ray
-
-    have = ray.cluster_resources()
-    for name, amount in resources.items():
-        if amount > have.get(name, 0):
-            raise ValueError(
-                f"{what} needs {amount:g} {name}; the cluster has {have.get(name, 0):g} in all"
-            )

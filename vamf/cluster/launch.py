@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from errno import ENOENT
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,11 @@ def close_orphan(
 def create(experiment: Experiment, start: Launch) -> Run:
     """Makes the folder and the MLflow run of a new run, or rejoins those that are there.
 
-    Raises ValueError if the folder holds another experiment, or MLflow does not answer.
+    Raises ValueError if the folder holds another experiment, or MLflow does not answer;
+    FileNotFoundError on a node that does not see the folder of the sweep.
     """
+    if start.parent is not None and not (sweep := Path(start.parent.spool).parent).is_dir():
+        raise FileNotFoundError(ENOENT, "this node does not see the sweep's folder", str(sweep))
     saved, marker = start.directory / EXPERIMENT, start.directory / RUN
     if marker.exists():
         if Experiment.load(saved) != experiment:

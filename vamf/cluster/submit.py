@@ -1,6 +1,7 @@
 """Ray Jobs: this folder's code runs on a cluster, and its log arrives here."""
 
 import asyncio
+import json
 import logging
 import os
 import shlex
@@ -19,12 +20,19 @@ from ray._private.runtime_env.packaging import (
     _dir_travel,
     _get_excludes,
 )
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from vamf.tracking.courier import where
 
 JOBS = ("train", "tune", "evaluate", "sample", "bench")
 """What may run: ``python -m jobs.<name>``."""
+
+KEEPING = ("train", "tune")
+"""Those that leave runs in a folder."""
+
+PLACES = ("--storage", "--resume")
+"""The options that name it."""
 
 EXCLUDES = (
     *(".git", ".venv", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache"),
@@ -36,6 +44,13 @@ EXCLUDES = (
 
 SIZE_LIMIT = GCS_STORAGE_MAX_SIZE
 """The largest folder, in bytes, that Ray's head node takes."""
+
+HEADERS = "RAY_JOB_HEADERS"
+"""Ray's own variable for HTTP headers."""
+
+CREDENTIALS = (
+    f"A token goes with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, what a proxy wants with {HEADERS}"
+)
 
 LOCAL = "http://127.0.0.1:8265"
 SILENCE_S = 60.0
@@ -94,6 +109,19 @@ class Submission:
         if not (self.working_dir / "jobs" / f"{name}.py").is_file():
             here = self.working_dir.resolve()
             raise ValueError(f"the working folder must hold jobs/{name}.py; got {here}")
+        if name in KEEPING:
+            self._check_place(self.command[1:])
+
+    def _check_place(self, arguments: tuple[str, ...]) -> None:
+        """What a job leaves in its working folder is deleted after it."""
+        words = [word for argument in arguments for word in argument.split("=", 1)]
+        named = [words[at + 1 :][:1] for at, word in enumerate(words) if word in PLACES]
+        given = "".join(named[-1]) if named else ""
+        if not given.startswith(("/", "file:///")):
+            raise ValueError(
+                f"{self.command[0]} needs --storage FOLDER, an absolute one that all nodes see, as "
+                f"Ray deletes the folder that a job runs in; got {given or 'none'}"
+            )
 
     @property
     def entrypoint(self) -> str:
@@ -132,7 +160,7 @@ def submit(submission: Submission) -> str:
             return client.submit_job(
                 entrypoint=submission.entrypoint, runtime_env=submission.runtime_env
             )
-    except (RuntimeError, requests.RequestException) as error:
+    except (RuntimeError, AuthenticationError, requests.RequestException) as error:
         problem = f"Ray at {where(submission.address)} must take the job; got {_brief(error)}"
         raise ValueError(_without(problem, submission.variables.values())) from None
 
@@ -147,18 +175,36 @@ def connect(address: str) -> JobSubmissionClient:
         raise ValueError(
             f"the address must be the dashboard's, http://HOST:8265; got {where(address)}"
         )
+    sent = headers()
     for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         # Ray's own requests have no time limit.
-        requests.get(f"{address.rstrip('/')}/api/version", timeout=5)
+        requests.get(f"{address.rstrip('/')}/api/version", headers=sent, timeout=5)
         with _environment(RAY_ADDRESS=None, RAY_API_SERVER_ADDRESS=None):
-            return JobSubmissionClient(address)
+            return JobSubmissionClient(address, headers=sent)
     except requests.RequestException as error:
         problem = f"no answer ({type(error).__name__})"
+    except AuthenticationError as error:
+        problem = f"{str(error).splitlines()[0]}. {CREDENTIALS}"
     except (RuntimeError, ConnectionError) as error:
-        problem = _brief(error)
+        problem = _without(_brief(error), sent.values())
     raise ValueError(f"a Ray dashboard must answer at {where(address)}; got {problem}")
+
+
+def headers() -> dict[str, str]:
+    """The HTTP headers in RAY_JOB_HEADERS, such as what a proxy before the dashboard asks for.
+
+    Raises:
+        ValueError: they are not a JSON object of strings; the text, which is secret, is not told.
+    """
+    try:
+        found = json.loads(os.environ.get(HEADERS) or "{}")
+    except json.JSONDecodeError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+        raise ValueError(f'{HEADERS} must be a JSON object of strings, {{"NAME": "VALUE"}}')
+    return found
 
 
 def follow(client: JobSubmissionClient, job_id: str) -> int:
@@ -203,7 +249,7 @@ def details(client: JobSubmissionClient, job_id: str) -> JobDetails:
     """
     try:
         return client.get_job_info(job_id)
-    except RuntimeError as error:
+    except (RuntimeError, AuthenticationError) as error:
         place = where(client.get_address())
         raise ValueError(f"Ray at {place} must know the job; got {_brief(error)}") from None
 

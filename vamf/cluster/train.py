@@ -1,11 +1,12 @@
 """Training under Ray Train: the only module that imports it."""
 
 import os
+import socket
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vamf.cluster.bars import PROGRESS, add_note, progress
 from vamf.cluster.failures import explained, full, is_final, is_full, lost
+from vamf.cluster.shared import marked, unseen
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
 from vamf.tracking import Run, Tracker
@@ -20,6 +22,9 @@ from vamf.training.loop import Halt, Session, Summary, train
 from vamf.training.restoring import Note
 
 __all__ = ["Scaling", "fit", "progress"]
+
+Placement = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
+"""How Ray spreads workers over nodes."""
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -36,27 +41,63 @@ class Scaling:
 
     workers: int = 0
     """Ray Train workers that share each batch; 0 trains in this very process, without a cluster."""
+    min_workers: int | None = None
+    """Fewest workers to begin or to go on with while there is no room for all of them; by default
+    all. Ray changes their number as nodes come and go, each time from the latest checkpoint."""
+    resize_every: float = 60
+    """Seconds between two looks for room for more workers, if there may be fewer."""
     cpus: float = 1
     """CPUs of a worker."""
     gpus: float | None = None
     """GPUs of a worker, by default 1 where there are any; a part of one lets small runs share."""
+    placement: Placement = "PACK"
+    """On few nodes or on many; STRICT: on one node, or no two workers on the same."""
+    wait: float = 0
+    """Seconds to wait for nodes that are being started, before a run without room is refused."""
     max_failures: int = 3
     """How often lost workers are replaced; the run goes on from its latest checkpoint."""
 
     def __post_init__(self) -> None:
+        self._check_elastic()
         if min(self.workers, self.gpus or 0, self.max_failures) < 0 or not self.cpus > 0:
             raise ValueError(
                 "scaling needs workers >= 0, cpus > 0, gpus >= 0 and max_failures >= 0; "
                 f"got {self.workers}, {self.cpus}, {self.gpus} and {self.max_failures}"
             )
 
-    def check(self, experiment: Experiment) -> None:
-        """Raises ValueError unless the batch divides among the workers."""
-        if experiment.batch % max(self.workers, 1):
+    def _check_elastic(self) -> None:
+        if self.wait < 0 or not self.resize_every > 0:
             raise ValueError(
-                f"batch must be divisible by the number of workers; "
-                f"got {experiment.batch} for {self.workers} workers"
+                "scaling needs wait >= 0 and resize_every > 0; "
+                f"got {self.wait} and {self.resize_every}"
             )
+        if self.min_workers is None:
+            return
+        if not 1 <= self.min_workers <= self.workers:
+            raise ValueError(
+                f"min_workers must lie in 1, ..., workers; got {self.min_workers} of {self.workers}"
+            )
+        if self.placement.startswith("STRICT"):  # Ray's elastic policy does not heed it
+            raise ValueError(f"min_workers needs placement PACK or SPREAD; got {self.placement}")
+
+    @property
+    def fewest(self) -> int:
+        """The fewest workers that the run begins with."""
+        return self.workers if self.min_workers is None else self.min_workers
+
+    @property
+    def need(self) -> dict[str, float]:
+        """What a worker takes, by Ray's names; GPUs only once they are settled."""
+        return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
+
+    def check(self, experiment: Experiment) -> None:
+        """Raises ValueError unless the batch divides among the workers, however many there are."""
+        for workers in range(max(self.fewest, 1), self.workers + 1):
+            if experiment.batch % workers:
+                raise ValueError(
+                    f"batch must be divisible by the number of workers; "
+                    f"got {experiment.batch} for {workers} workers"
+                )
 
 
 def fit(
@@ -76,7 +117,7 @@ def fit(
     A worker that is lost is replaced; an error that would come again ends the run. Raises
     NonFiniteLoss, ValueError for what a user can mend, and RunFailed for all else.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import TrainingFailedError
     from ray.train.torch import TorchTrainer
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_S))  # 2 s otherwise
@@ -91,31 +132,48 @@ def fit(
         "report": report if scaling.workers == 0 else None,
         "halt": halt,
     }
-    resources = {"CPU": scaling.cpus, **({"GPU": scaling.gpus} if scaling.gpus else {})}
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config=config,
-        scaling_config=ScalingConfig(
-            num_workers=scaling.workers,
-            use_gpu=bool(scaling.workers and scaling.gpus),
-            resources_per_worker=resources if scaling.workers else None,
-        ),
-        run_config=RunConfig(
-            name=directory.name,
-            storage_path=str(directory.resolve() / "ray"),
-            failure_config=FailureConfig(max_failures=scaling.max_failures),
-            callbacks=[*callbacks, _ending_for_good()],
-        ),
-    )
     try:
-        trainer.fit()
+        with marked(directory.resolve()) as mark:
+            TorchTrainer(
+                _worker,
+                train_loop_config=config | {"mark": str(mark)},
+                scaling_config=_processes(scaling),
+                run_config=_run_config(directory, scaling, [*callbacks, _ending_for_good()]),
+            ).fit()
     except TrainingFailedError as error:
         raise _told(error, directory, scaling) from None
-    except OSError as error:  # of a run in this process
+    except OSError as error:  # of this process
         if is_full(error):
             raise full(error) from None
         raise
     return Summary.load(directory / SUMMARY)
+
+
+def _processes(scaling: Scaling) -> Any:
+    """Ray Train's own form of a scaling."""
+    from ray.train import ScalingConfig
+
+    if scaling.workers == 0:
+        return ScalingConfig(num_workers=0)
+    elastic = scaling.min_workers is not None
+    return ScalingConfig(
+        num_workers=(scaling.fewest, scaling.workers) if elastic else scaling.workers,
+        use_gpu=bool(scaling.gpus),
+        resources_per_worker=scaling.need,
+        placement_strategy=scaling.placement,
+        elastic_resize_monitor_interval_s=scaling.resize_every,
+    )
+
+
+def _run_config(directory: Path, scaling: Scaling, callbacks: Sequence[Any]) -> Any:
+    from ray.train import FailureConfig, RunConfig
+
+    return RunConfig(
+        name=directory.name,
+        storage_path=str(directory.resolve() / "ray"),
+        failure_config=FailureConfig(max_failures=scaling.max_failures),
+        callbacks=list(callbacks),
+    )
 
 
 def _ending_for_good() -> Any:
@@ -141,6 +199,8 @@ def _told(error: Any, directory: Path, scaling: Scaling) -> BaseException:
 
 def _worker(config: dict[str, Any]) -> None:
     """The function that every Ray Train worker runs."""
+    if not (mark := Path(config["mark"])).exists():
+        raise unseen(mark, [f"node {socket.gethostname()}"])
     experiment = Experiment.from_dict(config["experiment"])
     session = _session(config)
     tracker = Tracker(Run(**config["run"])) if config["run"] and session.leads else None

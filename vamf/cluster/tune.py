@@ -15,8 +15,9 @@ from vamf.cluster.bars import step_bar
 from vamf.cluster.failures import RunFailed
 from vamf.cluster.halving import Judge, forget, seconds_at_rungs
 from vamf.cluster.launch import RUN, Launch, close_orphan, launch
+from vamf.cluster.nodes import groups, sizes
 from vamf.cluster.quiet import quiet_optuna
-from vamf.cluster.room import Demand, Watch, alive
+from vamf.cluster.room import Watch
 from vamf.cluster.space import Space
 from vamf.cluster.study import BETA_STAR, follow_landscape, open_study, settle, settle_one
 from vamf.cluster.sweep import Sweep
@@ -92,7 +93,7 @@ def at_once(scaling: Scaling) -> int | None:
     A trial with workers of its own takes no CPU for itself: without a limit Ray Tune would start
     the whole search at once, a process each, and ask Optuna for all points before any result.
     """
-    return None if scaling.workers == 0 else max(1, Demand.of(scaling).fits(alive()))
+    return None if scaling.workers == 0 else max(1, groups(scaling, sizes()))
 
 
 def _objective(index: int) -> str:
@@ -191,7 +192,7 @@ def _progress(space: Space, sweep: Sweep, bar: Any) -> Any:
     from ray.tune.progress_reporter import TrialProgressCallback
 
     steps: dict[str, int] = {}
-    watch = Watch(Demand.of(sweep.scaling))
+    watch = Watch(sweep.scaling)
 
     class Progress(TrialProgressCallback):  # where there is none, Ray adds its own, which prints
         def __reduce__(self) -> tuple[Any, ...]:

@@ -197,6 +197,7 @@ def _progress(trainer: Trainer, start: float) -> dict[str, float]:
         **_beta(trainer),
         "schedule/lr": trainer.optimiser.param_groups[0]["lr"],
         "time/seconds": time.monotonic() - start,
+        "time/workers": trainer.workers.world,
         **_waiting(trainer),
     }
 
