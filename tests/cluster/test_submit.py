@@ -9,15 +9,14 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
 import pytest
 from aiohttp import ClientError, ClientSession, web
-from machine import free_ports
+from machine import free_ports, wait_until
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
 from ray_nodes import TOKEN
 
@@ -201,13 +200,6 @@ def test_a_problem_is_told_in_one_line() -> None:
     )
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.3)
-
-
 @pytest.mark.slow
 def test_a_job_is_followed_to_its_end(
     ray_head: str, project: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -234,7 +226,7 @@ def test_a_stopped_job_has_not_succeeded(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
     job_id = submit.submit(bench(project, "--wait", address=ray_head))
     client = submit.connect(ray_head)
-    wait_until(lambda: "waiting" in client.get_job_logs(job_id))
+    wait_until(lambda: "waiting" in client.get_job_logs(job_id), "a line of the job")
     codes: list[int] = []
     thread = threading.Thread(target=lambda: codes.append(submit.follow(client, job_id)))
     thread.start()
@@ -255,7 +247,7 @@ def test_control_c_asks_whether_to_stop_the_job(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
     job_id = submit.submit(bench(project, "--wait", address=ray_head))
     client = submit.connect(ray_head)
-    wait_until(lambda: "waiting" in client.get_job_logs(job_id))
+    wait_until(lambda: "waiting" in client.get_job_logs(job_id), "a line of the job")
     command = [sys.executable, "-m", "jobs.submit", "--address", ray_head, "--follow", job_id]
     keyboard, terminal = pty.openpty()
     follower = subprocess.Popen(
