@@ -1,7 +1,8 @@
 """Image files as pixels: which there are, how they are cut to size, and which are of no use."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -41,20 +42,20 @@ class Cut:
 
     def __call__(self, path: Path) -> Pixels:
         """The pixels of a file, (channels, size, size); Unreadable says what is wrong with it."""
-        try:
-            with Image.open(path) as image:
-                self._check(image, path)
-                return as_pixels(self._resized(image.convert(_mode(self.channels))))
-        except Unreadable:
-            raise
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise Unreadable(f"{path} is no image that Pillow reads: {error}") from None
+        with self._opened(path) as image:
+            return as_pixels(self._resized(image.convert(_mode(self.channels))))
 
     def check(self, path: Path) -> None:
         """The same of a file's header alone: damage further on goes unseen."""
+        with self._opened(path):
+            pass
+
+    @contextmanager
+    def _opened(self, path: Path) -> Iterator[Image.Image]:
         try:
             with Image.open(path) as image:
                 self._check(image, path)
+                yield image
         except Unreadable:
             raise
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

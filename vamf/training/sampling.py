@@ -58,11 +58,11 @@ def save_samples(
     if number < 1:
         raise ValueError(f"count must be at least 1; got {number}")
     if out.suffix == ".png":
-        save_picture(torch.cat(list(_parts(generate, number))), out)
+        save_picture(torch.cat(list(in_parts(generate, number))), out)
         return number
     if len(shape) != 3:
         raise ValueError(f"points are drawn into a .png; got {out}")
-    parts = (to_uint8(part) for part in _parts(generate, number))
+    parts = (to_uint8(part) for part in in_parts(generate, number))
     if out.suffix == ".npz":
         _save_array(parts, out)
     elif not out.suffix:
@@ -72,7 +72,8 @@ def save_samples(
     return number
 
 
-def _parts(generate: Callable[[range], torch.Tensor], number: int) -> Iterator[torch.Tensor]:
+def in_parts(generate: Callable[[range], torch.Tensor], number: int) -> Iterator[torch.Tensor]:
+    """The first ``number`` samples, a few at a time."""
     for start in range(0, number, AT_ONCE):
         yield generate(range(start, min(start + AT_ONCE, number)))
 

@@ -9,7 +9,7 @@ import torch
 
 from vamf.metrics.quantize import to_uint8
 from vamf.training.inference import Trained, load
-from vamf.training.sampling import AT_ONCE, generator_of
+from vamf.training.sampling import generator_of, in_parts
 
 MOST = 10_000
 """Images that one request may ask for."""
@@ -51,11 +51,7 @@ class Served:
             raise ValueError(f"count must lie in 1, ..., {MOST}; got {count}")
         chosen = None if label == -1 else label
         generate = generator_of(self.trained, steps=steps, seed=seed, label=chosen)
-        parts = [
-            generate(range(start, min(start + AT_ONCE, count)))
-            for start in range(0, count, AT_ONCE)
-        ]
-        return _as_array(torch.cat(parts))
+        return _as_array(torch.cat(list(in_parts(generate, count))))
 
 
 def _whole(name: str, value: Any) -> int:
