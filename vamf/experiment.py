@@ -105,7 +105,7 @@ class Compute:
     """Of the network's products: float32 rounds nothing, tf32 the factors of matrix products and
     convolutions on a GPU, bfloat16 everything but statistics, times and the loss."""
     compile: bool = False
-    """Compile proxy, jvp, loss and gradient into one program; the first step takes a minute."""
+    """Compile proxy, jvp, loss and gradient into one program; the first step takes minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)

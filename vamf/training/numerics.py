@@ -12,7 +12,7 @@ from vamf.diagnostics.variance import flat_gradient
 from vamf.distributed import Workers
 from vamf.experiment import Compute, Experiment
 from vamf.flow.derivatives import textbook_derivative
-from vamf.flow.losses import Draws, MeanFlowLoss, path_derivative
+from vamf.flow.losses import Draws, MeanFlowLoss, path_derivative, path_pass
 from vamf.flow.tangents import mix_tangent
 from vamf.training.inference import load_trainer
 from vamf.training.precision import allow, in_precision
@@ -103,7 +103,10 @@ def _step(trainer: Trainer, mode: Compute, draws: Draws, beta: Beta) -> _Step:
 
     def terms(d: Draws) -> tuple[Tensor, Tensor]:
         u = in_precision(net, mode)
-        _, _, correction = path_derivative(u, d, beta, v_hat)
+        if mode.compile:  # as the compiled loss takes it
+            correction = path_pass(u, d, beta, v_hat)[2]
+        else:
+            correction = path_derivative(u, d, beta, v_hat)[2]
         return experiment.loss(u, d, beta=beta, v_hat=v_hat).loss, correction
 
     run = torch.compile(terms, fullgraph=True, dynamic=False) if mode.compile else terms
