@@ -9,7 +9,7 @@ from PIL import Image
 from vamf.data.dataset import ImageSet
 from vamf.data.files import Cut
 from vamf.data.folders import ImageFolder
-from vamf.data.streaming import StreamedSet
+from vamf.data.streaming import FileSet, StreamedSet
 from vamf.random import generator
 
 CPU = torch.device("cpu")
@@ -116,7 +116,7 @@ def test_streams_name_damage_when_they_meet_it(damaged, capsys):
     assert torch.equal(whole[2], whole[3])  # the next one takes its place
     out = capsys.readouterr().out
     assert "skipped 2 of 9" in out and "file 1 of no use" in out and "000002.png" in out
-    refusing = StreamedSet(data.files, data.cut, data.labels, skip=False)
+    refusing = FileSet(data.files, data.cut, data.labels, skip=False)
     with pytest.raises(ValueError, match=r"000002\.png is no image that Pillow reads"):
         refusing.pixels(range(7))
 
@@ -149,10 +149,10 @@ def test_disk_and_memory_serve_the_same_batches(flat):
 def test_batches_are_read_ahead(flat, monkeypatch):
     data = folder(flat[0], memory_gb=0.0).load("train")
     data.batch(0, 2, 0, CPU)
-    coming = {key[0] for key in data._coming}
-    assert coming == {1, 2, 3, 4}
-    monkeypatch.setattr(data, "_read", lambda place: pytest.fail("read again"))
-    data._pool.shutdown(wait=True)
+    ahead = data._ahead
+    assert {key[0] for key in ahead._coming} == {1, 2, 3, 4}
+    monkeypatch.setattr(ahead, "_read", lambda place: pytest.fail("read again"))
+    ahead._pool.shutdown(wait=True)
     with pytest.raises(RuntimeError, match="after shutdown"):  # only the fifth is asked for
         data.batch(1, 2, 0, CPU)
 

@@ -21,7 +21,7 @@ from vamf.metrics.extractors import (
 )
 from vamf.metrics.frechet import frechet_distance
 from vamf.metrics.moments import FeatureMoments
-from vamf.metrics.precision import strict_fp32
+from vamf.precision import strict_fp32
 from vamf.metrics.train_digits_cnn import export, unfolded
 from vamf.random import generator
 

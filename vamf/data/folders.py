@@ -10,7 +10,7 @@ import torch
 
 from vamf.data.dataset import Images, ImageSet, Split, check_labels
 from vamf.data.files import Crop, Cut, image_files, read_all, usable
-from vamf.data.streaming import StreamedSet
+from vamf.data.streaming import FileSet
 from vamf.flow.oracle import EmpiricalVelocity
 from vamf.typing import Label
 
@@ -97,7 +97,7 @@ def _load(folder: ImageFolder, root: Path) -> Images:
     names = class_names(root, files, folder.classes)
     if len(files) * folder.channels * folder.size**2 > folder.memory_gb * 2**30:
         files = usable(files, cut, skip)
-        return StreamedSet(files, cut, _labels(root, files, names), skip)
+        return FileSet(files, cut, _labels(root, files, names), skip)
     images, good = read_all(files, cut, skip)
     return ImageSet(images, _labels(root, [files[i] for i in good], names))
 

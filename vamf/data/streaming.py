@@ -1,13 +1,15 @@
-"""Images too many for memory: read from disk, ahead of the steps that need them."""
+"""Data too large for memory: read from disk, ahead of the steps that need them."""
 
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
 from vamf.data.dataset import WHOLE, require_positive, to_float
 from vamf.data.files import Cut, Unreadable
@@ -21,20 +23,82 @@ Batch = tuple[int, int, int, tuple[int | None, int | None, int | None]]
 """Step, size, seed and part: what a batch is a function of."""
 
 
-class StreamedSet:
-    """Files that are decoded when a batch needs them, in the order that ``ImageSet`` would have.
+@runtime_checkable
+class StreamedSet(Protocol):
+    """A data set that is read while it is used."""
 
-    Batches that come next are decoded on threads meanwhile. What a batch holds is a function of
-    its arguments alone; reading ahead only changes when it is read.
+    def waiting_share(self) -> float:
+        """The share of the time since the last call that went into waiting for files."""
+        ...
+
+
+class Ahead:
+    """Reads batches on threads before they are asked for, and counts the time of waiting.
+
+    What a batch holds is a function of its arguments alone; reading ahead only changes when it is
+    read.
     """
+
+    def __init__(
+        self, places: Callable[[int, int, int], Tensor], read: Callable[[int], Tensor]
+    ) -> None:
+        """``places`` of (step, size, seed) are what a batch holds; ``read`` gives that of one."""
+        self._places, self._read = places, read
+        self._pool = ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1)))
+        self._coming: dict[Batch, list[Future[Tensor]]] = {}
+        self._waited, self._since = 0.0, time.monotonic()
+
+    def batch(self, step: int, size: int, seed: int, part: slice) -> Tensor:
+        """What lies at the places of this part of the batch, stacked; later ones are begun."""
+        start = time.monotonic()
+        found = torch.stack([f.result() for f in self._request(step, size, seed, part)])
+        self._waited += time.monotonic() - start
+        self._coming.pop(_key(step, size, seed, part), None)
+        for later in range(step + 1, step + 1 + AHEAD):
+            self._request(later, size, seed, part)
+        return found
+
+    def _request(self, step: int, size: int, seed: int, part: slice) -> list[Future[Tensor]]:
+        key = _key(step, size, seed, part)
+        if key not in self._coming:
+            while len(self._coming) > AHEAD:  # of another run, or an evaluation
+                for future in self._coming.pop(next(iter(self._coming))):
+                    future.cancel()
+            places = self._places(step, size, seed)[part].tolist()
+            self._coming[key] = [self._pool.submit(self._read, place) for place in places]
+        return self._coming[key]
+
+    def read(self, places: Sequence[int]) -> Tensor:
+        """What lies at these places, stacked."""
+        return torch.stack(list(self._pool.map(self._read, places)))
+
+    def waiting_share(self) -> float:
+        """The share of the time since the last call that went into waiting for files."""
+        now = time.monotonic()
+        share = self._waited / max(now - self._since, 1e-9)
+        self._waited, self._since = 0.0, now
+        return share
+
+
+def _key(step: int, size: int, seed: int, part: slice) -> Batch:
+    return step, size, seed, (part.start, part.stop, part.step)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Pinned memory lets a GPU fetch a batch while the host goes on."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+class FileSet:
+    """Files that are decoded when a batch needs them, in the order that ``ImageSet`` would have."""
 
     def __init__(self, files: Sequence[Path], cut: Cut, labels: Label, skip: bool) -> None:
         """``skip`` names a damaged file and puts the next good one of its class in its place."""
         self.files, self.cut, self.labels, self.skip = list(files), cut, labels, skip
         self._order = Order(len(files))
-        self._pool = ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1)))
-        self._coming: dict[Batch, list[Future[Pixels]]] = {}
-        self._waited, self._since = 0.0, time.monotonic()
+        self._ahead = Ahead(self._order.positions, self._read)
         self._named: set[Path] = set()
 
     def __len__(self) -> int:
@@ -52,23 +116,7 @@ class StreamedSet:
 
         Raises ValueError naming a damaged file, unless such are skipped.
         """
-        start = time.monotonic()
-        images = torch.stack([f.result() for f in self._request(step, size, seed, part)])
-        self._waited += time.monotonic() - start
-        self._coming.pop(_key(step, size, seed, part), None)
-        for later in range(step + 1, step + 1 + AHEAD):
-            self._request(later, size, seed, part)
-        return to_float(_to(images, device))
-
-    def _request(self, step: int, size: int, seed: int, part: slice) -> list[Future[Pixels]]:
-        key = _key(step, size, seed, part)
-        if key not in self._coming:
-            while len(self._coming) > AHEAD:  # of another run, or an evaluation
-                for future in self._coming.pop(next(iter(self._coming))):
-                    future.cancel()
-            places = self._order.positions(step, size, seed)[part].tolist()
-            self._coming[key] = [self._pool.submit(self._read, place) for place in places]
-        return self._coming[key]
+        return to_float(to_device(self._ahead.batch(step, size, seed, part), device))
 
     def _read(self, place: int) -> Pixels:
         for other in (*range(place, len(self)), *range(place)):
@@ -97,11 +145,11 @@ class StreamedSet:
         """n images, independent and uniform, hence with repetitions; on the CPU."""
         require_positive("n", n)
         chosen = torch.randint(len(self), (n,), generator=generator, device=generator.device)
-        return to_float(torch.stack(list(self._pool.map(self._read, chosen.tolist()))))
+        return to_float(self.pixels(chosen.tolist()))
 
     def pixels(self, places: Sequence[int]) -> Pixels:
         """The images at the given places, on the CPU."""
-        return torch.stack(list(self._pool.map(self._read, places)))
+        return self._ahead.read(places)
 
     def fingerprint(self) -> str:
         """BLAKE2 of names, sizes and times of change, and of how files are cut: not of contents."""
@@ -113,18 +161,4 @@ class StreamedSet:
 
     def waiting_share(self) -> float:
         """The share of the time since the last call that went into waiting for files."""
-        now = time.monotonic()
-        share = self._waited / max(now - self._since, 1e-9)
-        self._waited, self._since = 0.0, now
-        return share
-
-
-def _key(step: int, size: int, seed: int, part: slice) -> Batch:
-    return step, size, seed, (part.start, part.stop, part.step)
-
-
-def _to(images: Pixels, device: torch.device) -> Pixels:
-    """Pinned memory lets a GPU fetch a batch while the host goes on."""
-    if device.type == "cuda":
-        return images.pin_memory().to(device, non_blocking=True)
-    return images.to(device)
+        return self._ahead.waiting_share()

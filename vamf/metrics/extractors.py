@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vamf.metrics import digits_cnn, inception_weights, randconv
-from vamf.metrics.precision import strict_fp32
+from vamf.precision import strict_fp32
 from vamf.typing import Features, Label, Pixels
 
 INCEPTION_ID = "inception-v3-compat"

@@ -6,7 +6,7 @@ import torch
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 from vamf.metrics.digits_cnn import DIM, DigitsCNN
-from vamf.metrics.precision import strict_fp32
+from vamf.precision import strict_fp32
 from vamf.typing import Features, Pixels
 
 LAYER = str(DIM)

@@ -1,4 +1,4 @@
-"""Full float32 for a metric's network, whatever precision training has chosen."""
+"""Full float32 for networks that measure, or decode, whatever precision training has chosen."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
