@@ -1,16 +1,19 @@
 """A run as one frozen value: every choice that shapes it, and nothing that does not."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
+
+import torch
 
 from vamf import values
 from vamf.data.augment import Augmentation
 from vamf.data.downloads import CIFAR10, MNIST
 from vamf.data.folders import ImageFolder
 from vamf.data.images import Digits
+from vamf.data.latents import Latents
 from vamf.data.mixtures import Mixture
 from vamf.data.toys import Toy
 from vamf.diagnostics.adaptive import AdaptiveBeta
@@ -24,6 +27,7 @@ from vamf.metrics.distances import FrechetDistance, SlicedWasserstein
 from vamf.models.dit import DiTConfig
 from vamf.models.mlp import MLPConfig
 from vamf.models.unet import UNetConfig
+from vamf.typing import Sample
 
 Sampler = Literal["average", "euler", "heun", "ancestral", "ddim"]
 
@@ -112,7 +116,9 @@ class Compute:
 class Experiment:
     """Every choice of a run; a variant is ``dataclasses.replace`` or ``override``."""
 
-    data: Toy | Mixture | Digits | MNIST | CIFAR10 | ImageFolder = field(default_factory=Digits)
+    data: Toy | Mixture | Digits | MNIST | CIFAR10 | ImageFolder | Latents = field(
+        default_factory=Digits
+    )
     """What is learnt."""
     model: MLPConfig | UNetConfig | DiTConfig = field(default_factory=UNetConfig)
     """The network u(z, r, t)."""
@@ -169,6 +175,7 @@ class Experiment:
         self._check_augment()
         self._check_compute()
         self._check_ddpm()
+        self._check_latents()
         points = isinstance(self.data, Toy | Mixture)
         if points and not isinstance(self.model, MLPConfig):
             raise ValueError(f"points take an MLPConfig; got {type(self.model).__name__}")
@@ -251,9 +258,33 @@ class Experiment:
         if self.augment and self.proxy not in ("ema", "online"):
             raise ValueError(f"augment needs a proxy that is told of it; got {self.proxy}")
 
+    def _check_latents(self) -> None:
+        if not isinstance(self.data, Latents):
+            return
+        if self.augment:
+            raise ValueError(
+                f"augment is for images, and data.mirror for latents; got {self.augment}"
+            )
+        distance = self.evaluation.distance
+        if isinstance(distance, FrechetDistance) and distance.reference == "test":
+            raise ValueError(
+                "latents are compared with data.images, the training images, or with a file of "
+                "statistics; got evaluation.distance.reference test"
+            )
+
+    @property
+    def pictures(self) -> Toy | Mixture | Digits | MNIST | CIFAR10 | ImageFolder:
+        """What generated samples are compared with: the data, or the images behind latents."""
+        return self.data.pictures if isinstance(self.data, Latents) else self.data
+
+    def decoder(self, device: torch.device) -> Callable[[Sample], Sample]:
+        """What turns generated samples into those of ``pictures``; ValueError if it is missing."""
+        return self.data.decoder(device) if isinstance(self.data, Latents) else lambda x: x
+
     def prepare(self) -> None:
         """Finds the data, and what their distance needs; ValueError says what is missing."""
         self.data.load("train")
+        self.decoder(torch.device("cpu"))
         self.evaluation.distance.prepare()
 
     def to_dict(self) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from vamf.metrics.extractors import (
 )
 from vamf.metrics.frechet import frechet_distance
 from vamf.metrics.moments import FeatureMoments
-from vamf.precision import strict_fp32
 from vamf.metrics.train_digits_cnn import export, unfolded
+from vamf.precision import strict_fp32
 from vamf.random import generator
 
 EXTRACTOR = DigitsExtractor()

@@ -43,14 +43,10 @@ class Dataset(Protocol):
 
 
 @runtime_checkable
-class Images(Dataset, Protocol):
-    """Finitely many labelled images: what a distance compares with, and what labels belong to."""
+class Labelled(Dataset, Protocol):
+    """Finitely many samples with labels."""
 
     def __len__(self) -> int: ...
-
-    def pixels(self, places: Sequence[int]) -> Pixels:
-        """The images at the given places of the data set, (n, C, H, W) uint8."""
-        ...
 
     def labels_of(
         self, step: int, size: int, seed: int, device: torch.device, part: slice = WHOLE
@@ -59,7 +55,16 @@ class Images(Dataset, Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """A hash that another set of images, or the same set in another order, does not share."""
+        """A hash that another set, or the same set in another order, does not share."""
+        ...
+
+
+@runtime_checkable
+class Images(Labelled, Protocol):
+    """Finitely many labelled images: what a distance compares with."""
+
+    def pixels(self, places: Sequence[int]) -> Pixels:
+        """The images at the given places of the data set, (n, C, H, W) uint8."""
         ...
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from vamf.data.latents import Latents
 from vamf.diagnostics.variance import (
     TIMES,
     evaluation_draws,
@@ -47,11 +48,12 @@ def generate_from(
     device: torch.device,
     label: int | None = None,
 ) -> Generate:
-    """A function from sample indices to generated samples.
+    """A function from sample indices to generated samples, of latents to their images.
 
     A network that knows classes makes all of class ``label``, or each of a random one.
     """
     evaluation, number = experiment.evaluation, experiment.model.classes
+    decode = experiment.decoder(device)
 
     def generate(indices: range) -> Sample:
         with torch.inference_mode():
@@ -60,7 +62,7 @@ def generate_from(
             if y is not None and label is not None:
                 y = torch.full_like(y, label)
             own = u if y is None else with_labels(u, y)
-            return _sampled(own, experiment, e, fresh_noise(evaluation.seed, indices, e))
+            return decode(_sampled(own, experiment, e, fresh_noise(evaluation.seed, indices, e)))
 
     return generate
 
@@ -98,9 +100,10 @@ def protocol(experiment: Experiment) -> str:
     """What two distances must share to be compared, in words: figure, steps, weights and noise."""
     evaluation = experiment.evaluation
     how = "" if evaluation.sampler == "average" else f" {evaluation.sampler}"
+    decoded = f", decoded by {data.vae}" if isinstance(data := experiment.data, Latents) else ""
     return (
         f"{evaluation.distance.key}, {evaluation.sampling_steps}-step{how} samples, "
-        f"moving average {experiment.ema}, evaluation seed {evaluation.seed}"
+        f"moving average {experiment.ema}, evaluation seed {evaluation.seed}{decoded}"
     )
 
 
@@ -108,7 +111,7 @@ def distance(u: AverageVelocity, experiment: Experiment, workers: Workers) -> Me
     """The experiment's distance of generated samples to real ones."""
     shape, measure = experiment.data.shape, experiment.evaluation.distance
     generate = generate_from(u, experiment, shape, workers.device)
-    return measure(generate, experiment.data, workers, experiment.evaluation.seed)
+    return measure(generate, experiment.pictures, workers, experiment.evaluation.seed)
 
 
 def loss_variance(

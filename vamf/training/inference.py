@@ -103,23 +103,26 @@ def measure(trained: Trained, experiment: Experiment, workers: Workers) -> Metri
 def anchors(experiment: Experiment, workers: Workers) -> dict[str, Measurement]:
     """The same Fréchet distance of real test images, and of uniform noise, to read others by.
 
-    Test images are drawn with replacement, as many as the figure takes. Empty for points.
+    Test images are drawn with replacement, as many as the figure takes; of latents they are
+    decoded, and their distance is the least that a model of latents can have. Empty for points.
     """
     measure = experiment.evaluation.distance
     if not isinstance(measure, FrechetDistance):
         return {}
     test, seed = experiment.data.load("test"), experiment.evaluation.seed
+    pictures, decode = experiment.pictures, experiment.decoder(workers.device)
 
     def real(indices: range) -> Sample:
-        return test.draw(len(indices), generator(seed, "anchor", indices.start)).to(workers.device)
+        g = generator(seed, "anchor", indices.start)
+        return decode(test.draw(len(indices), g).to(workers.device))
 
     def uniform(indices: range) -> Sample:
         g = generator(seed, "uniform", indices.start)
-        return (torch.rand(len(indices), *test.shape, generator=g) * 2 - 1).to(workers.device)
+        return (torch.rand(len(indices), *pictures.shape, generator=g) * 2 - 1).to(workers.device)
 
     sources = {"real test images": real, "uniform noise": uniform}
     return {
-        name: next(iter(measure(source, experiment.data, workers, seed).values()))
+        name: next(iter(measure(source, pictures, workers, seed).values()))
         for name, source in sources.items()
     }
 

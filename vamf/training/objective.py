@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from vamf.data.dataset import Dataset, Images
+from vamf.data.dataset import Dataset, Labelled
 from vamf.diagnostics.adaptive import Adapted, AdaptiveBeta
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
@@ -133,7 +133,7 @@ class Objective(nn.Module):
     def labels(self, step: int) -> Labels:
         """This worker's share of the step's labels, some of them dropped by a stream of its own."""
         e, (rank, world, device) = self.experiment, self.workers
-        assert e.guidance is not None and isinstance(self.dataset, Images)
+        assert e.guidance is not None and isinstance(self.dataset, Labelled)
         y = self.dataset.labels_of(step, e.batch, e.seed, device)
         g = generator(e.seed, "labels", step, device=device)
         labels = drop_labels(y, e.model.classes, e.guidance.dropout, g)

@@ -1,0 +1,123 @@
+"""A folder of images as latents on disk: shard by shard, so that what is done stays done."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from vamf.data.files import image_files
+from vamf.data.folders import ImageFolder
+from vamf.data.shards import INDEX, Index, intact, write_shard
+from vamf.data.streaming import FileSet
+from vamf.data.vae import VAE
+from vamf.typing import Pixels
+
+AT_ONCE = 128
+"""Images that are decoded from their files at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """How a folder of images becomes latents."""
+
+    size: int = 256
+    """Height and width to which images are scaled, by their shorter side, and cut."""
+    mirror: bool = True
+    """Encodes each image's mirror image too."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Of the stored moments; float16 halves the disk that they take (84 GB of ImageNet)."""
+    damaged: Literal["refuse", "skip"] = "refuse"
+    """What becomes of files that are no images: `refuse` stops and names them, `skip` puts the
+    next good one of the class in their place."""
+    shard: int = 4096
+    """Images in a shard: what is lost when the job is interrupted."""
+    part: tuple[int, int] = (0, 1)
+    """Which of how many processes this is, such as `0 8`: each encodes shards of its own, into one
+    folder that all of them see."""
+
+    def __post_init__(self) -> None:
+        mine, all_of_them = self.part
+        if self.size < 1 or self.shard < 1 or not 0 <= mine < all_of_them:
+            raise ValueError(
+                "encoding needs size and shard >= 1, and a part of 0 N, ..., N-1 N; "
+                f"got {self.size}, {self.shard} and {mine} {all_of_them}"
+            )
+
+    def folder(self, root: Path) -> ImageFolder:
+        """The images, with the class subfolders' numbers if there are such."""
+        files = [path.relative_to(root) for path in image_files(root)]
+        classes = len({path.parts[0] for path in files if len(path.parts) > 1})
+        size, damaged = self.size, self.damaged
+        return ImageFolder(root=root, size=size, classes=classes, damaged=damaged, memory_gb=0.0)
+
+
+def plan(encoding: Encoding, folder: ImageFolder, images: FileSet, vae: VAE) -> Index:
+    """What the folder of latents is to hold; ValueError for a size that the VAE does not halve."""
+    channels, height, width = vae.encode(images.pixels([0])).shape[1:]
+    if encoding.size % (factor := encoding.size // height):
+        raise ValueError(f"size must be a multiple of {factor} for {vae.name}; got {encoding.size}")
+    names = [str(path.relative_to(folder.root)) for path in images.files]
+    return Index(
+        vae=vae.name,
+        vae_sha256=vae.sha256,
+        scaling=vae.scaling,
+        shape=(channels // 2, height, width),
+        resolution=encoding.size,
+        classes=folder.classes,
+        count=len(images),
+        shard=encoding.shard,
+        mirrored=encoding.mirror,
+        dtype=encoding.dtype,
+        images=hashlib.sha256(repr((names, images.cut)).encode()).hexdigest(),
+    )
+
+
+def encode(encoding: Encoding, root: Path, out: Path, vae: VAE) -> Iterator[str]:
+    """Encodes the images below ``root`` into ``out``, and says what was done after each shard.
+
+    Shards that are there and intact stay as they are. Raises ValueError for images of no use, and
+    if ``out`` holds latents of other images, of another VAE or with other settings.
+    """
+    folder = encoding.folder(root)
+    images = folder.load("train")
+    assert isinstance(images, FileSet)  # no folder fits into 0 GB
+    index = plan(encoding, folder, images, vae)
+    out.mkdir(parents=True, exist_ok=True)
+    holds = [path for path in out.iterdir() if not path.name.startswith(".")]
+    if (out / INDEX).is_file():
+        _same(index, Index.load(out), out)
+    elif holds:
+        raise ValueError(f"a folder for latents must be empty; got files in {out}")
+    else:
+        index.save(out)
+    mine, step = encoding.part
+    for number in index.shards[mine::step]:
+        there = intact(out, index, number)
+        if not there:
+            _encode_shard(index, number, images, vae, out)
+        done = "is there" if there else "encoded"
+        yield f"shard {number + 1} of {len(index.shards)}, {len(index.of(number))} images: {done}"
+
+
+def _same(wanted: Index, found: Index, out: Path) -> None:
+    for name in vars(wanted):
+        ours, theirs = getattr(wanted, name), getattr(found, name)
+        if name != "vae" and ours != theirs:  # its weights tell
+            raise ValueError(f"{out} must hold latents with {name} {ours}; got {theirs}")
+
+
+def _encode_shard(index: Index, number: int, images: FileSet, vae: VAE, out: Path) -> None:
+    places = index.of(number)
+    parts = []
+    for start in range(0, len(places), AT_ONCE):
+        pixels = images.pixels(places[start : start + AT_ONCE])
+        parts.append(torch.stack([vae.encode(view).cpu() for view in _views(pixels, index)], dim=1))
+    labels = images.labels[places.start : places.stop]
+    write_shard(out, index, number, torch.cat(parts), labels)
+
+
+def _views(pixels: Pixels, index: Index) -> list[Pixels]:
+    return [pixels, pixels.flip(3)] if index.mirrored else [pixels]

@@ -1,0 +1,100 @@
+"""Images to latents and back, by an autoencoder of Stable Diffusion: the one place of diffusers."""
+
+import hashlib
+import logging
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vamf.data.dataset import to_float
+from vamf.precision import strict_fp32
+from vamf.typing import Pixels, Sample
+
+AT_ONCE = {"cpu": 4, "cuda": 32}
+"""Images of 256x256 that are encoded, or decoded, at once: 1 GB on the CPU, 10 on a GPU."""
+
+
+class VAE:
+    """An ``AutoencoderKL`` in strict float32: its figures are one protocol on every machine."""
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        """``name`` is that of a repository on the Hugging Face hub, or a folder.
+
+        Raises ValueError where diffusers, or the weights, are not to be had.
+        """
+        self.name, self.device = name, device
+        self.network = _load(name).to(device)
+        config = self.network.config
+        self.scaling = float(config.scaling_factor)
+        if config.get("shift_factor"):
+            raise ValueError(
+                f"the VAE must have no shift factor; got {config.shift_factor}, {name}"
+            )
+        self.sha256 = _sha256(self.network.state_dict())
+
+    def encode(self, images: Pixels) -> Tensor:
+        """Mean and log-variance of the posterior, unscaled, (n, 2 channels, height, width)."""
+        with strict_fp32():
+            return torch.cat([self._moments(part) for part in self._parts(images)])
+
+    def _moments(self, images: Pixels) -> Tensor:
+        posterior = self.network.encode(to_float(images)).latent_dist
+        return torch.cat([posterior.mean, posterior.logvar], dim=1)
+
+    def decode(self, latents: Sample) -> Sample:
+        """The images (n, 3, H, W) of scaled latents, about [-1, 1], on the VAE's device."""
+        with strict_fp32():
+            parts = [self.network.decode(z / self.scaling).sample for z in self._parts(latents)]
+            return torch.cat(parts)
+
+    def _parts(self, batch: Tensor) -> tuple[Tensor, ...]:
+        return batch.to(self.device).split(AT_ONCE.get(self.device.type, 4))
+
+
+@cache
+def load(name: str, device: torch.device) -> VAE:
+    """The VAE of that name, read once."""
+    return VAE(name, device)
+
+
+def _load(name: str) -> Any:
+    try:
+        from diffusers import AutoencoderKL  # ten CPU-seconds
+    except ImportError as error:
+        raise ValueError(
+            "latents are encoded and decoded by diffusers: `pip install 'vamf[latents]'`, or "
+            f"`uv run --extra latents`; got {error}"
+        ) from None
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.CRITICAL)  # what it says of retries, the line below says too
+    try:
+        for offline in (True, False):  # what is there needs no network
+            try:
+                return (
+                    AutoencoderKL.from_pretrained(
+                        name, local_files_only=offline, low_cpu_mem_usage=False
+                    )
+                    .float()
+                    .eval()
+                    .requires_grad_(False)
+                )
+            except (OSError, ValueError, RuntimeError) as error:
+                reason = " ".join(str(error).split())
+    finally:
+        hub.setLevel(level)
+    raise ValueError(
+        "the VAE must be a folder with diffusers' AutoencoderKL (config.json and weights), or a "
+        f"repository of the Hugging Face hub in its cache or in reach; got {name}: {reason:.200}"
+    )
+
+
+def _sha256(state: dict[str, Tensor]) -> str:
+    """Of names and values: the same for the same weights in any file."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
