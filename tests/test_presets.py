@@ -3,10 +3,16 @@
 import json
 import math
 
+import numpy as np
 import pytest
-from pictures import trust_cifar10, write_tiny
+import torch
+from latents import write_vae
+from pictures import trust_cifar10, write_images, write_tiny
 
 from vamf.data.downloads import CIFAR10, MNIST
+from vamf.data.encoding import Encoding, encode
+from vamf.data.latents import Latents
+from vamf.data.vae import VAE
 from vamf.experiment import Experiment
 from vamf.presets import PRESETS
 from vamf.training.checkpoint import find_checkpoint
@@ -27,6 +33,8 @@ TINY_DISTANCE = {
 
 
 TINY_NETWORK = {"model.channels": 8, "model.blocks": 1}
+TINY_TRANSFORMER = {"model.width": 16, "model.depth": 1, "model.heads": 2, "model.classes": 2}
+TINY_LATENTS = {"size": 4, "resolution": 8, "classes": 2}
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +47,32 @@ def images(tmp_path_factory):
         yield root
 
 
-def tiny(preset, images):
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory):
+    """Settings of latents of random pixels, by an autoencoder of random weights."""
+    pytest.importorskip("diffusers", reason="needs vamf[latents]")
+    root = tmp_path_factory.mktemp("latents")
+    network = write_vae(root / "vae")
+    for name in ("a", "b"):
+        write_images(root / "images" / name, np.zeros((4, 8, 8, 3), "u1"))
+    vae = VAE(str(network), torch.device("cpu"))
+    list(encode(Encoding(size=8), root / "images", root / "latents", vae))
+    return TINY_LATENTS | {
+        "root": str(root / "latents"),
+        "images": str(root / "images"),
+        "vae": str(network),
+    }
+
+
+def tiny(preset, request):
     settings = TINY_DISTANCE[type(preset.evaluation.distance).__name__]
     changes = TINY | {f"evaluation.distance.{n}": v for n, v in settings.items()}
+    if isinstance(preset.data, Latents):
+        settings = request.getfixturevalue("latents")
+        changes |= TINY_TRANSFORMER | {f"data.{n}": v for n, v in settings.items()}
     if isinstance(preset.data, MNIST | CIFAR10):
-        changes |= TINY_NETWORK | {"data.root": str(images)}
+        changes |= TINY_NETWORK | {"data.root": str(request.getfixturevalue("images"))}
+    if isinstance(preset.data, MNIST | CIFAR10 | Latents):
         changes |= {"evaluation.distance.extractor": "randconv64_v1"}
     if preset.ddpm is not None:
         changes |= {"evaluation.sampling_steps": 2}
@@ -57,8 +86,8 @@ def test_round_trip_through_json(preset):
 
 
 @PRESET
-def test_two_steps_of_training(preset, tmp_path, images):
-    experiment, logged, reported = tiny(preset, images), [], []
+def test_two_steps_of_training(preset, tmp_path, request):
+    experiment, logged, reported = tiny(preset, request), [], []
     session = Session(
         directory=tmp_path,
         log=lambda figures, step: logged.append((step, dict(figures))),
@@ -76,3 +105,14 @@ def test_two_steps_of_training(preset, tmp_path, images):
     assert find_checkpoint(tmp_path).experiment() == experiment
     assert Summary.load(tmp_path / "summary.json").metrics.keys() == summary.metrics.keys()
     assert [p.name for p in (tmp_path / "samples").iterdir()] == ["step_00000002.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("b4", 131), ("b2", 131), ("l2", 459), ("xl2", 676)]
+)
+def test_networks_for_imagenet_are_as_large_as_published(name, millions):
+    """Table 4 of arXiv 2505.13447; without weights in memory."""
+    preset = PRESETS[f"imagenet_dit_{name}"]
+    with torch.device("meta"):
+        network = preset.model.build(preset.data.shape)
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6) == millions

@@ -1,6 +1,7 @@
 """Latents on disk: what a batch is, that it is read ahead, and what is refused."""
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from latents import INDEX, write_latents
 
+from jobs import encode
 from vamf.data.dataset import Images, Labelled
 from vamf.data.latents import Latents
 from vamf.data.shards import Index, Shards, intact
@@ -203,3 +205,13 @@ def test_an_index_survives_json(tmp_path):
     assert Index.load(tmp_path) == INDEX
     assert json.loads((tmp_path / "index.json").read_text())["scaling"] == 0.5
     assert [len(INDEX.of(number)) for number in INDEX.shards] == [4, 4, 2]
+
+
+def test_without_diffusers_one_line_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "diffusers", None)  # as Python marks what cannot be imported
+    with pytest.raises(SystemExit):
+        encode.main(["--vae", str(tmp_path), str(tmp_path)])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "pip install 'vamf[latents]'" in line
+    with pytest.raises(ValueError, match=r"are encoded and decoded by diffusers: `pip install"):
+        latents(tmp_path).decoder(CPU)

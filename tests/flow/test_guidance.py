@@ -167,6 +167,22 @@ def test_nothing_is_evaluated_without_weight():
     assert calls == [None, False, None, True, None, False, True, None]
 
 
+def test_outside_of_its_times_the_conditional_velocity_stays():
+    net, d = Net(), draws()
+    z, v_cond = on_path(d)
+    edges = d.t.sort().values[[2, 5]].tolist()  # both belong to it
+    always, sometimes = (
+        Guidance(omega=0.2, cfg_kappa=0.92, t_min=low, t_max=high).velocity(
+            boundary_velocity(net), z, d.t, v_cond, Y
+        )
+        for low, high in ((0.0, 1.0), edges)
+    )
+    acts = (edges[0] <= d.t) & (d.t <= edges[1])
+    assert acts.sum() == 4 and not torch.isclose(always, v_cond).any()
+    assert torch.equal(sometimes[acts], always[acts])
+    assert torch.equal(sometimes[~acts], v_cond[~acts])
+
+
 def test_fixed_point_is_guidance_of_scale_omega_over_1_minus_kappa():
     """Iterating u(y) = E[v_g] with u of no class the marginal velocity gives its extrapolation."""
     known, marginal = torch.tensor([3.0, -1.0]), torch.tensor([0.5, 0.5])
@@ -225,3 +241,9 @@ def test_labels_are_dropped_independently():
 def test_bad_settings_are_refused(settings):
     with pytest.raises(ValueError, match="guidance needs omega > 0, and cfg_kappa and dropout"):
         Guidance(**settings)
+
+
+@pytest.mark.parametrize("times", [(-0.1, 1.0), (0.0, 1.1), (0.5, 0.5), (math.nan, 1.0)])
+def test_times_that_are_no_interval_are_refused(times):
+    with pytest.raises(ValueError, match="guidance needs 0 <= t_min < t_max <= 1; got"):
+        Guidance(t_min=times[0], t_max=times[1])

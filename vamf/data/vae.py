@@ -2,6 +2,9 @@
 
 import hashlib
 import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -67,28 +70,33 @@ def _load(name: str) -> Any:
             "latents are encoded and decoded by diffusers: `pip install 'vamf[latents]'`, or "
             f"`uv run --extra latents`; got {error}"
         ) from None
-    hub = logging.getLogger("huggingface_hub")
-    level = hub.level
-    hub.setLevel(logging.CRITICAL)  # what it says of retries, the line below says too
-    try:
-        for offline in (True, False):  # what is there needs no network
-            try:
-                return (
-                    AutoencoderKL.from_pretrained(
-                        name, local_files_only=offline, low_cpu_mem_usage=False
-                    )
-                    .float()
-                    .eval()
-                    .requires_grad_(False)
+    for offline in (True, False):  # what is there needs no network
+        try:
+            with _quiet():
+                found = AutoencoderKL.from_pretrained(
+                    name, local_files_only=offline, low_cpu_mem_usage=False
                 )
-            except (OSError, ValueError, RuntimeError) as error:
-                reason = " ".join(str(error).split())
-    finally:
-        hub.setLevel(level)
+            return found.float().eval().requires_grad_(False)
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
     raise ValueError(
         "the VAE must be a folder with diffusers' AutoencoderKL (config.json and weights), or a "
         f"repository of the Hugging Face hub in its cache or in reach; got {name}: {reason:.200}"
     )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the hub's lines about every attempt: one line says what came of them."""
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        hub.setLevel(level)
 
 
 def _sha256(state: dict[str, Tensor]) -> str:

@@ -47,6 +47,10 @@ class Guidance:
     """Weight of the network's own conditional velocity, in [0, 1)."""
     dropout: float = 0.1
     """Probability that a sample's label is dropped, in [0, 1)."""
+    t_min: float = 0.0
+    """Earliest time of guidance: outside of [t_min, t_max] a sample keeps v_cond."""
+    t_max: float = 1.0
+    """Latest time of guidance."""
     mixing: Literal["tangent", "parameters"] = "tangent"
     """What beta mixes: the jvp's tangent, or the parameters that evaluate the guidance."""
 
@@ -56,6 +60,10 @@ class Guidance:
                 "guidance needs omega > 0, and cfg_kappa and dropout in [0, 1); "
                 f"got {self.omega}, {self.cfg_kappa} and {self.dropout}"
             )
+        if not 0 <= self.t_min < self.t_max <= 1:
+            raise ValueError(
+                f"guidance needs 0 <= t_min < t_max <= 1; got {self.t_min} and {self.t_max}"
+            )
 
     def velocity(self, v: LabelledVelocity, z: Sample, t: Time, v_cond: Sample, y: Label) -> Sample:
         """v_g, with ``v`` the boundary velocity sg[u(z, t, t, y)]; no weight, no evaluation."""
@@ -64,7 +72,10 @@ class Guidance:
             guided = guided + (1 - self.omega - self.cfg_kappa) * v(z, t)
         if self.cfg_kappa:
             guided = guided + self.cfg_kappa * v(z, t, y)
-        return guided
+        if (self.t_min, self.t_max) == (0, 1):
+            return guided
+        acts = (self.t_min <= t) & (t <= self.t_max)
+        return torch.where(expand_like(acts, z), guided, v_cond)
 
     def __call__(
         self,
