@@ -29,6 +29,8 @@ class Options:
     """Generated samples; by default the experiment's."""
     seed: int | None = None
     """Seed of the evaluation's noise; by default the experiment's, common to all runs."""
+    set: tuple[str, ...] = ()
+    """Other settings, as `name=value`, such as `data.root=data`."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """Where to compute."""
 
@@ -41,17 +43,17 @@ def main(argv: list[str]) -> None:
     options = tyro.cli(Options, args=argv, prog="evaluate")
     workers = Workers(device=torch.device(options.device))
     trained = cli.guarded(lambda: inference.load(options.checkpoint, workers.device))
-    changes = {
+    choices = {
         "evaluation.sampling_steps": options.steps,
         "evaluation.sampler": options.sampler,
         "evaluation.distance.samples": options.samples,
         "evaluation.seed": options.seed,
     }
-    given = {name: value for name, value in changes.items() if value is not None}
-    experiment = cli.guarded(lambda: trained.experiment.override(given))
-    cli.guarded(experiment.prepare)
-    print(f"{trained.path}, step {trained.step}: {protocol(experiment)}")
-    cli.guarded(lambda: inference.measure_all(trained, experiment, workers, cli.figure))
+    given = {name: value for name, value in choices.items() if value is not None}
+    chosen = cli.guarded(lambda: cli.changed(trained.experiment.override(given), options.set))
+    cli.guarded(chosen.prepare)
+    print(f"{trained.path}, step {trained.step}: {protocol(chosen)}")
+    cli.guarded(lambda: inference.measure_all(trained, chosen, workers, cli.figure))
 
 
 if __name__ == "__main__":

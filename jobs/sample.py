@@ -28,6 +28,8 @@ class Options:
     """Steps of the sampler; by default the experiment's, one for most."""
     seed: int = 0
     """Seed of the noise: sample i is a function of seed and i, whatever the count."""
+    set: tuple[str, ...] = ()
+    """Other settings, as `name=value`, such as `data.vae=FOLDER` for a model of latents."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """Where to compute."""
 
@@ -36,6 +38,8 @@ def main(argv: list[str]) -> None:
     options = tyro.cli(Options, args=argv, prog="sample")
     device, out = torch.device(options.device), options.out
     trained = cli.guarded(lambda: inference.load(options.checkpoint, device))
+    experiment = cli.guarded(lambda: cli.changed(trained.experiment, options.set))
+    trained = trained._replace(experiment=experiment)
     steps, seed, label = options.steps, options.seed, options.label
     generate = cli.guarded(
         lambda: sampling.generator_of(trained, steps=steps, seed=seed, label=label)

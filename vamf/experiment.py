@@ -172,10 +172,10 @@ class Experiment:
             raise ValueError(f"ema must lie in [0, 1); got {self.ema}")
         self._check_proxy()
         self._check_guidance()
+        self._check_latents()
         self._check_augment()
         self._check_compute()
         self._check_ddpm()
-        self._check_latents()
         points = isinstance(self.data, Toy | Mixture)
         if points and not isinstance(self.model, MLPConfig):
             raise ValueError(f"points take an MLPConfig; got {type(self.model).__name__}")
@@ -284,8 +284,10 @@ class Experiment:
     def prepare(self) -> None:
         """Finds the data, and what their distance needs; ValueError says what is missing."""
         self.data.load("train")
-        self.decoder(torch.device("cpu"))
-        self.evaluation.distance.prepare()
+        distance = self.evaluation.distance
+        if isinstance(self.data, Latents) and isinstance(distance, FrechetDistance):
+            self.data.prepare(compared=not isinstance(distance.reference, Path))
+        distance.prepare()
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries of JSON's types."""

@@ -92,12 +92,17 @@ def as_pixels(image: Image.Image) -> Pixels:
 def image_files(folder: Path) -> list[Path]:
     """All files below a folder whose ending Pillow knows, by name; ValueError if there are none."""
     known = Image.registered_extensions()
-    if not folder.is_dir():
-        raise ValueError(f"a folder of images must exist; got {folder}")
+    require_folder(folder)
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in known and p.is_file())
     if not found:
         raise ValueError(f"a folder of images must hold at least one; got none in {folder}")
     return found
+
+
+def require_folder(folder: Path) -> None:
+    """Raises ValueError unless it is there; what it holds is not looked at."""
+    if not folder.is_dir():
+        raise ValueError(f"a folder of images must exist; got {folder}")
 
 
 def usable(files: Sequence[Path], cut: Cut, skip: bool) -> list[Path]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from vamf import values
 from vamf.data import vae
 from vamf.data.dataset import WHOLE, Split, check_labels, require_positive
+from vamf.data.files import require_folder
 from vamf.data.folders import ImageFolder
 from vamf.data.order import Order
 from vamf.data.shards import INDEX, Index, Shards
@@ -83,6 +84,15 @@ class Latents:
         if split not in ("train", "test"):
             raise ValueError(f"split must be 'train' or 'test'; got {split!r}")
         return _load(self, self.test if split == "test" and self.test else self.root)
+
+    def prepare(self, compared: bool) -> None:
+        """Finds the autoencoder, and the images if they are ``compared`` with.
+
+        Raises ValueError for what is missing.
+        """
+        self.decoder(torch.device("cpu"))
+        if compared:
+            require_folder(self.images)
 
     def decoder(self, device: torch.device) -> Callable[[Sample], Sample]:
         """A function from latents to images, (n, 3, resolution, resolution).
