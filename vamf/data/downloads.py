@@ -14,82 +14,75 @@ ROOT = Path("data")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CIFAR10:
+class Published:
+    """A published data set of ten classes, in torchvision's layout below ``root``."""
+
+    root: Path = ROOT
+    """Folder that holds, or is to hold, the data."""
+    download: bool = False
+    """Fetches the data (CIFAR-10 170 MB, MNIST 11 MB) if they are not there."""
+
+    has_velocity: ClassVar[bool] = True
+    """Whether the true marginal velocity has a closed form."""
+    classes: ClassVar[int] = 10
+    """How many classes the labels name."""
+    shape: ClassVar[tuple[int, ...]]
+    """The shape of an image."""
+
+    def velocity(self) -> EmpiricalVelocity:
+        """The marginal velocity of the training images themselves: all enter each value."""
+        return EmpiricalVelocity(self.load("train").images)
+
+    def load(self, split: Split) -> ImageSet:
+        """The images of one split, (N, *shape), in the published order.
+
+        Raises ValueError if they are neither there nor to be downloaded, or damaged.
+        """
+        return _load(self, split)
+
+    def read(self, split: Split) -> ImageSet:
+        """``load``, from disk."""
+        raise NotImplementedError
+
+
+@cache
+def _load(data: Published, split: Split) -> ImageSet:
+    return data.read(split)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CIFAR10(Published):
     """CIFAR-10 (Krizhevsky, 2009): 60,000 colour 32x32 images of ten classes, 10,000 of them test.
 
     In torchvision's layout: ``ROOT/cifar-10-batches-py``, the original pickles.
     """
 
-    root: Path = ROOT
-    """Folder that holds, or is to hold, the data."""
-    download: bool = False
-    """Fetches the data (170 MB) if they are not there."""
-
-    has_velocity: ClassVar[bool] = True
-    """Whether the true marginal velocity has a closed form."""
-    classes: ClassVar[int] = 10
-    """How many classes the labels name."""
     shape: ClassVar[tuple[int, ...]] = (3, 32, 32)
     """The shape of an image."""
 
-    def velocity(self) -> EmpiricalVelocity:
-        """The marginal velocity of the 50,000 training images themselves: all enter each value."""
-        return EmpiricalVelocity(self.load("train").images)
+    def read(self, split: Split) -> ImageSet:
+        from torchvision.datasets import CIFAR10 as Theirs  # four CPU-seconds
 
-    def load(self, split: Split) -> ImageSet:
-        """The images of one split, (N, 3, 32, 32), in the published order.
-
-        Raises ValueError if they are neither there nor to be downloaded, or damaged.
-        """
-        return _cifar10(self.root, self.download, split)
+        found = _read("CIFAR-10", "cifar-10-batches-py", Theirs, self.root, self.download, split)
+        images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
+        return _labelled(images, torch.tensor(found.targets), self.root)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MNIST:
+class MNIST(Published):
     """MNIST (LeCun et al., 1998): 70,000 grey 28x28 digits, 10,000 of them test.
 
     In torchvision's layout: ``ROOT/MNIST/raw``, the original IDX files.
     """
 
-    root: Path = ROOT
-    """Folder that holds, or is to hold, the data."""
-    download: bool = False
-    """Fetches the data (11 MB) if they are not there."""
-
-    has_velocity: ClassVar[bool] = True
-    """Whether the true marginal velocity has a closed form."""
-    classes: ClassVar[int] = 10
-    """How many classes the labels name."""
     shape: ClassVar[tuple[int, ...]] = (1, 28, 28)
     """The shape of an image."""
 
-    def velocity(self) -> EmpiricalVelocity:
-        """The marginal velocity of the 60,000 training images themselves: all enter each value."""
-        return EmpiricalVelocity(self.load("train").images)
+    def read(self, split: Split) -> ImageSet:
+        from torchvision.datasets import MNIST as Theirs  # four CPU-seconds
 
-    def load(self, split: Split) -> ImageSet:
-        """The images of one split, (N, 1, 28, 28), in the published order.
-
-        Raises ValueError if they are neither there nor to be downloaded, or damaged.
-        """
-        return _mnist(self.root, self.download, split)
-
-
-@cache
-def _cifar10(root: Path, download: bool, split: Split) -> ImageSet:
-    from torchvision.datasets import CIFAR10 as Theirs  # four CPU-seconds
-
-    found = _read("CIFAR-10", "cifar-10-batches-py", Theirs, root, download, split)
-    images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
-    return _labelled(images, torch.tensor(found.targets), root)
-
-
-@cache
-def _mnist(root: Path, download: bool, split: Split) -> ImageSet:
-    from torchvision.datasets import MNIST as Theirs  # four CPU-seconds
-
-    found = _read("MNIST", "MNIST/raw", Theirs, root, download, split)
-    return _labelled(found.data[:, None], found.targets, root)
+        found = _read("MNIST", "MNIST/raw", Theirs, self.root, self.download, split)
+        return _labelled(found.data[:, None], found.targets, self.root)
 
 
 def _read(name: str, folder: str, theirs, root: Path, download: bool, split: Split):  # type: ignore[no-untyped-def]
