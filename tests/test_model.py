@@ -1,9 +1,17 @@
 """An MLflow model of an exported network: loaded by MLflow itself, without a server."""
 
+import json
+import os
+import subprocess
 import sys
+import urllib.error
+import urllib.request
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
+from machine import descendants, free_ports, kill, wait_until
 from tiny import TINY
 
 from jobs import export, sample
@@ -59,3 +67,62 @@ def test_a_model_holds_weights_and_code_and_no_pickle(exported):
     files = [path for path in exported[1].rglob("*") if path.is_file()]
     assert any(path.name == "model.safetensors" for path in files)
     assert not [path for path in files if path.suffix in (".pkl", ".pt", ".pth")]
+
+
+DENOISING = {
+    **{"times.kind": "UniformTimes", "times.prob_equal": 1.0, "ddpm.levels": 20, "proxy": "ema"},
+    **{"loss.weight.p": 0.0, "evaluation.sampler": "ancestral"},
+    "evaluation.sampling_steps": 20,
+}
+"""A DDPM, whose sampler takes all of its levels."""
+
+
+@contextmanager
+def serving(model, log):
+    """``mlflow models serve`` as the job tells it, in a process of its own; yields its address."""
+    port = free_ports(1)[0]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model)]
+    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, env=os.environ | {"PATH": path}, cwd=model
+        )
+
+    def answers():
+        assert process.poll() is None, log.read_text()
+        with suppress(OSError):
+            return urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5).status == 200
+        return False
+
+    try:
+        wait_until(answers, "an answer of the server")
+        yield f"http://127.0.0.1:{port}/invocations"
+    finally:
+        kill({process.pid, *descendants(process.pid)})
+        process.wait()
+
+
+def asked(address, row):
+    """Images that a server answers with."""
+    body = json.dumps({"dataframe_records": [row]}).encode()
+    request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return np.array(json.load(answer)["predictions"])
+
+
+@pytest.mark.slow
+def test_a_served_model_samples_as_its_experiment_says(tmp_path):
+    """By the real server: a DDPM takes its own sampler and steps, and refuses others."""
+    run, out, model = tmp_path / "run", tmp_path / "m.safetensors", tmp_path / "model"
+    train(TINY.override(DENOISING), Session(directory=run))
+    export.main([str(run), "--out", str(out), "--mlflow", str(model)])
+    sample.main([str(out), "--count", "2", "--seed", "3", "--out", str(tmp_path / "a.npz")])
+    with np.load(tmp_path / "a.npz") as stored, serving(model, tmp_path / "log") as address:
+        images = asked(address, {"count": 2, "seed": 3})
+        assert images.shape == (2, 8, 8, 1) and (images == stored["arr_0"]).all()
+        assert (asked(address, {"count": 2, "seed": 3, "steps": 20}) == images).all()
+        with pytest.raises(urllib.error.HTTPError) as refusal:
+            asked(address, {"count": 2, "steps": 1})
+        assert refusal.value.code == 400
+        assert "takes all 20 levels; got 1 steps" in refusal.value.read().decode()

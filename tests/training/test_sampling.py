@@ -171,6 +171,13 @@ def test_requests(run, tmp_path):
     assert (served.images([{"count": 2, "seed": 7}]) == images[:2]).all()
 
 
+def test_requests_take_the_experiments_own_steps(trained):
+    few = trained._replace(experiment=LABELLED.override({"evaluation.sampling_steps": 3}))
+    rows = [{"count": 2, "steps": steps} for steps in (1, 3)]
+    one, three = (Served(few).images([row]) for row in rows)
+    assert (Served(few).images([{"count": 2}]) == three).all() and (one != three).any()
+
+
 @pytest.mark.parametrize(
     ("row", "line"),
     [

@@ -34,8 +34,9 @@ class Served:
         """The images of all rows, (n, height, width, channels) uint8; or points, (n, dim).
 
         A row holds ``count``, and if need be ``seed`` (0), ``label`` (-1, random classes) and
-        ``steps`` (1). The same row gives the same images, and a larger count begins with those of a
-        smaller one. Raises ValueError for columns or values that are not these.
+        ``steps`` (the experiment's own). The same row gives the same images, and a larger count
+        begins with those of a smaller one. Raises ValueError for columns or values that are not
+        these.
         """
         return np.concatenate([self._row(row) for row in rows])
 
@@ -43,9 +44,10 @@ class Served:
         unknown = sorted(set(row) - set(COLUMNS))
         if unknown or "count" not in row:
             raise ValueError(f"a request holds count, and perhaps seed, label, steps; got {[*row]}")
+        own = self.trained.experiment.evaluation.sampling_steps
         count, seed, label, steps = (
             _whole(name, row.get(name, default))
-            for name, default in zip(COLUMNS, (None, 0, -1, 1), strict=True)
+            for name, default in zip(COLUMNS, (None, 0, -1, own), strict=True)
         )
         if not 1 <= count <= MOST:
             raise ValueError(f"count must lie in 1, ..., {MOST}; got {count}")
