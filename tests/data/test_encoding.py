@@ -99,24 +99,38 @@ def test_what_is_encoded_stays_and_what_is_damaged_is_made_anew(photos, network,
     assert unchanged == {"index.json", "moments-00000.npy", "rows-00000.npy"}
 
 
-def test_an_interrupted_job_leaves_whole_shards_and_goes_on(photos, network, tmp_path, monkeypatch):
-    """Interrupted while the second shard is encoded, and then while it is written."""
-    job(photos, tmp_path / "whole", network)
-    out, encoded, real = tmp_path / "out", [], vae.VAE.encode
+def once(real, count, else_do=lambda *_: None):
+    """A function that works ``count`` times, and is interrupted in the next."""
+    calls = []
 
-    def interrupt(self, images):
-        encoded.append(images)
-        if len(encoded) == 4:  # one of the plan, two views of the first shard
+    def interrupt(*arguments):
+        calls.append(arguments)
+        if len(calls) > count:
+            else_do(*arguments)
             raise KeyboardInterrupt
-        return real(self, images)
+        return real(*arguments)
 
+    return interrupt
+
+
+@pytest.mark.parametrize("when", ["encoding", "writing"])
+def test_an_interrupted_job_leaves_whole_shards_and_goes_on(
+    photos, network, tmp_path, monkeypatch, when
+):
+    """Interrupted in the second shard, which is not there then."""
+    job(photos, tmp_path / "whole", network)
+    out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(vae.VAE, "encode", interrupt)
+        if when == "encoding":  # one image of the plan, two views of the first shard
+            patch.setattr(vae.VAE, "encode", once(vae.VAE.encode, 3))
+        else:  # of moments and rows of the first shard, and rows of the second
+            save = np.save
+            patch.setattr(np, "save", once(save, 3, lambda file, array: save(file, array[:1])))
         with pytest.raises(SystemExit) as ended:
             job(photos, out, network)
     assert ended.value.code == 130
     names = {"index.json", "moments-00000.npy", "rows-00000.npy"}
-    assert {path.name for path in out.iterdir()} == names
+    assert {path.name for path in out.iterdir()} - names <= {"rows-00001.npy"}
     with pytest.raises(ValueError, match=r"moments-00001.npy is missing"):
         declared(out, photos, network).load("train")
     job(photos, out, network)
@@ -128,8 +142,10 @@ def _contents(folder):
 
 
 def test_processes_share_the_work(photos, network, tmp_path):
-    for part in ("0", "1"):
-        job(photos, tmp_path / "shared", network, "--part", part, "2")
+    for part, shards in ((0, {0, 2}), (1, {0, 1, 2})):
+        job(photos, tmp_path / "shared", network, "--part", str(part), "2")
+        found = {int(path.stem[-5:]) for path in (tmp_path / "shared").glob("moments-*.npy")}
+        assert found == shards
     job(photos, tmp_path / "alone", network)
     assert _contents(tmp_path / "shared") == _contents(tmp_path / "alone")
 
