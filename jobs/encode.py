@@ -34,7 +34,6 @@ def main(argv: list[str]) -> None:
     lines = encode(options.encoding, options.images, options.out, vae)
     while line := cli.guarded(lambda: next(lines, None), resume="the same command"):
         print(line, flush=True)
-    print(f"{options.out}: latents of {options.images}; train with data.root={options.out}")
 
 
 if __name__ == "__main__":

@@ -43,10 +43,12 @@ def run(options: Options) -> None:
     distance, workers = experiment.evaluation.distance, Workers(device=torch.device(options.device))
     if not isinstance(distance, FrechetDistance):
         raise ValueError(f"a folder of images needs a preset of images; got {options.preset}")
+    if not isinstance(distance.reference, Path):
+        experiment.pictures.load("train")
     channels, height, _ = experiment.pictures.shape
     folder = ImageFolder.of(options.images, channels, height, options.damaged)
     images = folder.load("train")
-    distance.prepare()
+    distance.prepare(experiment.pictures)
     print(f"{len(images)} images in {options.images}")
     for name, figure in distance.of_images(images, experiment.pictures, workers).items():
         cli.figure(name, figure)

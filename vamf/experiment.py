@@ -287,7 +287,7 @@ class Experiment:
         distance = self.evaluation.distance
         if isinstance(self.data, Latents) and isinstance(distance, FrechetDistance):
             self.data.prepare(compared=not isinstance(distance.reference, Path))
-        distance.prepare()
+        distance.prepare(self.pictures)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries of JSON's types."""

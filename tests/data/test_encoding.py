@@ -1,12 +1,14 @@
 """Images to latents by a real autoencoder, of random weights: what is made, and refused."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from latents import write_vae
 from pictures import write_images
 
-from jobs import encode
+from jobs import encode, train
 from vamf.data import vae
 from vamf.data.encoding import Encoding
 from vamf.data.latents import Latents
@@ -55,7 +57,9 @@ def test_latents_are_the_posteriors_of_the_images_and_of_their_mirror_images(
 ):
     job(photos, tmp_path / "out", network)
     out = capsys.readouterr().out.splitlines()
-    assert out[0] == "shard 1 of 3, 4 images: encoded" and f"data.root={tmp_path / 'out'}" in out[3]
+    assert out[0] == "shard 1 of 3, 4 images: encoded"
+    train.main(["imagenet_dit_b4", *out[3].split()[3:], "--model.classes", "3", "--dry-run"])
+    assert json.loads(capsys.readouterr().out)["data"]["resolution"] == 8
     data = declared(tmp_path / "out", photos, network)
     found, images = data.load("train"), data.pictures.load("train")
     assert found.labels.tolist() == [0] * 4 + [1] * 3 + [2] * 3

@@ -8,6 +8,7 @@ from PIL import Image
 
 from jobs import evaluate
 from vamf.data.downloads import CIFAR10
+from vamf.data.folders import ImageFolder
 from vamf.data.images import Digits
 from vamf.distributed import Workers
 from vamf.metrics import calibration, inception_weights
@@ -64,6 +65,18 @@ def test_unusable_folders_are_one_line(folder, tmp_path, capsys):
 def test_absent_data_are_one_line(folder, tmp_path, capsys):
     line = mistake(["--images", folder, "--set", f"data.root={tmp_path / 'absent'}"], capsys)
     assert line.startswith(f"CIFAR-10 must lie in {tmp_path / 'absent' / 'cifar-10-batches-py'}")
+
+
+def test_published_statistics_need_no_data(tmp_path, capsys):
+    images = np.random.RandomState(0).randint(0, 256, (50, 32, 32, 3)).astype("u1")
+    write_images(tmp_path / "images", images)
+    argv = ["--images", str(tmp_path / "images"), "--set", f"data.root={tmp_path / 'absent'}"]
+    argv += ["evaluation.distance.extractor=randconv64_v1"]
+    saved = FrechetDistance(extractor="randconv64_v1")
+    folder = ImageFolder.of(tmp_path / "images", 3, 32, "refuse").load("train")
+    saved.save(folder, tmp_path / "theirs.npz", Workers())
+    evaluate.main([*argv, f"evaluation.distance.reference={tmp_path / 'theirs.npz'}"])
+    assert "fd_randconv64_v1_n50_theirs" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from vamf.data.dataset import ImageSet
+from vamf.data.downloads import CIFAR10
 from vamf.data.images import Digits
 from vamf.distributed import Workers
 from vamf.metrics import reference
@@ -131,7 +132,7 @@ def test_a_file_can_be_the_reference(tmp_path):
 
     def figures(where):
         distance = FrechetDistance(samples=100, reference=where)
-        distance.prepare()
+        distance.prepare(Digits())
         return distance.of_pixels(Digits().load("train").pixels, Digits(), Workers())
 
     named, own = figures(path), figures("test")
@@ -148,8 +149,22 @@ def test_a_file_of_other_features_is_refused(tmp_path):
     distance = FrechetDistance(samples=100, reference=path)
     with pytest.raises(ValueError, match="extractor randconv64_v1 there, digits_cnn64_v1 here"):
         distance.of_pixels(Digits().load("train").pixels, Digits(), Workers())
+    with pytest.raises(ValueError, match="extractor randconv64_v1 there, digits_cnn64_v1 here"):
+        distance.prepare(Digits())  # before anything is trained
+    with pytest.raises(ValueError, match="resolution 1x8x8 there, 3x32x32 here"):
+        FrechetDistance(extractor="randconv64_v1", reference=path).prepare(CIFAR10())
     np.savez(path, mu=np.zeros(2048), sigma=np.eye(2048))
     with pytest.raises(ValueError, match=r"64 features, as digits_cnn64_v1 has; got 2048"):
         distance.of_pixels(Digits().load("train").pixels, Digits(), Workers())
     with pytest.raises(ValueError, match="kid and precision_recall need the reference's images"):
         FrechetDistance(samples=1000, reference=path, also=("kid",))
+
+
+def test_an_extractor_for_other_images_is_refused_before_anything_is_trained():
+    FrechetDistance().prepare(Digits())
+    with pytest.raises(ValueError) as refusal:
+        FrechetDistance().prepare(CIFAR10())
+    assert str(refusal.value) == (
+        "the extractor digits_cnn64_v1 is not for these data: "
+        "images must be uint8 (N, 1, 8, 8); got torch.uint8 of shape (1, 3, 32, 32)"
+    )

@@ -97,7 +97,7 @@ def test_distances_are_of_images_and_the_variance_of_latents(folder, tmp_path, c
     evaluate.main([str(folder / "run"), "--device", "cpu"])
     out = capsys.readouterr().out
     assert f"decoded by {folder / 'vae'}" in out.splitlines()[0]
-    for name in ("fd_randconv64_v1_n40_train", "loss_variance", "of real test images"):
+    for name in ("fd_randconv64_v1_n40_train", "loss_variance", "of real test latents, decoded"):
         assert name in out
     images = tmp_path / "samples"
     sample.main([str(folder / "run"), "--count", "40", "--seed", "2020", "--out", str(images)])

@@ -76,7 +76,7 @@ def plan(encoding: Encoding, folder: ImageFolder, images: FileSet, vae: VAE) -> 
 
 
 def encode(encoding: Encoding, root: Path, out: Path, vae: VAE) -> Iterator[str]:
-    """Encodes the images below ``root`` into ``out``, and says what was done after each shard.
+    """Encodes the images below ``root`` into ``out``; says what was done, and how to train on it.
 
     Shards that are there and intact stay as they are. Raises ValueError for images of no use, and
     if ``out`` holds latents of other images, of another VAE or with other settings.
@@ -100,6 +100,11 @@ def encode(encoding: Encoding, root: Path, out: Path, vae: VAE) -> Iterator[str]
             _encode_shard(index, number, images, vae, out)
         done = "is there" if there else "encoded"
         yield f"shard {number + 1} of {len(index.shards)}, {len(index.of(number))} images: {done}"
+    yield (
+        f"train on them: --data.root {out} --data.images {root} --data.vae {vae.name} "
+        f"--data.channels {index.shape[0]} --data.size {index.shape[1]} "
+        f"--data.resolution {index.resolution} --data.classes {index.classes}"
+    )
 
 
 def _same(wanted: Index, found: Index, out: Path) -> None:

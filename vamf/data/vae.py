@@ -64,7 +64,8 @@ def load(name: str, device: torch.device) -> VAE:
 
 def _load(name: str) -> Any:
     try:
-        from diffusers import AutoencoderKL  # ten CPU-seconds
+        with _quiet():
+            from diffusers import AutoencoderKL  # ten CPU-seconds
     except ImportError as error:
         raise ValueError(
             "latents are encoded and decoded by diffusers: `pip install 'vamf[latents]'`, or "
@@ -87,7 +88,7 @@ def _load(name: str) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the hub's lines about every attempt: one line says what came of them."""
+    """Without warnings, and the hub's lines about every attempt: one line says what came of it."""
     hub = logging.getLogger("huggingface_hub")
     level = hub.level
     hub.setLevel(logging.CRITICAL)

@@ -20,7 +20,6 @@ from vamf.metrics.gathering import PixelsAt, gather
 from vamf.metrics.quality import Quality
 from vamf.metrics.quantize import to_uint8
 from vamf.metrics.reference import Reference
-from vamf.metrics.statistics import FeatureStatistics
 from vamf.metrics.wasserstein import sliced_wasserstein
 from vamf.random import generator
 from vamf.typing import Sample
@@ -108,11 +107,21 @@ class FrechetDistance:
         """Whether the reference's mean and covariance are not enough."""
         return bool({"kid", "precision_recall"} & {*self.also})
 
-    def prepare(self) -> None:
-        """Finds the extractor's weights and the reference's file; ValueError says what to do."""
-        _extractor(self.extractor, self.weights)
+    def prepare(self, source: Source) -> None:
+        """Finds the extractor's weights and the reference's file, and tries them on a black image.
+
+        Raises ValueError that says what to do, or how they do not fit the images of ``source``.
+        """
+        extractor = _extractor(self.extractor, self.weights)
+        cpu = torch.device("cpu")
+        try:
+            extractor.to(cpu)(torch.zeros(1, *source.shape, dtype=torch.uint8))
+        except ValueError as error:
+            raise ValueError(
+                f"the extractor {self.extractor} is not for these data: {error}"
+            ) from None
         if isinstance(self.reference, Path):
-            FeatureStatistics.load(self.reference)
+            reference.of_file(self.reference, extractor, source.shape, cpu)
 
     def __call__(
         self, generate: Generate, source: Source, workers: Workers, seed: int
@@ -196,7 +205,7 @@ class SlicedWasserstein:
         """Name of the first-order figure, with its number of samples: `sw1_n4096`."""
         return f"sw1_n{self.samples}"
 
-    def prepare(self) -> None:
+    def prepare(self, source: Source) -> None:
         """Nothing is needed beforehand."""
 
     def __call__(

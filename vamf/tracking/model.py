@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vamf.data.latents import Latents
 from vamf.training import serving
+from vamf.training.export import read_export
 
 EXAMPLE = {"count": [4], "seed": [0]}
 
@@ -28,6 +30,8 @@ def save_model(exported: Path, out: Path) -> None:
     count, *optional = serving.COLUMNS
     columns = [ColSpec("long", count)]
     columns += [ColSpec("long", name, required=False) for name in optional]
+    needed = ["torch", "numpy", "pillow", "safetensors", "pydantic", "jaxtyping"]
+    needed += ["diffusers"] if isinstance(read_export(exported)[0].data, Latents) else []
     save(
         str(out),
         loader_module=__name__,
@@ -35,7 +39,7 @@ def save_model(exported: Path, out: Path) -> None:
         code_paths=[str(Path(serving.__file__).parents[1])],
         signature=ModelSignature(inputs=Schema(columns)),
         input_example=pandas.DataFrame(EXAMPLE),
-        pip_requirements=["torch", "numpy", "pillow", "safetensors", "pydantic", "jaxtyping"],
+        pip_requirements=needed,
     )
 
 

@@ -120,7 +120,8 @@ def anchors(experiment: Experiment, workers: Workers) -> dict[str, Measurement]:
         g = generator(seed, "uniform", indices.start)
         return (torch.rand(len(indices), *pictures.shape, generator=g) * 2 - 1).to(workers.device)
 
-    sources = {"real test images": real, "uniform noise": uniform}
+    name = "real test images" if pictures is experiment.data else "real test latents, decoded"
+    sources = {name: real, "uniform noise": uniform}
     return {
         name: next(iter(measure(source, pictures, workers, seed).values()))
         for name, source in sources.items()
