@@ -92,6 +92,28 @@ def test_value_is_that_of_the_whole_set():
     assert blocks[0].count == 20
 
 
+@pytest.mark.parametrize("size", [50, 2])
+def test_error_and_unbiased_value_are_the_jackknifes_own(size):
+    """Of exact distances; also where covariances are singular: 18 samples of 20 features."""
+    normal = 0.3 + torch.randn(10 * size, DIM, generator=generator("jackknife"))
+    blocks = [FeatureMoments(DIM).update(part) for part in normal.split(size)]
+    reference = gaussian(torch.zeros(DIM).double(), wishart(DIM, "reference"))
+
+    def distance(chosen):
+        whole = FeatureMoments(DIM)
+        for block in chosen:
+            whole.merge(block)
+        return frechet_distance(whole.statistics(), reference)
+
+    without = [distance([*blocks[:i], *blocks[i + 1 :]]) for i in range(10)]
+    mean = math.fsum(without) / 10
+    error = math.sqrt(0.9 * math.fsum((each - mean) ** 2 for each in without))
+    found = frechet_with_error(blocks, reference)
+    assert found.value == distance(blocks)
+    assert found.error == pytest.approx(error, rel=1e-6)
+    assert found.unbiased == pytest.approx(10 * found.value - 9 * mean, rel=1e-6)
+
+
 def test_bias_falls_as_one_over_count():
     """Same distribution: the distance is dim / count at leading order from the mean alone."""
     means = []
