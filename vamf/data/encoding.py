@@ -100,8 +100,9 @@ def encode(encoding: Encoding, root: Path, out: Path, vae: VAE) -> Iterator[str]
             _encode_shard(index, number, images, vae, out)
         done = "is there" if there else "encoded"
         yield f"shard {number + 1} of {len(index.shards)}, {len(index.of(number))} images: {done}"
+    then = "train on them" if step == 1 else "once the other parts are there, train on them"
     yield (
-        f"train on them: --data.root {out} --data.images {root} --data.vae {vae.name} "
+        f"{then}: --data.root {out} --data.images {root} --data.vae {vae.name} "
         f"--data.channels {index.shape[0]} --data.size {index.shape[1]} "
         f"--data.resolution {index.resolution} --data.classes {index.classes}"
     )
