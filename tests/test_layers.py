@@ -10,15 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    (
-        "vamf.typing",
-        "vamf.values",
-        "vamf.random",
-        "vamf.distributed",
-        "vamf.files",
-        "vamf.redact",
-        "vamf.precision",
-    ),
+    ("vamf.precision",),
+    ("vamf.typing", "vamf.values", "vamf.random", "vamf.distributed", "vamf.files", "vamf.redact"),
     ("vamf.flow",),
     ("vamf.diagnostics",),
     ("vamf.models", "vamf.data"),
