@@ -11,6 +11,7 @@ from vamf.cluster.halving import Halving
 from vamf.cluster.report import report
 from vamf.cluster.sweep import Sweep
 from vamf.presets import PRESETS
+from vamf.store import place
 
 SPACES = cli.search_spaces()
 
@@ -30,7 +31,7 @@ class Options(cli.Options):
 def main(argv: list[str]) -> None:
     if cli.resumes(argv):
         again = tyro.cli(cli.Resume, args=argv)
-        run(cli.guarded(lambda: sweeps.resumed(again.resume, again.uri)))
+        run(cli.guarded(lambda: sweeps.resumed(cli.folder(again.place), again.uri)))
     elif (sweep := new(argv)) is not None:
         run(sweep)
 
@@ -43,10 +44,11 @@ def new(argv: list[str]) -> Sweep | None:
     plan = sweeps.Plan(SPACES[name], name, options.trials, options.seeds, options.halving)
     experiment = cli.guarded(options.resolved)
     cli.guarded(lambda: sweeps.check(plan, experiment))
+    cli.guarded(lambda: cli.folder(place(options.storage)))
     if options.dry_run:
         cli.show(experiment)
         return None
-    where = cli.guarded(lambda: (options.directory(f"beta-{name}"), options.uri()))
+    where = cli.guarded(lambda: (cli.folder(options.directory(f"beta-{name}")), options.uri()))
     return cli.guarded(lambda: sweeps.new(plan, experiment, *where, options.scaling))
 
 

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     ("vamf.typing", "vamf.values", "vamf.random", "vamf.distributed", "vamf.files", "vamf.redact"),
+    ("vamf.store",),
     ("vamf.flow",),
     ("vamf.diagnostics",),
     ("vamf.models", "vamf.data"),
