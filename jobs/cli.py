@@ -68,6 +68,11 @@ class Options:
             raise ValueError(f"{directory} exists; choose another --name, or --resume it")
         return directory
 
+    def folder(self, prefix: str) -> Path:
+        """The same, of what cannot be kept in a store; ValueError if it would be."""
+        folder(place(self.storage))
+        return folder(self.directory(prefix))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Resume:
@@ -101,6 +106,11 @@ def folder(where: Place) -> Path:
             f"the storage must be a folder of a file system that all nodes mount; got {where}"
         )
     return where
+
+
+def shown(checkpoint: Path) -> str:
+    """A path, or an address without its credentials."""
+    return str(Store.of(str(checkpoint)) or checkpoint)
 
 
 def search_spaces() -> dict[str, Any]:

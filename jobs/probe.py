@@ -11,7 +11,6 @@ import tyro
 from jobs import cli
 from vamf.cluster.quiet import quieten
 from vamf.diagnostics.probe import Probe
-from vamf.store import shown
 from vamf.training import inference
 from vamf.training.landscapes import report
 
@@ -52,7 +51,7 @@ def _probe(options: Options) -> None:
     changes = {"proxy": options.proxy, "reference": options.reference, "batch": options.batch}
     trainer = inference.load_trainer(options.checkpoint, torch.device(options.device), changes)
     ratios = trainer.ratios(options.ratios) if options.ratios is not None else None
-    where = f"{shown(options.checkpoint)}, step {trainer.step}"
+    where = f"{cli.shown(options.checkpoint)}, step {trainer.step}"
     print(f"{where}, {trainer.experiment.batch} samples a batch")
     print(report(trainer.probe(plan), options.out, ratios))
 

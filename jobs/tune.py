@@ -11,7 +11,6 @@ from vamf.cluster.halving import Halving
 from vamf.cluster.report import report
 from vamf.cluster.sweep import Sweep
 from vamf.presets import PRESETS
-from vamf.store import place
 
 SPACES = cli.search_spaces()
 
@@ -44,11 +43,10 @@ def new(argv: list[str]) -> Sweep | None:
     plan = sweeps.Plan(SPACES[name], name, options.trials, options.seeds, options.halving)
     experiment = cli.guarded(options.resolved)
     cli.guarded(lambda: sweeps.check(plan, experiment))
-    cli.guarded(lambda: cli.folder(place(options.storage)))
     if options.dry_run:
         cli.show(experiment)
         return None
-    where = cli.guarded(lambda: (cli.folder(options.directory(f"beta-{name}")), options.uri()))
+    where = cli.guarded(lambda: (options.folder(f"beta-{name}"), options.uri()))
     return cli.guarded(lambda: sweeps.new(plan, experiment, *where, options.scaling))
 
 

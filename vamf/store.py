@@ -232,11 +232,6 @@ def _forget_listings(files: Any) -> None:
         handler.fs.invalidate_cache()
 
 
-def shown(path: Path) -> str:
-    """A path, or an address without credentials, as users read it."""
-    return str(Store.of(str(path)) or path)
-
-
 def _reason(error: Exception) -> str:
     line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return redacted(line.strip())[:300]
