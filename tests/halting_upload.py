@@ -1,7 +1,7 @@
 """``jobs.train`` that stops for ever in the middle of an upload, to be killed there.
 
-``python tests/halting_upload.py STEP [options of jobs.train]``: when the state of that step has
-half gone to the store. It then prints HALTED.
+``python tests/halting_upload.py STEP [options of jobs.train]``: when half of the state of
+that step, or of a later one, is in the store. It then prints HALTED and the name.
 """
 
 import sys
@@ -16,13 +16,13 @@ UPLOAD = Store.upload
 
 
 def upload(store: Store, path: Path, name: str) -> None:
-    if store.name != f"step_{int(STEP):08d}" or name != "state.pt":
+    if name != "state.pt" or int(store.name.removeprefix("step_")) < int(STEP):
         UPLOAD(store, path, name)
         return
     with store._writing(name) as stream:
         stream.write(path.read_bytes()[: path.stat().st_size // 2])
         stream.flush()
-        print("HALTED", flush=True)
+        print(f"HALTED {store.name}", flush=True)
         time.sleep(600)
 
 
