@@ -40,6 +40,15 @@ class Server:
         """The address of a place in the bucket."""
         return f"s3://bucket/{path}?endpoint_override={self.address}&region=us-east-1"
 
+    def refuse(self, keys: bool) -> None:
+        """Knows nobody's keys from here on, as when they have run out; or everybody's again."""
+        allowed = b"0" if keys else b"inf"
+        kind = {"Content-Type": "text/plain"}
+        request = urllib.request.Request(
+            f"{self.address}/moto-api/reset-auth", data=allowed, headers=kind, method="POST"
+        )
+        urllib.request.urlopen(request, timeout=10).close()
+
     def stop(self) -> None:
         if self.process is not None:
             kill({self.process.pid})

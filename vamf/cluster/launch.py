@@ -19,7 +19,7 @@ from vamf.store import Place, Store, StoreError
 from vamf.tracking import Run, Tracker
 from vamf.tracking.tracker import Status
 from vamf.training.evaluation import protocol
-from vamf.training.fetching import working_copy
+from vamf.training.fetching import CHECKPOINTS, working_copy
 from vamf.training.loop import Summary
 from vamf.training.restoring import checkpoints, newest
 
@@ -169,7 +169,7 @@ def launch(experiment: Experiment, start: Launch, scaling: Scaling, **hooks: Any
 def _stored(start: Launch) -> Iterator[Mirror | None]:
     """Brings what the block leaves in a run's working copy to its store, if it has one.
 
-    The copy is deleted where all went well. Raises RunFailed if the store does not take it.
+    Where all went well the copy's checkpoints are deleted. Raises RunFailed if the store does not take it.
     """
     if start.store is None:
         yield None
@@ -178,7 +178,7 @@ def _stored(start: Launch) -> Iterator[Mirror | None]:
     try:
         yield mirror
         mirror.push()
-        shutil.rmtree(start.directory)
+        shutil.rmtree(start.directory / CHECKPOINTS, ignore_errors=True)
     except StoreError as error:
         raise RunFailed(f"{error}; the run goes on from what is there: resume it") from None
     except BaseException:

@@ -1,6 +1,7 @@
 """Training under Ray Train: the only module that imports it."""
 
 import os
+import shutil
 import socket
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from vamf.distributed import Workers
 from vamf.experiment import Experiment
 from vamf.store import Store, StoreError
 from vamf.tracking import Run, Tracker
-from vamf.training.fetching import fetch_alone, working_copy
+from vamf.training.fetching import CHECKPOINTS, fetch_alone, working_copy
 from vamf.training.loop import Halt, Session, Summary, train
 from vamf.training.restoring import Note
 
@@ -257,6 +258,8 @@ def _worker(config: dict[str, Any]) -> None:
             finally:
                 if tracker:
                     tracker.flush()
+        if config["store"]:
+            shutil.rmtree(Path(config["directory"]) / CHECKPOINTS, ignore_errors=True)
     except Exception as error:
         if config["workers"]:
             error.add_note(traceback.format_exc())  # which would not travel to the driver
