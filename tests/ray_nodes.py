@@ -4,7 +4,6 @@ import os
 import secrets
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -131,12 +130,7 @@ class Node:
     def stop(self) -> None:
         """Ends this node's processes, and no other's: `ray stop` ends all of the machine's."""
         if self.process.poll() is None:
-            family = self.processes()
-            self.process.send_signal(signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(20)
-            kill(family | self.processes() | {self.process.pid})
-            self.process.wait()
+            self.lose()  # to be asked to end takes Ray 20 s
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

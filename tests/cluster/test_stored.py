@@ -221,7 +221,6 @@ def test_nodes_without_a_common_folder_train_on_a_store(
         assert process.wait(300) == 0, said.read_text()
     assert f"run        {run}" in said.read_text()
     assert_as_twin(run, twins.two, twins.uri)
-    assert [path for cache in caches for path in cache.rglob("store/**/*.pt")] == []
 
 
 @pytest.mark.slow

@@ -169,7 +169,8 @@ def launch(experiment: Experiment, start: Launch, scaling: Scaling, **hooks: Any
 def _stored(start: Launch) -> Iterator[Mirror | None]:
     """Brings what the block leaves in a run's working copy to its store, if it has one.
 
-    Where all went well the copy's checkpoints are deleted. Raises RunFailed if the store does not take it.
+    Where all went well the copy's checkpoints are deleted. Raises RunFailed if the store does not
+    take what it should.
     """
     if start.store is None:
         yield None
