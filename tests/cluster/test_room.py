@@ -90,11 +90,11 @@ def nodes() -> Iterator[list[Node]]:
             node.stop()
 
 
-def searching(head: Node, storage: Path, name: str, *arguments: str) -> subprocess.Popen[str]:
-    """``jobs.tune`` on a cluster; what it says goes to a file NAME.said."""
+def searching(head: Node, storage: Path, *arguments: str) -> subprocess.Popen[str]:
+    """``jobs.tune`` on a cluster; what it says goes to a file."""
     changes = {"steps": 100, "evaluation.every": 100, "checkpoint.every": 10}
-    fixed = ["--storage", str(storage), "--name", name, "--trials", "2", *arguments]
-    with (storage / f"{name}.said").open("w") as said:
+    fixed = ["--storage", str(storage), "--name", "sweep", "--trials", "2", *arguments]
+    with (storage / "said").open("w") as said:
         return subprocess.Popen(
             [sys.executable, "-m", "jobs.tune", "constant", *fixed, *options(changes)],
             env=os.environ | TOKEN | {"RAY_ADDRESS": f"127.0.0.1:{head.port}"},
@@ -110,15 +110,16 @@ def test_trials_wait_for_lost_nodes_aloud_and_what_never_fits_is_refused(
 ) -> None:
     """Trials of two workers of one CPU take both nodes; one is lost in mid-trial."""
     head, unlucky = nodes
-    said = tmp_path / "sweep.said"
-    wide = searching(head, tmp_path, "wide", "--scaling.workers", "1", "--scaling.cpus", "2")
-    search = searching(head, tmp_path, "sweep", "--scaling.workers", "2")
+    said = tmp_path / "said"
+    wide = searching(head, tmp_path, "--scaling.workers", "1", "--scaling.cpus", "2")
+    assert wide.wait(120) == 2
+    assert said.read_text() == (
+        "error: the cluster must have room for a run; it needs 1 x 2 CPU, each on one node; "
+        "nodes: 2 x 1 CPU\n"
+    )
+
+    search = searching(head, tmp_path, "--scaling.workers", "2")
     try:
-        assert wide.wait(120) == 2
-        assert (tmp_path / "wide.said").read_text() == (
-            "error: the cluster must have room for a run; it needs 1 x 2 CPU, each on one node; "
-            "nodes: 2 x 1 CPU\n"
-        )
         first = tmp_path / "sweep/t000/seed_0/checkpoints"
         wait_until(lambda: any(first.glob("step_*")), "a checkpoint", seconds=300)
         assert any("RayTrainWorker" in command(pid) for pid in unlucky.processes())
@@ -130,9 +131,8 @@ def test_trials_wait_for_lost_nodes_aloud_and_what_never_fits_is_refused(
         nodes[-1].wait()
         assert search.wait(400) == 0, said.read_text()
     finally:
-        for job in (wide, search):
-            job.kill()
-            job.wait()
+        search.kill()
+        search.wait()
     text = said.read_text()
     assert text.count("no trial can be placed") == 1
     assert text.count("there is room for a trial again") == 1
