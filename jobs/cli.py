@@ -18,8 +18,8 @@ from vamf.cluster.failures import RunFailed
 from vamf.cluster.sweeps import NothingFound
 from vamf.cluster.train import Scaling
 from vamf.experiment import Experiment
-from vamf.files import local
 from vamf.redact import redacted
+from vamf.store import Place, Store, place
 from vamf.training.trainer import NonFiniteLoss
 
 T = TypeVar("T")
@@ -38,8 +38,8 @@ class Options:
     another kind, such as `times.kind=UniformTimes`."""
     scaling: Scaling = field(default_factory=Scaling)
     """Processes, CPUs and GPUs."""
-    storage: Path = Path("runs")
-    """Folder for runs; on a cluster, one that all nodes see."""
+    storage: str = "runs"
+    """Folder for runs, on a cluster one that all nodes see; or an object store, s3://BUCKET/RUNS."""
     tracking: str | None = None
     """MLflow's tracking URI; by default MLFLOW_TRACKING_URI, which is where one with a password
     belongs, as others see command lines, or else a file in the storage."""
@@ -56,32 +56,61 @@ class Options:
 
     def uri(self) -> str:
         """Where MLflow keeps the runs; ValueError if it does not answer."""
-        uri = self.tracking or tracking.default_uri(local(self.storage))
+        uri = self.tracking or tracking.default_uri(files(place(self.storage)))
         tracking.check(uri)
         return uri
 
-    def directory(self, prefix: str) -> Path:
-        """The run's folder; ValueError if a run of that name exists."""
+    def directory(self, prefix: str) -> Place:
+        """Where the run is kept; ValueError if a run of that name exists."""
         name = self.name or f"{prefix}-{time.strftime('%Y%m%d-%H%M%S')}"
-        directory = local(self.storage) / name
+        directory = place(self.storage) / name
         if directory.exists():
             raise ValueError(f"{directory} exists; choose another --name, or --resume it")
         return directory
+
+    def folder(self, prefix: str) -> Path:
+        """The same, of what cannot be kept in a store; ValueError if it would be."""
+        folder(place(self.storage))
+        return folder(self.directory(prefix))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resume:
     """Go on with what a folder holds, from where it ended."""
 
-    resume: Path
-    """The run's, or the search's, folder."""
+    resume: str
+    """The run's, or the search's, folder, or its place in an object store."""
     tracking: str | None = None
     """MLflow's tracking URI; by default MLFLOW_TRACKING_URI, or else the file beside the folder."""
 
     @property
+    def place(self) -> Place:
+        """Where it is kept; ValueError for an address of no use."""
+        return place(self.resume)
+
+    @property
     def uri(self) -> str:
         """Where MLflow keeps the runs."""
-        return self.tracking or tracking.default_uri(self.resume.resolve().parent)
+        return self.tracking or tracking.default_uri(files(self.place.parent))
+
+
+def files(storage: Place) -> Path:
+    """The folder for MLflow's files if no server keeps them: a database cannot be in a store."""
+    return Path("runs").resolve() if isinstance(storage, Store) else storage
+
+
+def folder(where: Place) -> Path:
+    """What must be a folder; ValueError if it is a store."""
+    if isinstance(where, Store):
+        raise ValueError(
+            f"the storage must be a folder of a file system that all nodes mount; got {where}"
+        )
+    return where
+
+
+def shown(checkpoint: Path) -> str:
+    """A path, or an address without its credentials."""
+    return str(Store.of(str(checkpoint)) or checkpoint)
 
 
 def search_spaces() -> dict[str, Any]:

@@ -27,7 +27,7 @@ class Options:
 def main(argv: list[str]) -> None:
     options = tyro.cli(Options, args=argv, prog="export")
     step = cli.guarded(lambda: export(options.checkpoint, options.out))
-    print(f"{options.out}: step {step} of {options.checkpoint}")
+    print(f"{options.out}: step {step} of {cli.shown(options.checkpoint)}")
     folder = options.mlflow
     if folder:
         cli.guarded(lambda: tracking.save_model(options.out, folder))

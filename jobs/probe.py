@@ -42,9 +42,8 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    options = tyro.cli(Options, args=argv, prog="probe")
     quieten()
-    cli.guarded(lambda: _probe(options))
+    cli.guarded(lambda: _probe(tyro.cli(Options, args=argv, prog="probe")))
 
 
 def _probe(options: Options) -> None:
@@ -52,7 +51,8 @@ def _probe(options: Options) -> None:
     changes = {"proxy": options.proxy, "reference": options.reference, "batch": options.batch}
     trainer = inference.load_trainer(options.checkpoint, torch.device(options.device), changes)
     ratios = trainer.ratios(options.ratios) if options.ratios is not None else None
-    print(f"{options.checkpoint}, step {trainer.step}, {trainer.experiment.batch} samples a batch")
+    where = f"{cli.shown(options.checkpoint)}, step {trainer.step}"
+    print(f"{where}, {trainer.experiment.batch} samples a batch")
     print(report(trainer.probe(plan), options.out, ratios))
 
 

@@ -11,10 +11,10 @@ import tyro
 
 from jobs import cli
 from vamf import tracking
-from vamf.files import local
 from vamf.reproduction import bench, publish
 from vamf.reproduction.protocol import Protocol
 from vamf.reproduction.work import Computing
+from vamf.store import place
 
 FLAT = tyro.conf.arg(name="")
 
@@ -25,7 +25,7 @@ class Options:
 
     protocol: Annotated[Protocol, FLAT] = field(default_factory=Protocol)
     computing: Annotated[Computing, FLAT] = field(default_factory=Computing)
-    storage: Path = Path("runs")
+    storage: str = "runs"
     """Folder for runs."""
     tracking: str | None = None
     """MLflow's tracking URI; by default MLFLOW_TRACKING_URI, or else a file in the storage."""
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
         print(bench.speed(experiment, protocol.betas, protocol.seeds, device))
         return
     name = options.name or f"reproduce-{time.strftime('%Y%m%d-%H%M%S')}"
-    storage = cli.guarded(lambda: local(options.storage))
+    storage = cli.guarded(lambda: cli.folder(place(options.storage)))
     uri = options.tracking or tracking.default_uri(storage)
     cli.guarded(lambda: publish.reproduce(protocol, computing, storage / name, uri))
 

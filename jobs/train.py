@@ -27,7 +27,7 @@ class Resume(cli.Resume):
 def main(argv: list[str]) -> None:
     if cli.resumes(argv):
         again = tyro.cli(Resume, args=argv)
-        run(*cli.guarded(lambda: resumed(again.resume, again.uri)), again.scaling)
+        run(*cli.guarded(lambda: resumed(again.place, again.uri)), again.scaling)
         return
     presets = {name: cli.Options(experiment=value) for name, value in PRESETS.items()}
     preset, options = cli.parse(cli.Options, presets, argv, "preset")
@@ -42,17 +42,17 @@ def main(argv: list[str]) -> None:
 def run(experiment: Experiment, start: Launch, scaling: Scaling) -> None:
     """Trains, with a progress bar, and prints what was measured and where it is."""
     cli.guarded(experiment.prepare)
-    scaling = cli.guarded(lambda: connect.prepare(scaling, start.directory.parent))
+    scaling = cli.guarded(lambda: connect.prepare(scaling, start.place.parent, start.uri))
 
     def train() -> Summary:
         with progress_bar(start.directory, experiment.steps):
             return launch(experiment, start, scaling)
 
-    summary = cli.guarded(train, resume=f"python -m jobs.train --resume {start.directory}")
+    summary = cli.guarded(train, resume=f"python -m jobs.train --resume {start.place}")
     for name, measurement in summary.metrics.items():
         print(f"{name:44} {measurement}")
-    print(f"run        {start.directory}")
-    print(f"compare    {tracking.ui_command(start.uri, start.directory.parent)}")
+    print(f"run        {start.place}")
+    print(f"compare    {tracking.ui_command(start.uri, cli.files(start.place.parent))}")
 
 
 if __name__ == "__main__":

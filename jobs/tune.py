@@ -30,7 +30,7 @@ class Options(cli.Options):
 def main(argv: list[str]) -> None:
     if cli.resumes(argv):
         again = tyro.cli(cli.Resume, args=argv)
-        run(cli.guarded(lambda: sweeps.resumed(again.resume, again.uri)))
+        run(cli.guarded(lambda: sweeps.resumed(cli.folder(again.place), again.uri)))
     elif (sweep := new(argv)) is not None:
         run(sweep)
 
@@ -46,7 +46,7 @@ def new(argv: list[str]) -> Sweep | None:
     if options.dry_run:
         cli.show(experiment)
         return None
-    where = cli.guarded(lambda: (options.directory(f"beta-{name}"), options.uri()))
+    where = cli.guarded(lambda: (options.folder(f"beta-{name}"), options.uri()))
     return cli.guarded(lambda: sweeps.new(plan, experiment, *where, options.scaling))
 
 

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
+import s3_server
 from ray_nodes import TOKEN, Node
 
 os.environ.update(TOKEN)
@@ -39,6 +40,20 @@ def local_ray() -> Iterator[None]:
         connect.connect()
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_server.Server]:
+    """An S3 server with a bucket, which knows the keys in the environment."""
+    server = s3_server.Server(tmp_path_factory.mktemp("s3") / "log")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.KEYS.items():
+            patch.setenv(name, value)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
 
 
 @pytest.fixture(scope="session")

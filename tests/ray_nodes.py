@@ -4,12 +4,12 @@ import os
 import secrets
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,15 @@ class Node:
     """One ``ray start --block`` and all that it starts; a head, or a node of a head's cluster."""
 
     def __init__(
-        self, *, cpus: int, head: "Node | None" = None, hidden: Path | None = None
+        self,
+        *,
+        cpus: int,
+        head: "Node | None" = None,
+        hidden: Path | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> None:
-        """``hidden`` is a folder in whose place this node sees an empty one of its own."""
+        """``hidden`` is a folder in whose place this node sees an empty one of its own; ``env`` are
+        environment variables of this node alone."""
         # A short path: Ray keeps its sockets in it, and theirs may have 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="vr"))
         self.log = self.folder / "start.log"
@@ -54,7 +60,7 @@ class Node:
         fixed = f"--block --num-cpus={cpus} --num-gpus=0 --node-ip-address=127.0.0.1"
         fixed += " --disable-usage-stats --object-store-memory=100000000"
         self._options = [*fixed.split(), *own]
-        self._hidden = hidden
+        self._hidden, self._env = hidden, dict(env or {})
         self.process = self._start(self._options, hidden)
 
     def _start(self, options: list[str], hidden: Path | None) -> subprocess.Popen[bytes]:
@@ -68,7 +74,7 @@ class Node:
         with self.log.open("wb") as output:
             return subprocess.Popen(
                 [*apart, str(bin_folder / "ray"), "start", *options],
-                env=env | {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"},
+                env=env | {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"} | self._env,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
@@ -124,12 +130,7 @@ class Node:
     def stop(self) -> None:
         """Ends this node's processes, and no other's: `ray stop` ends all of the machine's."""
         if self.process.poll() is None:
-            family = self.processes()
-            self.process.send_signal(signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(20)
-            kill(family | self.processes() | {self.process.pid})
-            self.process.wait()
+            self.lose()  # to be asked to end takes Ray 20 s
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

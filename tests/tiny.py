@@ -56,8 +56,8 @@ def same(one: Any, other: Any) -> bool:
     return one == other
 
 
-def tracked(uri: str, directory: Path) -> list[Run]:
-    """MLflow's runs of a run's folder."""
+def tracked(uri: str, directory: object) -> list[Run]:
+    """MLflow's runs of a run's folder, or of its place in a store."""
     client = MlflowClient(uri)
     (experiment,) = [e for e in client.search_experiments() if e.name == "vamf"]
     return client.search_runs([experiment.experiment_id], f"tags.directory = '{directory}'")

@@ -47,7 +47,7 @@ def spread(folder: Path) -> None:
     for workers in (2, 3):
         scaling = Scaling(workers=workers, placement="STRICT_SPREAD", wait=300)
         (folder / f"wants_{workers}").touch()
-        scaling = connect.prepare(scaling, folder)
+        scaling = connect.prepare(scaling, folder, "")
         fit(work, folder / str(workers), scaling)
     in_float64()
     (folder / "1").mkdir()
@@ -96,7 +96,7 @@ def elastic(folder: Path) -> None:
         train._worker(config)
 
     scaling = Scaling(workers=3, min_workers=2, resize_every=2, gpus=0)
-    scaling = connect.prepare(scaling, folder)
+    scaling = connect.prepare(scaling, folder, "")
     train._worker = work
     launch(ELASTIC, new(folder / "elastic", sys.argv[3], "digits"), scaling)
 

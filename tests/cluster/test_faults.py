@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from machine import command, descendants, train_workers, wait_until
+from mlflow.entities import Run
 from mlflow_server import Server
 from tiny import ABSURD, TINY, checkpoint, history, options, same, tracked
 from twin_runs import CHANGES, Twins
@@ -99,14 +100,20 @@ def test_a_killed_driver_costs_nothing(
 def assert_as_twin(directory: Path, twin: Path, uri: str) -> None:
     """Whatever happened to a run: its weights, its curves and its files are its twin's."""
     assert same(checkpoint(directory, 40).load(), checkpoint(twin, 40).load())
-    (run,), (undisturbed,) = tracked(uri, directory), tracked(uri, twin)
+    run = assert_history(uri, directory, twin)
+    left = [str(path) for path in directory.rglob("*") if path.suffix in (".partial", ".removed")]
+    assert left == []
+    assert Spool(directory / "spool" / run.info.run_id).empty()
+
+
+def assert_history(uri: str, place: object, twin: Path) -> Run:
+    """MLflow has one run of a place, and its curves are its twin's."""
+    (run,), (undisturbed,) = tracked(uri, place), tracked(uri, twin)
     assert run.info.status == "FINISHED"
     assert "error" not in run.data.tags
     for key in ("loss/train", "grad/norm", "eval/loss_variance"):
         assert history(uri, run, key) == history(uri, undisturbed, key), key
-    left = [str(path) for path in directory.rglob("*") if path.suffix in (".partial", ".removed")]
-    assert left == []
-    assert Spool(directory / "spool" / run.info.run_id).empty()
+    return run
 
 
 @contextmanager

@@ -95,16 +95,23 @@ def test_an_unknown_job_is_refused_with_the_nearest_name(project: Path) -> None:
         Submission(command=("train", "digits"), working_dir=project)
 
 
-def test_a_run_is_not_left_where_ray_deletes_it() -> None:
+def test_a_run_is_not_left_where_ray_deletes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     root = Path(__file__).parents[2]
     train = ("train", "digits", "--scaling.workers", "2")
-    wrong = {(): "none", ("--storage", "runs"): "runs", ("--storage=s3://x/y",): "s3://x/y"}
+    wrong = {(): "none", ("--storage", "runs"): "runs", ("--storage=file:runs",): "file:runs"}
     for arguments, given in wrong.items():
         with pytest.raises(ValueError, match="train needs --storage FOLDER, an absolute") as caught:
             Submission(command=(*train, *arguments), working_dir=root)
         assert str(caught.value).endswith(f"; got {given}")
     for right in (("--storage", "/s"), ("--storage=file:///s",), ("--resume", "/s/a")):
         Submission(command=(*train, *right), working_dir=root)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(ValueError, match="with an object store MLFLOW_TRACKING_URI must be"):
+        Submission(command=(*train, "--storage", "s3://x/y"), working_dir=root)
+    for known in (("--tracking", "http://x"), ("--tracking=http://x",)):
+        Submission(command=(*train, "--storage=s3://x/y", *known), working_dir=root)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://x")
+    Submission(command=(*train, "--resume", "s3://x/y"), working_dir=root)
 
 
 def test_headers_are_read_and_never_told(monkeypatch: pytest.MonkeyPatch) -> None:

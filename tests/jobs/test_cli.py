@@ -210,10 +210,26 @@ def test_a_cluster_too_small_is_refused(
     )
 
 
-@pytest.mark.parametrize("job", [train, tune])
-def test_an_object_store_is_refused_in_one_line(job, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["digits"] if job is train else ["constant"]
-    line = mistake(job, [*argv, "--storage", "s3://bucket/runs"], capsys)
+@pytest.mark.parametrize(
+    ("address", "line"),
+    [
+        ("nothing://bucket/x", "no store at nothing://bucket/x/a: Protocol not known: nothing"),
+        ("s3://", "the address of a store must name its bucket; got s3://"),
+        ("s3://me:hunter2@/x", "the address of a store must name its bucket; got s3://...@/x"),
+    ],
+)
+def test_a_store_of_no_use_is_refused_in_one_line(
+    address: str, line: str, tracking_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["digits", "--storage", address, "--name", "a", "--tracking", tracking_uri]
+    assert mistake(train, argv, capsys) == line
+    assert mistake(train, ["--resume", f"{address}/a"], capsys).startswith(line[:20])
+
+
+def test_a_search_in_an_object_store_is_refused_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = mistake(tune, ["constant", "--storage", "s3://bucket/runs"], capsys)
     assert line == (
         "the storage must be a folder of a file system that all nodes mount; got s3://bucket/runs"
     )

@@ -3,16 +3,17 @@
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 from urllib.parse import urlsplit
 
-from vamf.cluster.nodes import alive, require_room, require_seen
+from vamf.cluster.nodes import alive, require_reached, require_room, require_seen
 from vamf.cluster.quiet import mute_raylet, quieten
 from vamf.cluster.train import Scaling
+from vamf.store import Place, Store
 from vamf.tracking.courier import where
+from vamf.tracking.run import database
 
 CONNECT_SECONDS = 5.0
 """How long an address may take to accept a connection."""
@@ -87,13 +88,15 @@ def leave() -> None:
     ray.shutdown()
 
 
-def prepare(scaling: Scaling, storage: Path, *, cluster: bool = False) -> Scaling:
+def prepare(scaling: Scaling, storage: Place, uri: str, *, cluster: bool = False) -> Scaling:
     """Sees to it that what a run needs is there; a run of 0 workers alone needs no ``cluster``.
 
     Returns the scaling with its GPUs settled: 1 for each worker where the cluster has any. Raises
     ValueError if the cluster does not answer, lacks what the run takes, or has nodes that do not
-    see the storage.
+    see the storage, or MLflow's database if it is a file beside a store.
     """
+    if isinstance(storage, Store):
+        storage.check()
     if scaling.workers == 0 and not cluster:
         quieten()
         return scaling
@@ -111,8 +114,17 @@ def prepare(scaling: Scaling, storage: Path, *, cluster: bool = False) -> Scalin
     require_room(scaling)
     if len(alive()) > 1 or ray.util.client.ray.is_connected():
         anywhere = cluster and scaling.workers > 0  # a trial's own process then takes no CPU
-        require_seen(storage.resolve(), {} if anywhere else scaling.need)
+        _require_shared(storage, uri, {} if anywhere else scaling.need)
     return scaling
+
+
+def _require_shared(storage: Place, uri: str, need: Mapping[str, float]) -> None:
+    if not isinstance(storage, Store):
+        require_seen(storage.resolve(), need)
+        return
+    require_reached(storage, need)
+    if (file := database(uri)) is not None:
+        require_seen(file.parent, need, "MLflow's address must be a server's, or a file in ")
 
 
 def _check(address: str) -> None:

@@ -1,24 +1,29 @@
 """One tracked run from beginning to end: its folder, its MLflow run, and an honest status."""
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from errno import ENOENT
 from pathlib import Path
 from typing import Any
 
 from vamf import tracking
-from vamf.cluster.train import Scaling, fit
+from vamf.cluster.failures import RunFailed
+from vamf.cluster.mirror import Mirror
+from vamf.cluster.train import EXPERIMENT, Scaling, fit
 from vamf.experiment import Experiment
 from vamf.files import write_whole
+from vamf.store import Place, Store, StoreError
 from vamf.tracking import Run, Tracker
 from vamf.tracking.tracker import Status
 from vamf.training.evaluation import protocol
+from vamf.training.fetching import CHECKPOINTS, working_copy
 from vamf.training.loop import Summary
 from vamf.training.restoring import checkpoints, newest
 
-EXPERIMENT, RUN = "experiment.json", "run.json"
+RUN = "run.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +31,7 @@ class Launch:
     """What a run is called and where it is kept."""
 
     directory: Path
-    """The run's folder."""
+    """The run's folder, or its working copy of a place in a store."""
     uri: str = field(repr=False)
     """MLflow's tracking URI; it may hold credentials."""
     name: str
@@ -37,25 +42,42 @@ class Launch:
     """The sweep that the run belongs to."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """Further MLflow tags."""
+    store: Store | None = None
+    """The place in an object store that holds the run, if one does."""
+
+    @property
+    def place(self) -> Place:
+        """What users call the run by."""
+        return self.directory if self.store is None else self.store
 
 
-def new(directory: Path, uri: str, preset: str) -> Launch:
+def new(place: Place, uri: str, preset: str) -> Launch:
     """A run by itself, named after its folder."""
-    return Launch(directory=directory, uri=uri, name=directory.name, preset=preset)
+    if not isinstance(place, Store):
+        return Launch(directory=place, uri=uri, name=place.name, preset=preset)
+    directory = working_copy(place, "driver")
+    shutil.rmtree(directory, ignore_errors=True)  # of another attempt: the store's word counts
+    return Launch(directory=directory, uri=uri, name=place.name, preset=preset, store=place)
 
 
-def resumed(directory: Path, uri: str) -> tuple[Experiment, Launch]:
+def resumed(place: Place, uri: str) -> tuple[Experiment, Launch]:
     """The run in a folder, ready to go on.
 
-    Raises ValueError if there is none, no checkpoint of it is intact, or MLflow is away.
+    Raises ValueError if there is none, no checkpoint of it is intact, or MLflow or a store is away.
     """
-    directory = directory.resolve()
+    start = new(place if isinstance(place, Store) else place.resolve(), uri, preset="")
+    directory = start.directory
+    if start.store is not None:
+        try:
+            Mirror(start.store, directory).pull()
+        except OSError as error:
+            raise ValueError(f"the run could not be read: {error}") from None
     if not (directory / RUN).exists():
-        raise ValueError(f"no run in {directory}: {RUN} is missing")
+        raise ValueError(f"no run in {start.place}: {RUN} is missing")
     tracking.check(uri)
     experiment = Experiment.load(directory / EXPERIMENT)
     newest(checkpoints(experiment, directory), experiment)  # told here, not by a worker
-    return experiment, new(directory, uri, preset="")
+    return experiment, start
 
 
 def close_orphan(
@@ -77,7 +99,7 @@ def create(experiment: Experiment, start: Launch) -> Run:
     if marker.exists():
         if Experiment.load(saved) != experiment:
             raise ValueError(f"{start.directory} holds another experiment")
-        run = Run(**json.loads(marker.read_text()) | {"uri": start.uri})
+        run = Run(**json.loads(marker.read_text()) | {"uri": start.uri}).kept_in(start.directory)
         tracking.rejoin(run)
         return run
     start.directory.mkdir(parents=True, exist_ok=True)
@@ -103,7 +125,7 @@ def _tags(experiment: Experiment, start: Launch) -> dict[str, str]:
         "seed": str(experiment.seed),
         "evaluation.protocol": protocol(experiment),
         "git.commit": tracking.git_commit() or "unknown",
-        "directory": str(start.directory),
+        "directory": str(start.place),
         **start.tags,
     }
 
@@ -135,8 +157,32 @@ def closing(run: Run) -> Iterator[Ending]:
 
 def launch(experiment: Experiment, start: Launch, scaling: Scaling, **hooks: Any) -> Summary:
     """Trains a run, new or resumed, and tracks it; ``hooks`` are those of ``fit``."""
-    run = create(experiment, start)
-    with closing(run) as ending:
-        summary = fit(experiment, start.directory, run, scaling, **hooks)
-        ending.stopped = summary.stopped
+    with _stored(start) as mirror:
+        run = create(experiment, start)
+        with closing(run) as ending:
+            summary = fit(experiment, start.directory, run, scaling, mirror=mirror, **hooks)
+            ending.stopped = summary.stopped
     return summary
+
+
+@contextmanager
+def _stored(start: Launch) -> Iterator[Mirror | None]:
+    """Brings what the block leaves in a run's working copy to its store, if it has one.
+
+    Where all went well the copy's checkpoints are deleted. Raises RunFailed if the store does not
+    take what it should.
+    """
+    if start.store is None:
+        yield None
+        return
+    mirror = Mirror(start.store, start.directory)
+    try:
+        yield mirror
+        mirror.push()
+        shutil.rmtree(start.directory / CHECKPOINTS, ignore_errors=True)
+    except StoreError as error:
+        raise RunFailed(f"{error}; the run goes on from what is there: resume it") from None
+    except BaseException:
+        with suppress(StoreError):
+            mirror.push()
+        raise

@@ -3,13 +3,14 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from vamf.cluster.shared import marked, unseen
 from vamf.cluster.train import Scaling
+from vamf.store import Store
 
 Amounts = Mapping[str, float]
 """Resources by Ray's names: CPU, GPU."""
@@ -85,20 +86,40 @@ def sizes() -> list[Amounts]:
     return [node["Resources"] for node in alive()]
 
 
-def require_seen(folder: Path, need: Amounts) -> None:
+def require_seen(folder: Path, need: Amounts, what: str = "the storage must be ") -> None:
     """Raises ValueError, which names them, if nodes with room for so much do not see a folder."""
+    with marked(folder) as mark:
+        if blind := _not_told(os.path.exists, str(mark), need):
+            raise unseen(mark.parent, blind, what)
+
+
+def require_reached(store: Store, need: Amounts) -> None:
+    """Raises ValueError, which names them, if nodes with room for so much do not reach a store."""
+    with store.marked() as mark:
+        if blind := _not_told(_holds, (store.url, mark), need):
+            raise unseen(store, blind)
+
+
+def _holds(place: tuple[str, str]) -> bool:
+    url, name = place
+    try:
+        return name in Store(url).names()
+    except (OSError, ValueError):
+        return False
+
+
+def _not_told(look: Callable[[Any], bool], argument: Any, need: Amounts) -> list[str]:
+    """The nodes with room for so much on which a function is not true, in words."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes = [node for node in alive() if places(need, node["Resources"])]
-    look = ray.remote(num_cpus=0)(os.path.exists)
+    task = ray.remote(num_cpus=0)(look)
+    there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    looks = [task.options(scheduling_strategy=node).remote(argument) for node in there]
     blind = []
-    with marked(folder) as mark:
-        there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
-        looks = [look.options(scheduling_strategy=node).remote(str(mark)) for node in there]
-        for node, seen in zip(nodes, looks, strict=True):
-            with suppress(ray.exceptions.RayError):  # it is gone; workers look for themselves
-                if not ray.get(seen):
-                    blind.append(f"node {node['NodeManagerHostname']} ({node['NodeName']})")
-    if blind:
-        raise unseen(mark, blind)
+    for node, seen in zip(nodes, looks, strict=True):
+        with suppress(ray.exceptions.RayError):  # it is gone; workers look for themselves
+            if not ray.get(seen):
+                blind.append(f"node {node['NodeManagerHostname']} ({node['NodeName']})")
+    return blind

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vamf.store import Place
+
 
 @contextmanager
 def marked(folder: Path) -> Iterator[Path]:
@@ -21,9 +23,9 @@ def marked(folder: Path) -> Iterator[Path]:
         mark.unlink(missing_ok=True)
 
 
-def unseen(mark: Path, nodes: list[str]) -> ValueError:
-    """The refusal of storage in which some nodes do not find the mark."""
+def unseen(place: Place, nodes: list[str], what: str = "the storage must be ") -> ValueError:
+    """The refusal of storage in which some nodes do not find a mark."""
+    must = "a folder that all nodes see" if isinstance(place, Path) else "one that all nodes reach"
     return ValueError(
-        f"the storage must be a folder that all nodes see; got {mark.parent}, "
-        f"in which {', '.join(nodes)} cannot see the run's files"
+        f"{what}{must}; got {place}, in which {', '.join(nodes)} cannot see the run's files"
     )

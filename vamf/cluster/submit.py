@@ -23,6 +23,7 @@ from ray._private.runtime_env.packaging import (
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from vamf.store import Store
 from vamf.tracking.courier import where
 
 JOBS = ("train", "tune", "evaluate", "sample", "bench")
@@ -117,11 +118,22 @@ class Submission:
         words = [word for argument in arguments for word in argument.split("=", 1)]
         named = [words[at + 1 :][:1] for at, word in enumerate(words) if word in PLACES]
         given = "".join(named[-1]) if named else ""
-        if not given.startswith(("/", "file:///")):
+        store = Store.of(given) is not None
+        if not store and not given.startswith(("/", "file:///")):
             raise ValueError(
-                f"{self.command[0]} needs --storage FOLDER, an absolute one that all nodes see, as "
-                f"Ray deletes the folder that a job runs in; got {given or 'none'}"
+                f"{self.command[0]} needs --storage FOLDER, an absolute one that all nodes see, or "
+                "the address of an object store, as Ray deletes the folder that a job runs in; "
+                f"got {given or 'none'}"
             )
+        if store and not any(w == "--tracking" for w in words) and not self._knows_mlflow:
+            raise ValueError(
+                "with an object store MLFLOW_TRACKING_URI must be the address of a server, as "
+                "MLflow's own file would be in the folder that Ray deletes"
+            )
+
+    @property
+    def _knows_mlflow(self) -> bool:
+        return "MLFLOW_TRACKING_URI" in self.variables
 
     @property
     def entrypoint(self) -> str:

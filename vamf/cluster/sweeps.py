@@ -54,7 +54,7 @@ def new(plan: Plan, experiment: Experiment, directory: Path, uri: str, scaling: 
     """
     objectives = check(plan, experiment)
     experiment.prepare()
-    scaling = connect.prepare(scaling, directory.parent, cluster=True)
+    scaling = connect.prepare(scaling, directory.parent, uri, cluster=True)
     directory.mkdir(parents=True)
     parent = tracking.create(
         uri,
@@ -113,7 +113,7 @@ def resumed(directory: Path, uri: str) -> Sweep:
         "experiment": Experiment.from_dict(data["experiment"]),
         "objectives": tuple(data["objectives"]),
         "parent": Run(**data["parent"] | {"uri": uri}),
-        "scaling": connect.prepare(Scaling(**data["scaling"]), directory.parent, cluster=True),
+        "scaling": connect.prepare(Scaling(**data["scaling"]), directory.parent, uri, cluster=True),
         "halving": values.from_dict(Halving, data.get("halving", {})),  # older searches lack it
     }
     return Sweep(**fields)

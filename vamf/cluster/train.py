@@ -1,9 +1,11 @@
 """Training under Ray Train: the only module that imports it."""
 
 import os
+import shutil
 import socket
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,12 +14,15 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vamf.cluster.bars import PROGRESS, add_note, progress
+from vamf.cluster.bars import NOTES, PROGRESS, add_note, notes, progress
 from vamf.cluster.failures import explained, full, is_final, is_full, lost
+from vamf.cluster.mirror import Mirror
 from vamf.cluster.shared import marked, unseen
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
+from vamf.store import Store, StoreError
 from vamf.tracking import Run, Tracker
+from vamf.training.fetching import CHECKPOINTS, fetch_alone, working_copy
 from vamf.training.loop import Halt, Session, Summary, train
 from vamf.training.restoring import Note
 
@@ -28,8 +33,8 @@ Placement = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
 
 Report = Callable[[Mapping[str, Any]], None]
 
-SUMMARY = "summary.json"
-"""The file that says how a run ended."""
+EXPERIMENT, SUMMARY = "experiment.json", "summary.json"
+"""The files that say what a run is, and how it ended."""
 
 POLL_S = 0.2
 """Seconds between Ray Train's looks for reports: a worker waits for the look at its last one."""
@@ -109,9 +114,11 @@ def fit(
     report: Report | None = None,
     callbacks: Sequence[Any] = (),
     halt: Halt | None = None,
+    mirror: Mirror | None = None,
 ) -> Summary:
     """Trains in ``directory``, from its latest checkpoint if it has one, and logs to ``run``.
 
+    With a ``mirror`` the run is in its store: workers bring it to folders of their own, and back.
     ``report`` takes progress when there are 0 workers; ``callbacks`` are Ray Train's, for more.
     ``halt`` may end the run early.
     A worker that is lost is replaced; an error that would come again ends the run. Raises
@@ -131,14 +138,19 @@ def fit(
         "gpus": scaling.gpus,
         "report": report if scaling.workers == 0 else None,
         "halt": halt,
+        "mirror": mirror if scaling.workers == 0 else None,
+        "store": mirror.store.url if mirror is not None and scaling.workers else None,
     }
+    callbacks = [*callbacks, _ending_for_good()]
+    if config["store"]:
+        callbacks.append(_telling(directory))
     try:
-        with marked(directory.resolve()) as mark:
+        with _handed_over(directory, mirror, scaling) as mark:
             TorchTrainer(
                 _worker,
-                train_loop_config=config | {"mark": str(mark)},
+                train_loop_config=config | {"mark": str(mark) if mark else None},
                 scaling_config=_processes(scaling),
-                run_config=_run_config(directory, scaling, [*callbacks, _ending_for_good()]),
+                run_config=_run_config(directory, scaling, callbacks),
             ).fit()
     except TrainingFailedError as error:
         raise _told(error, directory, scaling) from None
@@ -147,6 +159,28 @@ def fit(
             raise full(error) from None
         raise
     return Summary.load(directory / SUMMARY)
+
+
+@contextmanager
+def _handed_over(directory: Path, mirror: Mirror | None, scaling: Scaling) -> Iterator[Path | None]:
+    """While it lasts the run's files are the workers'; yields how these know a shared folder."""
+    if mirror is None:
+        with marked(directory.resolve()) as mark:
+            yield mark
+        return
+    mirror.push()
+    try:
+        yield None
+    except BaseException:
+        with suppress(StoreError):  # what ended the run is more telling
+            _taken_back(mirror, scaling)
+        raise
+    _taken_back(mirror, scaling)
+
+
+def _taken_back(mirror: Mirror, scaling: Scaling) -> None:
+    if scaling.workers:  # otherwise it is this process that wrote them
+        mirror.pull()
 
 
 def _processes(scaling: Scaling) -> Any:
@@ -189,6 +223,18 @@ def _ending_for_good() -> Any:
     return EndingForGood()
 
 
+def _telling(directory: Path) -> Any:
+    """A Ray Train callback: brings progress and notes from rank 0's node to the driver's folder."""
+    from ray.train import UserCallback
+
+    class Telling(UserCallback):
+        def after_report(self, run_context: Any, metrics: list[dict], checkpoint: Any) -> None:
+            (directory / PROGRESS).write_text(str(metrics[0]["step"]))
+            (directory / NOTES).write_text(metrics[0][NOTES])
+
+    return Telling()
+
+
 def _told(error: Any, directory: Path, scaling: Scaling) -> BaseException:
     """What Ray Train's error says, in one line."""
     failures = getattr(error, "worker_failures", None)
@@ -199,38 +245,74 @@ def _told(error: Any, directory: Path, scaling: Scaling) -> BaseException:
 
 def _worker(config: dict[str, Any]) -> None:
     """The function that every Ray Train worker runs."""
-    if not (mark := Path(config["mark"])).exists():
-        raise unseen(mark, [f"node {socket.gethostname()}"])
-    experiment = Experiment.from_dict(config["experiment"])
-    session = _session(config)
-    tracker = Tracker(Run(**config["run"])) if config["run"] and session.leads else None
-    if tracker:
-        session = replace(
-            session,
-            log=tracker.metrics,
-            picture=_picture(tracker),
-            note=_note(session.directory, tracker),
-        )
+    if config["mark"] and not (mark := Path(config["mark"])).exists():
+        raise unseen(mark.parent, [f"node {socket.gethostname()}"])
+    workers = _place(config["workers"], config["gpus"])
     try:
-        train(experiment, session)
+        config, mirror = _brought(config, workers)
+        tracker = _tracker(config) if config["run"] and workers.rank == 0 else None
+        session = _session(config, workers, tracker, mirror)
+        with mirror.following(session.note) if mirror else nullcontext():
+            try:
+                train(Experiment.from_dict(config["experiment"]), session)
+            finally:
+                if tracker:
+                    tracker.flush()
+        if config["store"]:
+            shutil.rmtree(Path(config["directory"]) / CHECKPOINTS, ignore_errors=True)
     except Exception as error:
         if config["workers"]:
             error.add_note(traceback.format_exc())  # which would not travel to the driver
         raise
-    finally:
-        if tracker:
-            tracker.flush()
 
 
-def _session(config: dict[str, Any]) -> Session:
-    directory, workers = Path(config["directory"]), _place(config["workers"], config["gpus"])
-    return Session(
+def _brought(config: dict[str, Any], workers: Workers) -> tuple[dict[str, Any], Mirror | None]:
+    """With a store, brings the run to a folder of this node; only rank 0 brings anything back."""
+    mirror = config["mirror"]
+    if config["store"]:
+        store = Store(config["store"])
+        folder = working_copy(store, "worker" if workers.rank == 0 else "node")
+        config = config | {"directory": str(folder)}
+        mirror = Mirror(store, folder) if workers.rank == 0 else None
+        if mirror:
+            mirror.clear()
+            mirror.pull()
+            if not (folder / EXPERIMENT).exists():
+                raise unseen(store, [f"node {socket.gethostname()}"])
+    if mirror:
+        mirror.fetch()
+    return config, mirror
+
+
+def _tracker(config: dict[str, Any]) -> Tracker:
+    run = Run(**config["run"])
+    return Tracker(run.kept_in(Path(config["directory"])))
+
+
+def _session(
+    config: dict[str, Any], workers: Workers, tracker: Tracker | None, mirror: Mirror | None
+) -> Session:
+    directory = Path(config["directory"])
+    session = Session(
         directory=directory,
         workers=workers,
         wrap=_distributed(workers),
         report=_report(config, workers),
         halt=config["halt"],
     )
+    if tracker:
+        session = replace(
+            session,
+            log=tracker.metrics,
+            picture=_picture(tracker),
+            note=_note(directory, tracker),
+        )
+    if mirror:
+        session = replace(session, saved=mirror.changed)
+    elif config["store"]:
+        run = Store(config["store"])
+        session = replace(session, fetch=lambda path: fetch_alone(run, path))
+    return session
 
 
 def _place(workers: int, gpus: float | None) -> Workers:
@@ -254,15 +336,16 @@ def _distributed(workers: Workers) -> Callable[[nn.Module], nn.Module]:
 
 
 def _report(config: dict[str, Any], workers: Workers) -> Report:
-    mark, given = Path(config["directory"]) / PROGRESS, config["report"]
+    directory, given = Path(config["directory"]), config["report"]
 
     def report(progress: Mapping[str, Any]) -> None:
         if workers.rank == 0:
-            mark.write_text(str(progress["step"]))
+            (directory / PROGRESS).write_text(str(progress["step"]))
         if config["workers"] > 0:
             import ray.train
 
-            ray.train.report(dict(progress))
+            noted = {NOTES: "".join(f"{n}\n" for n in notes(directory))} if config["store"] else {}
+            ray.train.report({**progress, **noted})
         elif given:
             given(progress)
 

@@ -2,10 +2,13 @@
 
 import os
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vamf.tracking.courier import where
+
+SPOOL = "spool"
+"""The folder, in a run's, that holds a folder for each MLflow run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +22,21 @@ class Run:
     spool: str
     """Folder, on storage that every worker sees, for what could not be sent yet."""
 
+    def kept_in(self, directory: Path) -> "Run":
+        """The same run, with what could not be sent yet in this folder of the run."""
+        return replace(self, spool=str(directory.resolve() / SPOOL / self.run_id))
+
 
 def default_uri(storage: Path) -> str:
     """Where runs are tracked: MLFLOW_TRACKING_URI, else an SQLite file in the storage folder."""
     chosen = os.environ.get("MLFLOW_TRACKING_URI")
     return chosen or f"sqlite:///{storage.resolve() / 'mlflow.db'}"
+
+
+def database(uri: str) -> Path | None:
+    """The SQLite file that an address names, if it names one."""
+    _, found, path = uri.partition("sqlite:///")
+    return Path(path).resolve() if found else None
 
 
 def ui_command(uri: str, storage: Path) -> str:

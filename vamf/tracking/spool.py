@@ -116,6 +116,10 @@ class Spool:
                     last.write_text(self._name)
             yield mine, changed
 
+    def still(self) -> AbstractContextManager[bool]:
+        """While it lasts nobody adds or removes events: the files can be copied."""
+        return self._exclusive()
+
     def reject(self, event: Event, reason: str) -> None:
         """Writes down an event that was refused for good, with its files if they were copied."""
         with self.rejected.open("a") as file:

@@ -14,9 +14,11 @@ import torch
 from vamf import values
 from vamf.experiment import Experiment
 from vamf.files import sync
-from vamf.training.manifest import MANIFEST, damage, entry, write_tensors
+from vamf.store import Store
+from vamf.training.fetching import fetch, fetched
+from vamf.training.manifest import MANIFEST, STATE, damage, entry, write_tensors
 
-STATE, EXPERIMENT, META = "state.pt", "experiment.json", "meta.json"
+EXPERIMENT, META = "experiment.json", "meta.json"
 
 
 @dataclass(frozen=True)
@@ -202,8 +204,21 @@ def _remove(folder: Path) -> None:
 def find_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint at ``path``, or the best one of the run whose folder ``path`` is.
 
+    ``path`` may be the address of an object store; what is needed is then downloaded.
     Raises ValueError, naming the path, if there is none.
     """
+    if (store := Store.of(str(path))) is None:
+        return _found(path)
+    try:
+        checkpoint = _found(fetched(store))
+        if not (checkpoint.path / STATE).exists():  # a run's: so far its figures alone are here
+            fetch(store, checkpoint.path)
+        return checkpoint
+    except OSError as error:
+        raise ValueError(f"no checkpoint could be read from {store}: {error}") from None
+
+
+def _found(path: Path) -> Checkpoint:
     if (path / STATE).exists():
         return Checkpoint(path.resolve())
     run = path / "checkpoints" if (path / "checkpoints").is_dir() else path

@@ -48,7 +48,7 @@ class Session:
     """Where a loop runs and whom it tells: all that differs between its hosts."""
 
     directory: Path
-    """The run's folder, on storage that all workers see."""
+    """The run's folder, on storage that all workers see, or a copy of it from an object store."""
     workers: Workers = field(default_factory=Workers)
     """This process among the run's workers."""
     wrap: Callable[[nn.Module], nn.Module] = lambda objective: objective
@@ -63,6 +63,10 @@ class Session:
     """Takes progress; called by every rank, equally often."""
     halt: Halt | None = None
     """Asked whether to end early; called by rank 0 only."""
+    saved: Callable[[], None] = _ignore
+    """Hears of each checkpoint that is on the disk, in another thread; called by rank 0 only."""
+    fetch: Callable[[Path], None] = _ignore
+    """Sees to it that the checkpoint at a path, which rank 0 has, is there; called by all ranks."""
 
     @property
     def leads(self) -> bool:
@@ -109,13 +113,13 @@ def train(experiment: Experiment, session: Session) -> Summary:
     start = time.monotonic()
     trainer = _prepare(experiment, session)
     folder = checkpoints(experiment, session.directory)
-    restore(trainer, folder, session.note)
+    restore(trainer, folder, session.note, session.fetch)
     _agree(trainer)
     metrics: Metrics = {}
     stopped: str | None = None
     if session.at_rung(trainer.step):  # it died before it knew the answer, or told it
         metrics, stopped = _asked(trainer, session, lambda: evaluate(trainer))
-    with Saver(folder, session.workers.described()) as saver:
+    with Saver(folder, session.workers.described(), session.saved) as saver:
         first = trainer.step + 1
         while trainer.step < experiment.steps and stopped is None:
             trainer.train_step()

@@ -10,7 +10,8 @@ import torch
 
 from vamf.files import sha256
 
-MANIFEST = "manifest.json"
+MANIFEST, STATE = "manifest.json", "state.pt"
+"""The files of a checkpoint that hold the checksums of the others, and the tensors."""
 
 
 class _Summed:

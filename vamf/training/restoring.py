@@ -33,10 +33,16 @@ def newest(folder: CheckpointFolder, experiment: Experiment) -> tuple[Checkpoint
     return found, wrong
 
 
-def restore(trainer: Trainer, folder: CheckpointFolder, note: Note) -> None:
+def restore(
+    trainer: Trainer,
+    folder: CheckpointFolder,
+    note: Note,
+    fetch: Callable[[Path], None] = lambda path: None,
+) -> None:
     """Takes up the newest intact checkpoint, the same one on all workers.
 
-    Rank 0 chooses, hides damaged ones, and notes them and a change of the workers.
+    Rank 0 chooses, hides damaged ones, and notes them and a change of the workers; ``fetch`` brings
+    the chosen one to where the others look for it.
     Raises ValueError if there is none to go on from, or it does not fit.
     """
     workers, step = trainer.workers, ""
@@ -47,7 +53,9 @@ def restore(trainer: Trainer, folder: CheckpointFolder, note: Note) -> None:
             step = str(found.step)
             _note(found, wrong, workers.described(), note)
     if step := workers.gather(step)[0]:
-        _load(trainer, folder.at(int(step)))
+        checkpoint = folder.at(int(step))
+        fetch(checkpoint.path)
+        _load(trainer, checkpoint)
 
 
 def _note(found: Checkpoint, wrong: list[str], now: str, note: Note) -> None:

@@ -1,6 +1,6 @@
 """Checkpoints that the training loop does not wait for."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from types import TracebackType
@@ -49,8 +49,14 @@ class Saver:
     What goes wrong in the background is raised by the next ``save``, by ``drain``, or at the end.
     """
 
-    def __init__(self, folder: CheckpointFolder, made_on: str | None = None) -> None:
-        self._folder, self._made_on = folder, made_on
+    def __init__(
+        self,
+        folder: CheckpointFolder,
+        made_on: str | None = None,
+        saved: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``saved`` hears in the background of each checkpoint that is on the disk."""
+        self._folder, self._made_on, self._saved = folder, made_on, saved
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[Any] | None = None
 
@@ -71,6 +77,7 @@ class Saver:
         self, experiment: Experiment, snapshot: Snapshot, metrics: Mapping[str, float]
     ) -> None:
         self._folder.save(experiment, snapshot.ready(), metrics, self._made_on)
+        self._saved()
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,113 @@
+"""Places in object stores: addresses, objects, and what is said when something is wrong."""
+
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+from machine import free_ports
+from s3_server import Server
+
+from vamf.redact import redacted
+from vamf.store import Store, StoreError, place
+
+SECRET = "hunter2hunter2"
+
+
+def test_addresses_are_told_from_folders(tmp_path: Path) -> None:
+    for folder in (str(tmp_path), f"file://{tmp_path}", f"file:{tmp_path}"):
+        assert place(folder) == tmp_path
+    assert place("runs") == Path("runs").resolve()
+    store = Store.of("s3://bucket/runs?region=eu-west-1")
+    assert store is not None and place(store.url) == store
+    assert (store / "a" / "b").url == "s3://bucket/runs/a/b?region=eu-west-1"
+    assert (store / "a").parent == store and (store / "a").name == "a"
+    assert store.parent.parent == store.parent == Store("s3://bucket/?region=eu-west-1")
+    # A path keeps one slash of two.
+    url = "s3://bucket/runs?endpoint_override=http://127.0.0.1:5000"
+    assert Store.of(str(Path(url))) == Store(url)
+    for url in ("s3://", "s3:///x", "s3://key@/x"):
+        with pytest.raises(ValueError, match="the address of a store must name its bucket; got s3"):
+            Store.of(url)
+
+
+@pytest.fixture(params=["s3", "fsspec"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """A place in an S3 server, and in what an implementation of fsspec serves."""
+    if request.param == "s3":
+        server: Server = request.getfixturevalue("s3")
+        return Store(server.url(f"{tmp_path.name}/here"))
+
+    class Under(LocalFileSystem):
+        protocol = "under"
+
+        @classmethod
+        def _strip_protocol(cls, path: Any) -> str:
+            return LocalFileSystem._strip_protocol(path.replace("under://", f"{tmp_path}/"))
+
+    fsspec.register_implementation("under", Under, clobber=True)
+    return Store(f"under://bucket/{tmp_path.name}")
+
+
+def test_objects_are_written_listed_read_and_deleted(store: Store, tmp_path: Path) -> None:
+    assert store.names() == [] and not store.exists()
+    store.check()
+    assert store.names() == []
+    store.write("a/one", b"1")
+    big, back = tmp_path / "big", tmp_path / "back"
+    big.write_bytes(bytes(range(256)) * 50_000)
+    store.upload(big, "a/big")
+    store.write("ab", b"")
+    assert store.names() == ["a/big", "a/one", "ab"] and (store / "a").names() == ["big", "one"]
+    assert store.read("a/one") == b"1" and store.read("ab") == b""
+    store.write("a/one", b"2")
+    assert store.read("a/one") == b"2"
+    store.download("a/big", back)
+    assert back.read_bytes() == big.read_bytes()
+    with pytest.raises(FileNotFoundError):
+        store.read("a/two")
+    with pytest.raises(FileNotFoundError):
+        store.download("b/two", back)
+    store.delete("a/one", "a/two")
+    assert store.names() == ["a/big", "ab"]
+    store.remove("a")
+    store.remove("a")
+    assert store.names() == ["ab"]
+
+
+def test_a_store_of_no_use_is_told_in_one_line(s3: Server) -> None:
+    address = f"endpoint_override={s3.address}&region=us-east-1"
+    nobody = f"endpoint_override=http://127.0.0.1:{free_ports(1)[0]}&region=us-east-1"
+    wrong = {
+        "nothing://bucket/x": "Protocol not known: nothing",
+        "sftp://host/x": "paramiko",
+        "memory://bucket/x": "it would end with this process",
+        f"s3://bucket/x?{address}&sas_token={SECRET}": "Unexpected query parameter",
+        f"s3://key:{SECRET}@none/x?{address}": "NO_SUCH_BUCKET",
+        f"s3://key:{SECRET}@bucket/x?{nobody}": "NETWORK_CONNECTION",
+    }
+    for url, why in wrong.items():
+        store = Store.of(url)
+        assert store is not None
+        with pytest.raises(ValueError, match=why) as caught:
+            store.check()
+        assert "\n" not in str(caught.value) and SECRET not in str(caught.value)
+        assert SECRET not in f"{store} {store!r}"
+    with pytest.raises(StoreError, match="NETWORK_CONNECTION"):
+        store.names()
+    with pytest.raises(ValueError, match="the storage must answer; got "):
+        store.exists()
+
+
+def test_the_secrets_of_addresses_are_told_to_nobody() -> None:
+    for url in (
+        f"s3://key:{SECRET}@bucket/x",
+        f"s3:/key:{SECRET}@bucket/x",
+        f"abfs://x?sas_token={SECRET}&y=1",
+        f"az://x?y=1&sig={SECRET}",
+        f"s3://x?aws_secret_access_key={SECRET}",
+    ):
+        assert SECRET not in redacted(f"cannot reach {url} now")
+    plain = "s3://bucket/x?endpoint_override=http://127.0.0.1:5000&region=us-east-1"
+    assert redacted(plain) == plain
