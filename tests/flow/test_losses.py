@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from vamf.flow.derivatives import total_derivative
+from vamf.flow.derivatives import push, total_derivative
+from vamf.flow.duals import carrying
 from vamf.flow.losses import (
     AdaptiveWeight,
     Anchor,
@@ -197,11 +198,17 @@ def test_samples_with_equal_times_never_enter_the_jvp(n_equal):
     assert seen == ([8 - n_equal] if n_equal < 8 else [])
 
 
+def carried(u):
+    """A function of tensors as one of duals."""
+    return lambda z, r, t: push(u, z, r, t)
+
+
 @pytest.mark.parametrize("beta", BETAS)
 @pytest.mark.parametrize("n_equal", [0, 1, 3, 5, 8])
 def test_one_pass_gives_what_two_give(beta, n_equal):
     net, d = Net(), draws(n_equal=n_equal)
-    z, v_cond, correction, value = path_pass(net, d, beta, proxy)
+    with carrying():
+        z, v_cond, correction, value = path_pass(carried(net), d, beta, proxy)
     expected = path_derivative(net, d, beta, proxy)
     # The same sums over batches of other sizes: float64 rounding.
     for a, b in zip((z, v_cond, correction), expected, strict=True):
@@ -225,7 +232,8 @@ def test_one_pass_takes_no_harm_from_an_infinite_derivative_at_equal_times(n_equ
         return scale * z * (1 + (t - r).sqrt())[:, None]
 
     d = draws(n_equal=n_equal)
-    z, _, correction, value = path_pass(u, d, 0.5, proxy)
+    with carrying():
+        z, _, correction, value = path_pass(carried(u), d, 0.5, proxy)
     assert correction.isfinite().all() and torch.equal(value[:n_equal], scale * z[:n_equal])
     (slope,) = torch.autograd.grad(value.sum(), scale)
     torch.testing.assert_close(slope, value.sum().detach() / scale.detach())

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vamf.flow.derivatives import total_derivative
+from vamf.flow.duals import carrying
 from vamf.flow.guidance import with_labels
 from vamf.flow.losses import Draws, MeanFlowLoss
 from vamf.flow.tangents import boundary_velocity
@@ -93,19 +94,19 @@ def test_bfloat16_weights_take_labels(config):
     assert rounded.dtype == torch.float32 and (rounded - exact).norm() / exact.norm() < 0.1
 
 
-@pytest.mark.parametrize("name", ["mlp", "dit", pytest.param("unet", marks=pytest.mark.slow)])
-def test_compiled_step_with_labels_equals_the_eager_one(name):
-    net, (z, r, t) = build(MODELS[name]), inputs()
+@MODEL
+def test_a_step_with_carried_tangents_and_labels_is_that_of_torchs_jvp(config):
+    net, (z, r, t) = build(config), inputs()
     d = Draws(z, torch.cos(z), torch.cat([t[:1], r[1:]]), t, 1)
     velocity, loss = boundary_velocity(net), MeanFlowLoss()
 
-    def step(d, y):
-        u, v_hat = with_labels(net, y), with_labels(velocity, y)
+    def step():
+        u, v_hat = with_labels(net, Y), with_labels(velocity, Y)
         return loss(u, d, beta=0.5, v_hat=v_hat).loss
 
-    torch._dynamo.reset()
-    graph = torch.compile(step, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(graph(d, Y), step(d, Y), rtol=1e-10, atol=0)  # rounding
+    with carrying():
+        carried = step()
+    torch.testing.assert_close(carried, step(), rtol=1e-10, atol=0)  # rounding
 
 
 @pytest.mark.parametrize("kind", [MLPConfig, UNetConfig])

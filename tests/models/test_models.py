@@ -1,16 +1,16 @@
-"""One contract for all networks: forward mode, gradients, training mode, bfloat16, compiled."""
+"""One contract for all networks: forward mode, gradients, training mode, bfloat16, duals."""
 
 import math
 from dataclasses import replace
 
 import pytest
 import torch
-from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
 from vamf.flow.alpha import AlphaSchedule
-from vamf.flow.derivatives import textbook_derivative, total_derivative
-from vamf.flow.losses import AdaptiveWeight, Draws, MeanFlowLoss
+from vamf.flow.derivatives import directional_derivative, textbook_derivative, total_derivative
+from vamf.flow.duals import carrying
+from vamf.flow.losses import AdaptiveWeight, Anchor, Draws, MeanFlowLoss
 from vamf.flow.tangents import boundary_velocity
 from vamf.flow.trace import TraceWeight, draw_signs
 from vamf.models.dit import DiTConfig, positions
@@ -169,53 +169,73 @@ def test_bfloat16_weights_train(config, shape):
     assert all(p.grad.isfinite().all() and p.grad.any() for p in net.parameters())
 
 
-def step(net):
-    """A function of the draws that holds the whole step: proxy, jvp and loss."""
-    return lambda d: LOSS(net, d, beta=0.5, v_hat=boundary_velocity(net)).loss
+def step(net, loss=LOSS, **given):
+    """A function of the draws that holds the whole step: proxy, derivative and loss."""
+    v_hat = boundary_velocity(net)
+    return lambda d: loss(net, d, beta=0.5, v_hat=v_hat, **given).loss
 
 
-def compiled(function, backend):
-    torch._dynamo.reset()
-    counters.clear()
-    return torch.compile(function, fullgraph=True, backend=backend)
+def with_gradients(net, function, d):
+    net.zero_grad()
+    value = function(d)
+    value.backward()
+    return value.detach(), [p.grad.clone() for p in net.parameters()]
 
 
-def compiled_equals_eager(config, shape, backend, n_equal):
-    """Loss with its jvp, and gradients, in one graph without a break."""
-    net = build(config, shape).double().eval()
-    d = draws(shape, n_equal=n_equal, dtype=torch.float64)
-
-    def run(function):
-        net.zero_grad()
-        value = function(d)
-        value.backward()
-        return value.detach(), [p.grad.clone() for p in net.parameters()]
-
-    eager, graph = run(step(net)), run(compiled(step(net), backend))
-    stats = counters["stats"]
-    # More calls than a network has parameters: the jvp and the proxy are in the graph too.
-    assert stats["unique_graphs"] == 1 and stats["calls_captured"] > len(eager[1])
-    assert not counters["graph_break"]
-    torch.testing.assert_close(graph[0], eager[0], rtol=1e-10, atol=0)  # float64 rounding
-    for a, b in zip(graph[1], eager[1], strict=True):
+def assert_the_same(one, other):
+    torch.testing.assert_close(one[0], other[0], rtol=1e-10, atol=0)  # float64 rounding
+    for a, b in zip(one[1], other[1], strict=True):
         assert (a - b).norm() <= 1e-9 * b.norm() + 1e-13
 
 
-QUICK = ("mlp points", "unet 2 levels")
-"""Those whose step is compiled in seconds; the others take up to a minute."""
+@MODEL
+@pytest.mark.parametrize("n_equal", [0, 1, 3, 4])
+def test_a_step_with_carried_tangents_is_that_of_torchs_jvp(config, shape, n_equal):
+    net, d = (
+        build(config, shape).double().eval(),
+        draws(shape, n_equal=n_equal, dtype=torch.float64),
+    )
+    expected = with_gradients(net, step(net), d)
+    with carrying():
+        assert_the_same(with_gradients(net, step(net), d), expected)
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in MODELS]
-)
-def test_compiled_equals_eager(name):
-    compiled_equals_eager(*MODELS[name], "aot_eager", n_equal=1)
+@MODEL
+@pytest.mark.parametrize("still", [0, 1, 3])
+def test_carried_derivatives_are_torchs(config, shape, still):
+    """Of the last samples alone, along (v, 0, 1) and along (v, 0, 0)."""
+    net, (z, v, r, t, _) = build(config, shape).double().eval(), draws(shape, dtype=torch.float64)
+    ways = (total_derivative(net, z, r, t, v)[1], directional_derivative(net, z, r, t, v))
+    with carrying():
+        value, du_dt = total_derivative(net, z, r, t, v[still:])
+        along = directional_derivative(net, z, r, t, v[still:])
+    torch.testing.assert_close(value, net(z, r, t), rtol=1e-10, atol=1e-12)
+    for mine, torchs in zip((du_dt, along), ways, strict=True):
+        assert not mine.requires_grad
+        torch.testing.assert_close(mine, torchs[still:].detach(), rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("n_equal", [0, 3, 4])
-def test_compiled_equals_eager_at_every_share_of_equal_times(n_equal):
-    compiled_equals_eager(*MODELS["unet 2 levels"], "aot_eager", n_equal=n_equal)
+@pytest.mark.parametrize("name", ["unet 2 levels", "unet 3 levels"])
+def test_dropout_masks_a_value_and_its_tangent_alike(name):
+    """The derivative is that of the function with the masks that it drew."""
+    config, shape = MODELS[name]
+    net = build(config, shape).double().train()
+    z, v, r, t, _ = draws(shape, dtype=torch.float64)
+    h = 1e-5
+
+    def seeded(*args):
+        torch.manual_seed(1)
+        return total_derivative(net, *args)
+
+    with torch.no_grad(), carrying():
+        value, du_dt = seeded(z, r, t, v)
+        ahead, behind = (seeded(z + s * h * v, r, t + s * h, v)[0] for s in (1, -1))
+    difference = (ahead - behind) / (2 * h)
+    scale = du_dt.abs().max()
+    torch.testing.assert_close(du_dt / scale, difference / scale, rtol=0, atol=1e-6)
+    net.eval()
+    with torch.no_grad(), carrying():
+        assert not torch.equal(seeded(z, r, t, v)[0], value)
 
 
 @pytest.mark.parametrize(
@@ -224,36 +244,33 @@ def test_compiled_equals_eager_at_every_share_of_equal_times(n_equal):
         MeanFlowLoss(trace=TraceWeight(probes=1)),
         MeanFlowLoss(trace=TraceWeight(probes=0)),
         MeanFlowLoss(alpha=AlphaSchedule(value=0.3)),
+        MeanFlowLoss(anchor=Anchor()),
     ],
-    ids=["trace by a probe", "exact trace", "alpha"],
+    ids=["trace by a probe", "exact trace", "alpha", "anchor"],
 )
-def test_other_losses_compile_in_one_graph(loss):
-    net = build(*MODELS["mlp points"]).double()
-    d = draws((2,), dtype=torch.float64)
-    signs = draw_signs((1, *d.x.shape), generator("compiled")).double()
-    v_hat = boundary_velocity(net)
-
-    def run(d):
-        return loss(net, d, beta=0.5, v_hat=v_hat, signs=signs, progress=0.5).loss
-
-    torch.testing.assert_close(compiled(run, "aot_eager")(d), run(d), rtol=1e-10, atol=0)
-    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", QUICK)
-def test_compiled_by_inductor_equals_eager(name):
-    """A minute and more on two cores for each network; the others differ in size, not in kind."""
-    compiled_equals_eager(*MODELS[name], "inductor", n_equal=1)
+@pytest.mark.parametrize("name", ["mlp points", "unet 1 level", "dit"])
+def test_other_losses_carry_tangents_too(loss, name):
+    if loss.trace is not None and not loss.trace.probes and name != "mlp points":
+        pytest.skip("an exact trace of images takes a derivative for each pixel")
+    config, shape = MODELS[name]
+    net, d = build(config, shape).double(), draws(shape, dtype=torch.float64)
+    signs = draw_signs((1, *d.x.shape), generator("carried")).double()
+    given = {"signs": signs, "progress": 0.5, "anchor_uniform": d.t / 2}
+    expected = with_gradients(net, step(net, loss, **given), d)
+    with carrying():
+        assert_the_same(with_gradients(net, step(net, loss, **given), d), expected)
 
 
-def test_dropout_trains_compiled():
-    """Masks differ from the eager ones; the step runs in one graph, with finite gradients."""
+def test_a_carried_step_costs_what_its_derivatives_do():
+    """No operations for samples with r = t: of 4 forwards' worth, only the share with r < t."""
     config, shape = MODELS["unet 1 level"]
-    net = build(replace(config, dropout=0.3), shape).train()
-    compiled(step(net), "aot_eager")(draws(shape)).backward()
-    assert counters["stats"]["unique_graphs"] == 1
-    assert all(p.grad.isfinite().all() and p.grad.any() for p in net.parameters())
+    net, flops = build(config, shape), []
+    for n_equal in (0, 2, 4):
+        with FlopCounterMode(display=False) as counter, carrying():
+            LOSS(net, draws(shape, n_equal=n_equal), beta=0.0, v_hat=None).loss.backward()
+        flops.append(counter.get_total_flops())
+    whole, half, none = flops
+    assert whole - half == pytest.approx(half - none, rel=0.05) and 1.2 < whole / none < 1.4
 
 
 def test_published_unet_has_its_number_of_parameters():
@@ -287,7 +304,7 @@ def test_a_transformers_patches_go_back_where_they_came_from():
     image = torch.arange(2 * 3 * 4 * 6.0).reshape(2, 3, 4, 6)
     patches = torch.nn.functional.unfold(image, 2, stride=2)  # (2, 3 * 4, patches), channel first
     tokens = patches.reshape(2, 3, 4, 6).permute(0, 3, 2, 1).flatten(2)
-    assert torch.equal(net._pixels(tokens), image)
+    assert torch.equal(net._pixels(tokens, torch.float32), image)
 
 
 def test_positions_of_patches_are_their_columns_and_rows():

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from torch._dynamo.utils import counters
 
 from jobs import bench
 from vamf.experiment import Compute
@@ -85,42 +84,31 @@ def test_what_cannot_be_is_refused():
         check(anchored, None, torch.device("cpu"), compiled=False)
 
 
-def test_compiled_steps_are_the_eager_ones(monkeypatch):
-    """With a beta that moves: one program for all steps."""
-    from vamf.training import objective
+COMPILED = {"compute.compile": True}
 
-    compile = torch.compile
-    monkeypatch.setattr(
-        objective.torch, "compile", lambda f, **given: compile(f, backend="aot_eager", **given)
-    )
-    moving = TOY.override({"beta.shape": "linear", "beta.end": 1.0, "steps": 10, "proxy": "ema"})
-    eager, compiled = trainer(moving), trainer(moving.override({"compute.compile": True}))
-    torch._dynamo.reset()
-    counters.clear()
+
+@pytest.mark.parametrize("experiment", [TOY, DIGITS], ids=["toy", "digits"])
+def test_compiled_steps_are_the_eager_ones(experiment):
+    """With a beta that moves, and a proxy."""
+    moving = experiment.override({"beta.shape": "linear", "beta.end": 1.0, "proxy": "ema"})
+    moving = moving.override({"steps": 10})
+    eager, compiled = trainer(moving), trainer(moving.override(COMPILED))
     for own in (eager, compiled):
         for _ in range(4):
             own.train_step()
-    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
-    torch.testing.assert_close(weights(compiled), weights(eager), rtol=1e-5, atol=1e-6)
-    assert compiled.collect()["loss/train"] == pytest.approx(eager.collect()["loss/train"])
+    torch.testing.assert_close(weights(compiled), weights(eager), rtol=1e-4, atol=1e-5)
+    assert compiled.collect()["loss/train"] == pytest.approx(
+        eager.collect()["loss/train"], rel=1e-5
+    )
 
 
-def gradient(own):
-    """That of the only step: Adam's first moment is a tenth of it."""
-    moments = (own.optimiser.state[p]["exp_avg"].flatten() for p in own.net.parameters())
-    return 10 * torch.cat(list(moments)).double()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("precision", "bound"), [("float32", 1e-5), ("bfloat16", 0.03)])
-def test_a_compiled_gradient_is_the_eager_one_to_rounding(precision, bound):
-    """By Inductor, which in bfloat16 leaves out roundings between operations that it fuses."""
-    mixed = TOY.override({"beta.value": 0.5, "compute.precision": precision})
-    eager, compiled = trainer(mixed), trainer(mixed.override({"compute.compile": True}))
-    for own in (eager, compiled):
-        own.train_step()
-    apart = (gradient(compiled) - gradient(eager)).norm() / gradient(eager).norm()
-    assert apart < bound
+@pytest.mark.parametrize(("precision", "bound"), [("float32", 1e-6), ("bfloat16", 0.02)])
+def test_compiled_numbers_are_near_float64(precision, bound):
+    own = trainer(DIGITS)
+    mode = Compute(precision=precision, compile=True)
+    found = deviations(own, (mode,))[mode]
+    assert found.dudt < 100 * bound and found.cosine > 1 - bound
+    assert found.norm == pytest.approx(1, abs=10 * bound)
 
 
 def test_the_job_checks_and_compares(tmp_path, capsys):

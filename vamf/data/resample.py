@@ -3,6 +3,8 @@
 As in the augmentation of Karras et al. (arXiv 2006.06676, appendix B; used by arXiv 2206.00364).
 """
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -27,8 +29,11 @@ MARGIN = len(SYM6) // 4
 
 def matrix(rows: list[list[Tensor | float]], like: Tensor) -> Affine:
     """Numbers and tensors, (batch,), as one matrix for each sample."""
-    entries = [[torch.as_tensor(v).to(like).expand_as(like) for v in row] for row in rows]
-    return torch.stack([torch.stack(row, -1) for row in entries], -2)
+    # Filled where ``like`` is, once each: a number that is copied to a GPU is waited for.
+    numbers = {v for row in rows for v in row if not isinstance(v, Tensor)}
+    filled: dict[float, Tensor] = {v: torch.full_like(like, v) for v in numbers}
+    entries = [v if isinstance(v, Tensor) else filled[v] for row in rows for v in row]
+    return torch.stack(entries, -1).unflatten(-1, (len(rows), -1))
 
 
 def scaling(x: Tensor, y: Tensor) -> Affine:
@@ -94,4 +99,9 @@ def _downsample(x: Sample) -> Sample:
 
 
 def _filter(x: Sample) -> Tensor:
-    return torch.tensor(SYM6, dtype=x.dtype, device=x.device).expand(x.shape[1], 1, -1)
+    return _taps(x.dtype, x.device).expand(x.shape[1], 1, -1)
+
+
+@cache
+def _taps(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(SYM6, dtype=dtype, device=device)

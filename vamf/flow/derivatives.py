@@ -1,19 +1,20 @@
 """Derivatives of the network in forward mode: the only place that calls ``torch.func.jvp``."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from vamf.flow.duals import Dual, are_carried, linearly, value_of
 from vamf.typing import AverageVelocity, Sample, Scalars, Time, expand_like
 
 Inputs = tuple[Sample, Time, Time]
 LEVEL = 0
 """torch's only level of forward mode."""
 _in_jvp = False
-"""Whether one of the derivatives below is being computed. torch's own mark is frozen at False in
-compiled code that calls the network before it differentiates it."""
+"""Whether one of the derivatives below is being computed."""
 
 
 def _jvp(u: AverageVelocity, primals: Inputs, tangents: Inputs) -> tuple[Sample, Sample]:
@@ -35,11 +36,13 @@ def total_derivative(
 
     The derivative is (v_tan . d/dz) u + du/dt: along the tangent (v_tan, 0, 1) of (z, r, t). Both
     results carry gradients if these are enabled; inside ``torch.no_grad()`` there is no graph.
+    Where duals are carried, ``v_tan`` may be that of the last samples only, which the derivative
+    is of, too; it has no graph.
     """
-    # Copies: compiled forward mode fails on views that begin in the middle of a tensor.
-    primals = (z.clone(), r.clone(), t.clone())
-    tangents = (v_tan.clone(), torch.zeros_like(r), torch.ones_like(t))
-    return _jvp(u, primals, tangents)
+    if are_carried():
+        moving = Dual(t, torch.ones_like(t[len(z) - len(v_tan) :]))
+        return _carry(u, Dual(z, v_tan), r, moving)
+    return _jvp(u, (z, r, t), (v_tan, torch.zeros_like(r), torch.ones_like(t)))
 
 
 def textbook_derivative(
@@ -54,43 +57,58 @@ def directional_derivative(
     u: AverageVelocity, z: Sample, r: Time, t: Time, direction: Sample
 ) -> Sample:
     """(direction . d/dz) u(z, r, t): what the tangent alone adds, linear in ``direction``."""
+    if are_carried():
+        return _carry(u, Dual(z, direction), r, t)[1]
     zero = torch.zeros_like(r)
-    primals = (z.clone(), r.clone(), t.clone())
-    return _jvp(u, primals, (direction.clone(), zero, zero))[1]
+    return _jvp(u, (z, r, t), (direction, zero, zero))[1]
+
+
+def _carry(u: AverageVelocity, z: Dual, r: Time, t: Time | Dual) -> tuple[Sample, Sample]:
+    """Of a network that takes duals."""
+    out: Any = u(z, r, t)  # type: ignore[arg-type]
+    return out.value, out.tangent
+
+
+def push(function: Callable[..., Tensor], *args: Any) -> Any:
+    """A function that keeps samples apart, of duals, tensors (batch, ...) and other things."""
+    duals = [a for a in args if isinstance(a, Dual)]
+    value = function(*map(value_of, args))
+    if not duals:
+        return value
+    values = [a[duals[0].still :] if isinstance(a, Tensor) else a for a in map(value_of, args)]
+    moving = [k for k, a in enumerate(args) if isinstance(a, Dual)]
+
+    def of_moving(*parts: Tensor) -> Tensor:
+        given = dict(zip(moving, parts, strict=True))
+        return function(*(given.get(k, value) for k, value in enumerate(values)))
+
+    with torch.no_grad():
+        primals, directions = (tuple(values[k] for k in moving), tuple(d.tangent for d in duals))
+        return Dual(value, torch.func.jvp(of_moving, primals, directions)[1])
 
 
 def affine(
-    x: Tensor,
+    x: Any,
     weight: Tensor | None,
     whole: Callable[[Tensor], Tensor],
     linear: Callable[[Tensor], Tensor],
-) -> Tensor:
+) -> Any:
     """``whole(x)``, in forward mode with the tangent taken through ``linear``, its linear part.
+
+    Of a tensor, or of a dual.
 
     torch's own rule of a convolution or a matrix product adds the product of ``x`` with the tangent
     of ``weight`` even where that is 0: a jvp then costs three forwards rather than two. The result
     is the same to the bit. Without a ``weight`` the map is a constant one.
     """
-    constants = () if weight is None else (weight,)
-    return with_rule(x, constants, whole, lambda value, d: (whole(value), linear(d)))
-
-
-def with_rule(
-    x: Tensor,
-    constants: Sequence[Tensor],
-    value: Callable[[Tensor], Tensor],
-    both: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-) -> Tensor:
-    """``value(x)``, in forward mode with the tangent that ``both(x, tangent)`` returns beside it.
-
-    Where one of the ``constants`` has a tangent, torch's own rules apply.
-    """
+    if isinstance(x, Dual):
+        return linearly(x, whole, linear)
     if not _in_jvp:
-        return value(x)
+        return whole(x)
     primal, tangent = forward_ad.unpack_dual(x, level=LEVEL)
-    if tangent is None or any(_has_tangent(c) for c in constants):
-        return value(x)
-    return forward_ad.make_dual(*both(primal, tangent), level=LEVEL)
+    if tangent is None or (weight is not None and _has_tangent(weight)):
+        return whole(x)
+    return forward_ad.make_dual(whole(primal), linear(tangent), level=LEVEL)
 
 
 def _has_tangent(x: Tensor) -> bool:

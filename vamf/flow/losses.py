@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vamf.flow.alpha import AlphaSchedule, secant_correction
 from vamf.flow.derivatives import total_derivative
+from vamf.flow.duals import are_carried
 from vamf.flow.path import interpolate
 from vamf.flow.tangents import mix_tangent
 from vamf.flow.trace import TraceWeight
@@ -124,9 +125,7 @@ def path_pass(
 ) -> tuple[Sample, Sample, Sample, Sample]:
     """As ``path_derivative``, and u(z, r, t) with its graph, from one pass of the network.
 
-    For compiled code, which leaves out the graph of du/dt since nothing is differentiated through
-    it; eagerly all of that would be kept. Few samples with r = t go through the jvp with the rest,
-    and their derivative is dropped: two passes would cost more.
+    Where duals are carried: ``torch.func.jvp`` would keep the graph of du/dt, too.
     """
     z, v_cond = _path(draws, velocity)
     n, (r, t) = draws.n_equal, (draws.r, draws.t)
@@ -134,13 +133,8 @@ def path_pass(
         return z, v_cond, torch.zeros_like(z), u(z, r, t)
     with torch.no_grad():
         v_tan = _tangent(draws, z, v_cond, beta, v_hat)
-    if 2 * n < len(z):
-        value, du_dt = total_derivative(u, z, r, t, torch.cat([v_cond[:n], v_tan]))
-        du_dt = du_dt[n:]
-    else:
-        rest, du_dt = total_derivative(u, z[n:], r[n:], t[n:], v_tan)
-        value = torch.cat([u(z[:n], r[:n], t[:n]), rest])
-    correction = expand_like(t[n:] - r[n:], z) * du_dt.detach()
+    value, du_dt = total_derivative(u, z, r, t, v_tan)
+    correction = expand_like(t[n:] - r[n:], z) * du_dt
     return z, v_cond, torch.cat([torch.zeros_like(z[:n]), correction]), value
 
 
@@ -231,7 +225,7 @@ class MeanFlowLoss:
         alpha = self._alpha(progress)
         if alpha:
             z, v_cond, correction, value = path_difference(u, draws, beta, v_hat, alpha, velocity)
-        elif torch.compiler.is_compiling():
+        elif are_carried():
             z, v_cond, correction, value = path_pass(u, draws, beta, v_hat, velocity)
         else:
             z, v_cond, correction = path_derivative(u, draws, beta, v_hat, velocity)

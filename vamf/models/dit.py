@@ -1,24 +1,36 @@
 """The diffusion transformer (Peebles and Xie, arXiv 2212.09748), as in Mean Flows."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, silu
 
+from vamf.flow.derivatives import push
+from vamf.flow.duals import value_of
+from vamf.models.fused import Group, silu_slope
 from vamf.models.layers import (
     ClassEmbedding,
     Conv2d,
     Linear,
     attend,
+    attend_tangent,
     initialise,
     refuse_labels,
     sinusoid,
 )
 from vamf.typing import Label, Sample, Time
 
+Values = Sequence[Any]
+Tangents = Sequence[Any]
 FREQUENCIES = 256
 """Size of the sinusoid of a time."""
+EPS = 1e-6
+"""Added to the variance of a token."""
 GATE_GAIN = 1e-5
 """Gates and the output start at practically 0: the published ones at 0, where no gradient passes
 them at the first step."""
@@ -32,7 +44,7 @@ def positions(height: int, width: int, dim: int) -> Tensor:
 
 def normalise(x: Tensor) -> Tensor:
     """Layer normalisation over the last axis, without parameters of its own."""
-    return layer_norm(x, x.shape[-1:], eps=1e-6)
+    return layer_norm(x, x.shape[-1:], eps=EPS)
 
 
 class TimeEmbedding(nn.Module):
@@ -58,8 +70,87 @@ class Modulation(nn.Module):
         self.count = count
         self.layer = initialise(Linear(dim, count * dim), gain=GATE_GAIN)
 
-    def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
-        return self.layer(silu(condition))[:, None].chunk(self.count, dim=-1)
+    def forward(self, condition: Any) -> Any:
+        return self.layer(_silu(condition))
+
+
+def _part(modulation: Tensor, k: int, dim: int) -> Tensor:
+    """One of the vectors of ``Modulation``, (batch, 1, dim)."""
+    return modulation[:, None, k * dim : (k + 1) * dim]
+
+
+def _silu_tangent(values: Values, tangents: Tangents) -> Tensor:
+    return silu_slope(values[0]) * tangents[0]
+
+
+_silu = Group(silu, _silu_tangent)
+
+
+def _gelu_tangent(values: Values, tangents: Tangents) -> Tensor:
+    x, c = values[0], math.sqrt(2 / math.pi)
+    t = (c * (x + 0.044715 * x**3)).tanh()
+    slope = 0.5 * (1 + t) + 0.5 * x * (1 - t.square()) * c * (1 + 3 * 0.044715 * x.square())
+    return slope * tangents[0]
+
+
+_gelu = Group(partial(gelu, approximate="tanh"), _gelu_tangent)
+
+
+def _modulate(x: Tensor, modulation: Tensor, k: int) -> Tensor:
+    """Normalised, then shifted by the k-th vector and scaled by the next."""
+    shift, scale = (_part(modulation, j, x.shape[-1]) for j in (k, k + 1))
+    return normalise(x) * (1 + scale) + shift
+
+
+def _modulate_tangent(values: Values, tangents: Tangents) -> Tensor:
+    (x, modulation, k), (dx, moved, _) = values, tangents
+    scale = _part(modulation, k + 1, x.shape[-1])
+    dshift, dscale = (_part(moved, j, x.shape[-1]) for j in (k, k + 1))
+    wide = torch.promote_types(x.dtype, torch.float32)
+    x, dx = x.to(wide), dx.to(wide)
+    inverse = (x.var(-1, correction=0, keepdim=True) + EPS).rsqrt()
+    n = (x - x.mean(-1, keepdim=True)) * inverse
+    along = (n * dx).mean(-1, keepdim=True)
+    dn = (dx - dx.mean(-1, keepdim=True) - n * along) * inverse
+    return (dn * (1 + scale) + n * dscale + dshift).to(modulation.dtype)
+
+
+_modulated = Group(_modulate, _modulate_tangent)
+
+
+def _gate(x: Tensor, branch: Tensor, modulation: Tensor, k: int) -> Tensor:
+    return x + _part(modulation, k, x.shape[-1]) * branch
+
+
+def _gate_tangent(values: Values, tangents: Tangents) -> Tensor:
+    (_, branch, modulation, k), (dx, dbranch, moved, _) = values, tangents
+    gate, dgate = (_part(m, k, branch.shape[-1]) for m in (modulation, moved))
+    return dx + gate * dbranch + dgate * branch
+
+
+_gated = Group(_gate, _gate_tangent)
+
+
+def _heads(qkv: Tensor, heads: int) -> tuple[Tensor, ...]:
+    """q, k and v, each (batch, heads, tokens, dim / heads)."""
+    b, n, dim = qkv.shape
+    return qkv.reshape(b, n, 3, heads, dim // 3 // heads).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _tokens(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(2)
+
+
+def _mix(qkv: Tensor, heads: int) -> Tensor:
+    """Attention between the tokens of each sample, (batch, tokens, 3 dim) to (..., dim)."""
+    return _tokens(attend(*_heads(qkv, heads)))
+
+
+def _mix_tangent(values: Values, tangents: Tangents) -> Tensor:
+    return _tokens(attend_tangent(_heads(*values), _heads(tangents[0], values[1])))
+
+
+_mixed = Group(_mix, _mix_tangent)
 
 
 class TransformerBlock(nn.Module):
@@ -74,17 +165,12 @@ class TransformerBlock(nn.Module):
         self.narrow = initialise(Linear(4 * dim, dim))
         self.modulation = Modulation(dim, 6)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        shift, scale, gate, shift2, scale2, gate2 = self.modulation(condition)
-        x = x + gate * self._attention(normalise(x) * (1 + scale) + shift)
-        h = self.wide(normalise(x) * (1 + scale2) + shift2)
-        return x + gate2 * self.narrow(gelu(h, approximate="tanh"))
-
-    def _attention(self, x: Tensor) -> Tensor:
-        b, n, dim = x.shape
-        parts = self.qkv(x).reshape(b, n, 3, self.heads, dim // self.heads)
-        q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)
-        return self.proj(attend(q, k, v).transpose(1, 2).reshape(b, n, dim))
+    def forward(self, x: Any, condition: Any) -> Any:
+        modulation = self.modulation(condition)
+        mixed = _mixed(self.qkv(_modulated(x, modulation, 0)), self.heads)
+        x = _gated(x, self.proj(mixed), modulation, 2)
+        h = _gelu(self.wide(_modulated(x, modulation, 3)))
+        return _gated(x, self.narrow(h), modulation, 5)
 
 
 class Output(nn.Module):
@@ -95,9 +181,8 @@ class Output(nn.Module):
         self.modulation = Modulation(dim, 2)
         self.layer = initialise(Linear(dim, pixels), gain=GATE_GAIN)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        shift, scale = self.modulation(condition)
-        return self.layer(normalise(x) * (1 + scale) + shift)
+    def forward(self, x: Any, condition: Any) -> Any:
+        return self.layer(_modulated(x, self.modulation(condition), 0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,27 +250,36 @@ class DiT(nn.Module):
         self.velocity_head = Output(dim, shape[0] * p * p) if config.velocity_head else None
 
     def forward(self, z: Sample, r: Time, t: Time, y: Label | None = None) -> Sample:
-        return self._pixels(self.out(*self._hidden(z, r, t, y))).to(z.dtype)
+        pixels = partial(self._pixels, dtype=value_of(z).dtype)
+        return push(pixels, self.out(*self._hidden(z, r, t, y)))
 
     def velocity(self, z: Sample, t: Time) -> Sample:
         """v(z, t) by the velocity head."""
         assert self.velocity_head is not None
-        return self._pixels(self.velocity_head(*self._hidden(z, t, t))).to(z.dtype)
+        return self._pixels(self.velocity_head(*self._hidden(z, t, t)), z.dtype)
 
     def _hidden(self, z: Sample, r: Time, t: Time, y: Label | None = None) -> tuple[Tensor, Tensor]:
         """The tokens, (batch, patches, width), and the condition, (batch, width)."""
-        condition = self.time(t) + self.gap(t - r)
-        if self.labels is not None:
-            condition = condition + self.labels(y, len(z))
-        else:
-            refuse_labels(y)
-        x = self.patches(z.to(self.patches.weight.dtype)).flatten(2).transpose(1, 2)
-        x = x + self.positions.to(x.dtype)
+        condition = push(self._condition, t, r, y)
+        dtype = self.patches.weight.dtype
+        x = push(self._placed, self.patches(push(lambda v: v.to(dtype), z)))
         for block in self.blocks:
             x = block(x, condition)
         return x, condition
 
-    def _pixels(self, tokens: Tensor) -> Sample:
+    def _condition(self, t: Time, r: Time, y: Label | None) -> Tensor:
+        condition = self.time(t) + self.gap(t - r)
+        if self.labels is not None:
+            return condition + self.labels(y, len(t))
+        refuse_labels(y)
+        return condition
+
+    def _placed(self, patches: Tensor) -> Tensor:
+        """As tokens that know their place."""
+        return patches.flatten(2).transpose(1, 2) + self.positions.to(patches.dtype)
+
+    def _pixels(self, tokens: Tensor, dtype: torch.dtype) -> Sample:
         (channels, height, width), p = self.shape, self.config.patch
         grid = tokens.reshape(len(tokens), height // p, width // p, p, p, channels)
-        return grid.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), channels, height, width)
+        images = grid.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), channels, height, width)
+        return images.to(dtype)

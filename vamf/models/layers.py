@@ -1,20 +1,20 @@
-"""Building blocks that can be differentiated in forward mode, eagerly and compiled.
+"""Building blocks that can be differentiated in forward mode, by ``torch.func.jvp`` or as duals.
 
-torch's GroupNorm breaks forward mode under ``torch.compile``, and its fused attention kernels have
-none. Where a fused operation works eagerly it is used there; compiled code gets plain operations,
-which the compiler fuses itself. Both compute the same with the same parameters.
+torch's fused attention kernels have no forward mode; attention is in plain operations here.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vamf.flow.derivatives import affine, with_rule
+from vamf.flow.derivatives import affine
+from vamf.flow.duals import Dual
+from vamf.models import fused
 from vamf.typing import Label, Time
 
 _Affine = TypeVar("_Affine", nn.Linear, nn.Conv2d)
@@ -35,14 +35,16 @@ def sinusoid(t: Time, dim: int, *, endpoint: bool = False) -> Tensor:
 class Linear(nn.Linear):
     """torch's, cheaper in forward mode."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Any) -> Any:
+        """Of a tensor, or of a dual."""
         return affine(x, self.weight, super().forward, partial(F.linear, weight=self.weight))
 
 
 class Conv2d(nn.Conv2d):
     """torch's, cheaper in forward mode."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Any) -> Any:
+        """Of a tensor, or of a dual."""
         linear = partial(self._conv_forward, weight=self.weight, bias=None)
         return affine(x, self.weight, super().forward, linear)
 
@@ -58,114 +60,36 @@ class GroupNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling():
-            return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
-        return self.plain(x)
+        return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
 
-    def plain(self, x: Tensor) -> Tensor:
-        """The same in plain operations.
-
-        A scale and a shift of each channel, which fuse with what follows; its statistics are taken
-        over pixels first, channel by channel, which any memory format is fast in.
-        """
-        return with_rule(x, (self.weight, self.bias), self._value, self._value_and_tangent)
-
-    def _value(self, x: Tensor) -> Tensor:
-        wide = self._wide(x)
-        _, centre, scale = self._statistics(wide)
-        return self._apply_to(wide, centre, scale).to(x.dtype)
-
-    def _value_and_tangent(self, x: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
-        """The tangent of n = (x - c) s is s (dx - dc - n s q), q the mean of (x - c) dx."""
-        wide, d = self._wide(x), self._wide(tangent)
-        pivot, centre, scale = self._statistics(wide)
-        mean, product = d.mean((2, 3)), ((wide - _at_pixels(pivot)) * d).mean((2, 3))
-        moved = self._over_group(mean)
-        q = self._over_group(product - (centre - pivot) * mean)
-        factor = scale * self.weight
-        slope = factor * scale.square() * q
-        shift = slope * centre - factor * moved
-        out = d * _at_pixels(factor) - wide * _at_pixels(slope) + _at_pixels(shift)
-        return self._apply_to(wide, centre, scale).to(x.dtype), out.to(tangent.dtype)
-
-    def _wide(self, x: Tensor) -> Tensor:
-        return x.to(torch.promote_types(x.dtype, torch.float32))
-
-    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """A value near each channel's mean, and its group's mean and 1 / deviation, (batch, C)."""
-        pivot = x[:, :, 0, 0].detach()  # lest the difference of squares below cancel
-        offsets = x - _at_pixels(pivot)
-        offset, square = offsets.mean((2, 3)), offsets.square().mean((2, 3))
-        centre = self._over_group(pivot + offset)
-        apart = pivot + offset - centre
-        variance = self._over_group(square - offset.square() + apart.square())
-        return pivot, centre, (variance + self.eps).rsqrt()
-
-    def _over_group(self, s: Tensor) -> Tensor:
-        """The mean over the channels of a group, at each of them, (batch, C)."""
-        grouped = s.unflatten(1, (self.groups, -1))
-        return grouped.mean(2, keepdim=True).expand_as(grouped).flatten(1)
-
-    def _apply_to(self, x: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
-        factor = scale * self.weight
-        return x * _at_pixels(factor) + _at_pixels(self.bias - centre * factor)
+    def fused(
+        self,
+        x: Tensor | Dual,
+        shift: Tensor | Dual | None = None,
+        offset: Tensor | None = None,
+        *,
+        activate: bool = True,
+        dropout: float = 0.0,
+        copies: int = 0,
+    ) -> tuple[Tensor | Dual, ...]:
+        """dropout(silu(forward(x + shift + offset))), and copies of x: ``fused.normalise``."""
+        how = fused.Normalisation(self.groups, self.eps, activate, dropout)
+        return fused.normalise(x, shift, offset, self.weight, self.bias, how, copies)
 
 
-def _at_pixels(s: Tensor) -> Tensor:
-    return s[:, :, None, None]
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """The same images, in compiled code in the memory format that its convolutions are fast in."""
-    if torch.compiler.is_compiling():
-        return x.contiguous(memory_format=torch.channels_last)
-    return x
-
-
-def _taps(x: Tensor, gain: float) -> Tensor:
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device, dtype=x.dtype) / 8
-    return (gain * torch.outer(taps, taps)).expand(x.shape[1], 1, 4, 4)
-
-
-def _linear_map(x: Tensor, apply: Callable[[Tensor], Tensor]) -> Tensor:
+def _resampled(x: Tensor, up: bool) -> Tensor:
+    apply = partial(fused.fir_plainly, gain=1.0, up=up)
     return affine(x, None, apply, apply)
 
 
 def downsample(x: Tensor) -> Tensor:
     """Halves height and width (both even) with the FIR filter [1, 3, 3, 1], zero-padded."""
-    if torch.compiler.is_compiling():
-        return _linear_map(x, lambda y: _halve(_halve(y, 2), 3))
-    taps = _taps(x, gain=1)
-    return _linear_map(x, lambda y: F.conv2d(y, taps, stride=2, padding=1, groups=y.shape[1]))
+    return _resampled(x, up=False)
 
 
 def upsample(x: Tensor) -> Tensor:
     """Doubles height and width with the FIR filter [1, 3, 3, 1], zero-padded."""
-    if torch.compiler.is_compiling():
-        return _linear_map(x, lambda y: _double(_double(y, 2), 3))
-    taps = _taps(x, gain=4)
-    return _linear_map(
-        x, lambda y: F.conv_transpose2d(y, taps, stride=2, padding=1, groups=y.shape[1])
-    )
-
-
-def _padded(x: Tensor, dim: int) -> Tensor:
-    return F.pad(x, (0, 0, 1, 1) if dim == 2 else (1, 1, 0, 0))
-
-
-def _halve(x: Tensor, dim: int) -> Tensor:
-    """The filter along one axis, of which every other value is kept: sums, which fuse."""
-    padded, size = _padded(x, dim), x.shape[dim]
-    every_other = (padded.narrow(dim, k, size - 1) for k in range(4))
-    a, b, c, d = (part.movedim(dim, 0)[::2].movedim(0, dim) for part in every_other)
-    return (a + d) / 8 + (b + c) * (3 / 8)
-
-
-def _double(x: Tensor, dim: int) -> Tensor:
-    padded, size = _padded(x, dim), x.shape[dim]
-    before, here, after = (padded.narrow(dim, k, size) for k in range(3))
-    both = torch.stack([before + 3 * here, 3 * here + after], dim + 1)
-    return both.flatten(dim, dim + 1) / 4
+    return _resampled(x, up=True)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -176,6 +100,40 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     logits = torch.einsum("bhqc,bhkc->bhqk", q, k / math.sqrt(q.shape[-1]))
     weights = logits.to(torch.promote_types(q.dtype, torch.float32)).softmax(-1).to(q.dtype)
     return torch.einsum("bhqk,bhkc->bhqc", weights, v)
+
+
+def attend_tangent(qkv: Sequence[Tensor], moved: Sequence[Tensor]) -> Tensor:
+    """The tangent of ``attend`` along the tangents of q, k and v."""
+    (q, k, v), (dq, dk, dv), scale = qkv, moved, 1 / math.sqrt(qkv[0].shape[-1])
+    wide = torch.promote_types(q.dtype, torch.float32)
+    weights = (q @ (k * scale).mT).to(wide).softmax(-1)
+    change = (dq @ (k * scale).mT + q @ (dk * scale).mT).to(wide)
+    change = weights * (change - (weights * change).sum(-1, keepdim=True))
+    return change.to(q.dtype) @ v + weights.to(q.dtype) @ dv
+
+
+def _heads_last(qkv: Tensor, heads: int) -> tuple[Tensor, ...]:
+    """q, k and v of pixels, each (batch, heads, pixels, c); no copies if channels are last."""
+    b, c, h, w = qkv.shape
+    split = qkv.permute(0, 2, 3, 1).reshape(b, h * w, 3, heads, c // 3 // heads)
+    return split.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _as_pixels(x: Tensor, like: Tensor) -> Tensor:
+    b, c, h, w = like.shape
+    return x.transpose(1, 2).reshape(b, h, w, c // 3).permute(0, 3, 1, 2)
+
+
+def _mix_last(qkv: Tensor, heads: int) -> Tensor:
+    return _as_pixels(attend(*_heads_last(qkv, heads)), qkv)
+
+
+def _mix_last_tangent(values: Sequence[Any], tangents: Sequence[Any]) -> Tensor:
+    moved = attend_tangent(_heads_last(*values), _heads_last(tangents[0], values[1]))
+    return _as_pixels(moved, values[0])
+
+
+_mixed_last = fused.Group(_mix_last, _mix_last_tangent)
 
 
 class SelfAttention(nn.Module):
@@ -189,10 +147,20 @@ class SelfAttention(nn.Module):
         self.proj = initialise(Conv2d(channels, channels, 1), gain=out_gain)
 
     def forward(self, x: Tensor) -> Tensor:
-        b, c, h, w = x.shape
-        q, k, v = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, -1).unbind(1)
+        return x + self.proj(self._mixed(self.qkv(self.norm(x))))
+
+    def fused(self, x: Tensor | Dual) -> Tensor | Dual:
+        """``forward``, times sqrt(1/2), in groups of operations that are fast on a GPU."""
+        h, x = self.norm.fused(x, activate=False, copies=1)
+        mixed = _mixed_last(self.qkv(h), self.heads)
+        assert self.proj.bias is not None
+        return fused.residual(x, fused.convolve(mixed, self.proj), self.proj.bias)
+
+    def _mixed(self, qkv: Tensor) -> Tensor:
+        b, c, h, w = qkv.shape
+        q, k, v = qkv.reshape(b, 3, self.heads, c // 3 // self.heads, -1).unbind(1)
         pixels = attend(*(part.transpose(2, 3) for part in (q, k, v)))
-        return x + self.proj(pixels.transpose(2, 3).reshape(b, c, h, w))
+        return pixels.transpose(2, 3).reshape(b, c // 3, h, w)
 
 
 class ClassEmbedding(nn.Module):

@@ -2,11 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+from vamf.flow.derivatives import push
+from vamf.flow.duals import value_of
 from vamf.models.layers import ClassEmbedding, Linear, initialise, refuse_labels, sinusoid
 from vamf.typing import Label, Sample, Time
 
@@ -37,14 +40,20 @@ class MLP(nn.Module):
         self.labels = ClassEmbedding(classes, embedding) if classes else None
 
     def forward(self, z: Sample, r: Time, t: Time, y: Label | None = None) -> Sample:
-        return self.head(self._hidden(z, r, t, y)).reshape(z.shape).to(z.dtype)
+        return push(partial(_like, value_of(z)), self.head(self._hidden(z, r, t, y)))
 
     def velocity(self, z: Sample, t: Time) -> Sample:
         """v(z, t) by the velocity head."""
         assert self.velocity_head is not None
-        return self.velocity_head(self._hidden(z, t, t)).reshape(z.shape).to(z.dtype)
+        return _like(z, self.velocity_head(self._hidden(z, t, t)))
 
     def _hidden(self, z: Sample, r: Time, t: Time, y: Label | None = None) -> Tensor:
+        h = push(self._known, z, t, r, y)
+        for layer in self.layers:
+            h = push(nn.functional.silu, layer(h))
+        return h
+
+    def _known(self, z: Sample, t: Time, r: Time, y: Label | None) -> Tensor:
         emb_r, emb_t = sinusoid(r, self.embedding), sinusoid(t, self.embedding)
         dtype = self.head.weight.dtype
         parts = [z.flatten(1).to(dtype), emb_t.to(dtype), (emb_t - emb_r).to(dtype)]
@@ -52,10 +61,11 @@ class MLP(nn.Module):
             parts.append(self.labels(y, len(z)))
         else:
             refuse_labels(y)
-        h = torch.cat(parts, 1)
-        for layer in self.layers:
-            h = nn.functional.silu(layer(h))
-        return h
+        return torch.cat(parts, 1)
+
+
+def _like(z: Sample, out: Tensor) -> Sample:
+    return out.reshape(-1, *z.shape[1:]).to(z.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

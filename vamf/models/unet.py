@@ -2,19 +2,23 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from vamf.flow.derivatives import push
+from vamf.flow.duals import Dual, are_carried, joined, linearly, value_of
+from vamf.models import fused
 from vamf.models.layers import (
     ClassEmbedding,
     Conv2d,
     GroupNorm,
     Linear,
     SelfAttention,
-    channels_last,
     downsample,
     initialise,
     refuse_labels,
@@ -23,10 +27,22 @@ from vamf.models.layers import (
 )
 from vamf.typing import Label, Sample, Time
 
+Images = Tensor | Dual
+
 OUT_GAIN = 1e-5
 """Residual branches and the output start at practically 0."""
 
 Resample = Literal["down", "up"] | None
+
+
+def _bias(layer: nn.Linear | nn.Conv2d) -> Tensor:
+    assert layer.bias is not None
+    return layer.bias
+
+
+def _like(other: Tensor, x: Tensor) -> Tensor:
+    """In the type of another, with channels last."""
+    return x.to(other.dtype, memory_format=torch.channels_last)
 
 
 class Block(nn.Module):
@@ -47,13 +63,25 @@ class Block(nn.Module):
         self.skip = initialise(Conv2d(channels, out, 1)) if adapt else nn.Identity()
         self.attention = SelfAttention(out, heads, OUT_GAIN) if heads else None
 
-    def _resize(self, x: Tensor) -> Tensor:
-        match self.resample:
-            case "down":
-                return downsample(x)
-            case "up":
-                return upsample(x)
-        return x
+    def _resize(self, x: Any) -> Any:
+        if self.resample is None:
+            return x
+        if are_carried():
+            return fused.resample(x, up=self.resample == "up")
+        return upsample(x) if self.resample == "up" else downsample(x)
+
+    def fused(self, x: Images, emb: Images) -> tuple[Images, Images]:
+        """``forward`` in groups of operations that are fast on a GPU, and x for others to use."""
+        h, x, before = self.norm0.fused(x, copies=2)
+        h = fused.convolve(self._resize(h), self.conv0)
+        times = partial(F.linear, weight=self.affine.weight)
+        shift, offset = linearly(emb, times, times), _bias(self.affine) + _bias(self.conv0)
+        (h,) = self.norm1.fused(h, shift, offset, dropout=self.dropout.p if self.training else 0.0)
+        h, x, bias = fused.convolve(h, self.conv1), self._resize(x), _bias(self.conv1)
+        if isinstance(self.skip, Conv2d):
+            x, bias = fused.convolve(x, self.skip), bias + _bias(self.skip)
+        x = fused.residual(h, x, bias)
+        return x if self.attention is None else self.attention.fused(x), before
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.conv0(self._resize(silu(self.norm0(x))))
@@ -185,27 +213,21 @@ class UNet(nn.Module):
     def forward(
         self, z: Sample, r: Time, t: Time, y: Label | None = None, told: Tensor | None = None
     ) -> Sample:
+        if are_carried():
+            return push(partial(_like, value_of(z)), self.conv_out(self._fused(z, r, t, y, told)))
         return self.conv_out(self._hidden(z, r, t, y, told)).to(z.dtype)
 
     def velocity(self, z: Sample, t: Time) -> Sample:
         """v(z, t) by the velocity head."""
         assert self.velocity_head is not None
-        return self.velocity_head(self._hidden(z, t, t)).to(z.dtype)
+        hidden = self._fused(z, t, t, None, None) if are_carried() else self._hidden(z, t, t)
+        return self.velocity_head(hidden).to(z.dtype)
 
     def _hidden(
         self, z: Sample, r: Time, t: Time, y: Label | None = None, told: Tensor | None = None
     ) -> Tensor:
-        dtype, channels = self.conv_in.weight.dtype, self.config.channels
-        times = [sinusoid(s, 2 * channels, endpoint=True).to(dtype) for s in (t, t - r)]
-        if self.augment is not None and told is not None:
-            times[0] = times[0] + self.augment(told.to(dtype))
-        known = torch.cat(times, 1)
-        if self.labels is not None:
-            known = known + self.labels(y, len(z))
-        else:
-            refuse_labels(y)
-        emb = silu(self.map1(silu(self.map0(known))))
-        x = self.conv_in(channels_last(z.to(dtype)))
+        emb = self._embedded(t, r, y, told)
+        x = self.conv_in(z.to(self.conv_in.weight.dtype))
         skips = [x]
         for block in self.down:
             x = block(x, emb)
@@ -213,3 +235,28 @@ class UNet(nn.Module):
         for block, join in zip(self.up, self.joins, strict=True):
             x = block(torch.cat([x, skips.pop()], 1) if join else x, emb)
         return silu(self.norm_out(x))
+
+    def _fused(self, z: Images, r: Time, t: Images, y: Label | None, told: Tensor | None) -> Images:
+        """``_hidden`` in groups of operations that are fast on a GPU."""
+        emb = push(self._embedded, t, r, y, told)
+        x, skips = self.conv_in(push(partial(_like, self.conv_in.weight), z)), []
+        for block in self.down:
+            x, before = block.fused(x, emb)  # type: ignore[operator]
+            skips.append(before)
+        for index, (block, join) in enumerate(zip(self.up, self.joins, strict=True)):
+            x, before = block.fused(joined(x, skips.pop()) if join else x, emb)  # type: ignore[operator]
+            if not index:
+                skips.append(before)
+        return self.norm_out.fused(x)[0]
+
+    def _embedded(self, t: Time, r: Time, y: Label | None, told: Tensor | None) -> Tensor:
+        dtype, channels = self.conv_in.weight.dtype, self.config.channels
+        times = [sinusoid(s, 2 * channels, endpoint=True).to(dtype) for s in (t, t - r)]
+        if self.augment is not None and told is not None:
+            times[0] = times[0] + self.augment(told.to(dtype))
+        known = torch.cat(times, 1)
+        if self.labels is not None:
+            known = known + self.labels(y, len(t))
+        else:
+            refuse_labels(y)
+        return silu(self.map1(silu(self.map0(known))))

@@ -12,6 +12,7 @@ from vamf.diagnostics.variance import flat_gradient
 from vamf.distributed import Workers
 from vamf.experiment import Compute, Experiment
 from vamf.flow.derivatives import textbook_derivative
+from vamf.flow.duals import carrying
 from vamf.flow.losses import Draws, MeanFlowLoss, path_derivative, path_pass
 from vamf.flow.tangents import mix_tangent
 from vamf.training.inference import load_trainer
@@ -101,16 +102,11 @@ def _step(trainer: Trainer, mode: Compute, draws: Draws, beta: Beta) -> _Step:
     training = net.training
     net.eval()
 
-    def terms(d: Draws) -> tuple[Tensor, Tensor]:
-        u = in_precision(net, mode)
-        if mode.compile:  # as the compiled loss takes it
-            correction = path_pass(u, d, beta, v_hat)[2]
-        else:
-            correction = path_derivative(u, d, beta, v_hat)[2]
-        return experiment.loss(u, d, beta=beta, v_hat=v_hat).loss, correction
-
-    run = torch.compile(terms, fullgraph=True, dynamic=False) if mode.compile else terms
-    loss, correction = run(draws)
+    u = in_precision(net, mode)
+    with carrying(mode.compile):
+        derivative = path_pass if mode.compile else path_derivative  # as the loss takes it
+        correction = derivative(u, draws, beta, v_hat)[2]
+        loss = experiment.loss(u, draws, beta=beta, v_hat=v_hat).loss
     gradient = flat_gradient(loss, net.parameters())
     net.train(training)
     return _Step(correction, loss.detach(), gradient)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from vamf.data.dataset import Dataset, Labelled
 from vamf.diagnostics.adaptive import Adapted, AdaptiveBeta
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
+from vamf.flow.duals import carrying
 from vamf.flow.guidance import Labels, drop_labels, with_labels, with_told
 from vamf.flow.losses import Draws, LossTerms, squared_norm
 from vamf.flow.path import interpolate
@@ -20,6 +22,18 @@ from vamf.flow.trace import draw_signs
 from vamf.random import generator
 from vamf.training.precision import in_precision
 from vamf.typing import AverageVelocity, Beta, BetaAt, Sample, Time, Velocity
+
+
+class Inputs(NamedTuple):
+    """What the loss of a step is computed from."""
+
+    draws: Draws
+    uniform: Time
+    labels: Labels | None
+    told: torch.Tensor | None
+    beta: Beta
+    signs: torch.Tensor | None
+    progress: float | None
 
 
 class Objective(nn.Module):
@@ -42,9 +56,8 @@ class Objective(nn.Module):
         self.net, self.v_hat = net, v_hat
         self.experiment, self.dataset, self.workers = experiment, dataset, workers
         rule = experiment.beta
-        self._moves = isinstance(rule, BetaSchedule) and rule.end is not None
-        compiled = torch.compile(self._terms, fullgraph=True, dynamic=False)
-        self._compiled = compiled if experiment.compute.compile else None
+        moves = isinstance(rule, BetaSchedule) and rule.end is not None
+        self._moves = moves and experiment.compute.compile
         self.adapted = Adapted.new(rule, workers.device) if isinstance(rule, AdaptiveBeta) else None
 
     @property
@@ -53,16 +66,31 @@ class Objective(nn.Module):
         return in_precision(self.net, self.experiment.compute)
 
     def forward(self, step: int) -> LossTerms:
+        return self.terms(*self.inputs(step))
+
+    def inputs(self, step: int) -> Inputs:
+        """All that a step's loss depends on beside weights, dropout and the moments of training."""
         draws, uniform = self.draw(step)
         labels = None if self.experiment.guidance is None else self.labels(step)
-        told = self.told(step)
         beta = self.beta(step, draws.t)
-        if self._compiled is None:
-            progress = step / self.experiment.steps
-            return self._terms(draws, uniform, labels, told, beta, self.signs(step), progress)
-        if self._moves and isinstance(beta, float):  # a number would be compiled anew at each step
+        if self._moves and isinstance(beta, float):  # a captured step has its numbers built in
             beta = torch.full_like(draws.t, beta)
-        return self._compiled(draws, uniform, labels, told, beta, self.signs(step), None)
+        progress = None if self.experiment.loss.alpha is None else step / self.experiment.steps
+        return Inputs(draws, uniform, labels, self.told(step), beta, self.signs(step), progress)
+
+    def terms(
+        self,
+        draws: Draws,
+        uniform: Time,
+        labels: Labels | None,
+        told: torch.Tensor | None,
+        beta: Beta,
+        signs: torch.Tensor | None,
+        progress: float | None,
+    ) -> LossTerms:
+        """The loss of a step with given ``Inputs``: a function of tensors, which waits for none."""
+        with carrying(self.experiment.compute.compile):
+            return self._terms(draws, uniform, labels, told, beta, signs, progress)
 
     def _terms(
         self,
@@ -74,7 +102,6 @@ class Objective(nn.Module):
         signs: torch.Tensor | None,
         progress: float | None,
     ) -> LossTerms:
-        """The loss on given draws: what is compiled."""
         u, v_hat, velocity, beta = self._guided(draws, labels, told, beta)
         if self.experiment.ddpm is not None:
             return self.experiment.ddpm(u, draws)

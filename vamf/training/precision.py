@@ -1,10 +1,16 @@
 """In which numbers a network is computed; its weights and their optimiser stay in float32."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
 from vamf.experiment import Compute
+from vamf.flow.duals import are_carried
 from vamf.typing import AverageVelocity, Label, Sample, Time
 
 
@@ -17,17 +23,38 @@ def in_precision(net: nn.Module, compute: Compute) -> AverageVelocity:
     if compute.precision != "bfloat16":
         return net
 
+    names = [name for name, _ in net.named_parameters()]
+
     def rounded(z: Sample, r: Time, t: Time, *y: Label) -> Sample:
-        weights: dict[str, Tensor] = {n: _rounded(p) for n, p in net.named_parameters()}
-        return functional_call(net, weights, (z, r, t, *y))
+        weights = _Rounded.apply if are_carried() else _each
+        found = dict(zip(names, weights(*net.parameters()), strict=True))
+        return functional_call(net, found, (z, r, t, *y))
 
     return rounded
 
 
-def _rounded(weight: Tensor) -> Tensor:
-    if weight.ndim == 4 and torch.compiler.is_compiling():
-        return weight.to(torch.bfloat16, memory_format=torch.channels_last)
-    return weight.bfloat16()
+def _each(*weights: Tensor) -> tuple[Tensor, ...]:
+    return tuple(weight.bfloat16() for weight in weights)
+
+
+class _Rounded(Function):
+    """The same by a few kernels in all, which ``torch.func`` has no derivatives of."""
+
+    @staticmethod
+    def forward(ctx: Any, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.dtypes = [weight.dtype for weight in weights]
+        return _cast(weights, [torch.bfloat16] * len(weights))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return _cast(gradients, ctx.dtypes)
+
+
+def _cast(tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> tuple[Tensor, ...]:
+    to = [torch.empty_like(a, dtype=dtype) for a, dtype in zip(tensors, dtypes, strict=True)]
+    torch._foreach_copy_(to, list(tensors))
+    return tuple(to)
 
 
 def allow(compute: Compute) -> None:

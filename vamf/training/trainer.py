@@ -16,6 +16,7 @@ from vamf.distributed import Workers
 from vamf.experiment import Experiment, Optimiser
 from vamf.flow.losses import LossTerms
 from vamf.random import seed_of
+from vamf.training.capture import captured
 from vamf.training.networks import build_networks
 from vamf.training.objective import Objective
 from vamf.training.precision import allow
@@ -79,9 +80,13 @@ class Trainer:
         self.experiment, self.dataset, self.workers = experiment, dataset, workers
         allow(experiment.compute)
         self.net, self.ema = build_networks(experiment, dataset.shape, workers.device)
+        if experiment.compute.compile:  # what convolutions are fast in on a GPU
+            self.net.to(memory_format=torch.channels_last)
+            self.ema.to(memory_format=torch.channels_last)
         self.v_hat = build_proxy(experiment, self.net, self.ema, workers.device)
         self.objective = Objective(experiment, self.net, self.v_hat, dataset, workers)
         self.wrapped = wrap(self.objective)
+        self._captured = captured(self.objective) if self.wrapped is self.objective else None
         optim = experiment.optim
         self.optimiser = torch.optim.Adam(
             self.net.parameters(), optim.lr, (optim.beta1, optim.beta2), fused=True
@@ -116,13 +121,20 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(e.optim, self.step, e.steps)
         self.optimiser.zero_grad()
-        terms = self.wrapped(self.step)
-        terms.loss.backward()
+        terms = self._differentiated()
         self.optimiser.step()
         if (self.step + 1) % e.ema_every == 0:
             self.ema.update_parameters(self.net)
         self._losses.append(watched(terms))
         self.step += 1
+
+    def _differentiated(self) -> LossTerms:
+        """The step's loss, whose gradient the parameters have."""
+        if self._captured is not None:
+            return self._captured(self.objective.inputs(self.step))
+        terms: LossTerms = self.wrapped(self.step)
+        terms.loss.backward()
+        return terms
 
     def collect(self) -> dict[str, float]:
         """Means over the steps since the last call, over all workers.

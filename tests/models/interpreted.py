@@ -1,0 +1,89 @@
+"""The Triton kernels against the plain functions, by Triton's interpreter or on a GPU: a program.
+
+Run by test_kernels.py; alone, on a GPU: ``python tests/models/interpreted.py cuda``.
+"""
+
+import itertools
+import sys
+
+import torch
+
+from vamf.models import fused, kernels
+
+DEVICE = sys.argv[1]
+LAST = torch.channels_last
+SHAPES = [  # images, channels, side, groups, without a tangent
+    (3, 16, 8, 4, 1),
+    (2, 48, 4, 4, 0),  # channels of a group that are no power of 2
+    (2, 160, 18, 5, 1),  # more channels than a program has, and more pixels than a span
+]
+
+
+def draw(*shape, dtype, g):
+    x = torch.randn(*shape, generator=g).to(DEVICE, dtype)
+    return x.to(memory_format=LAST) if x.ndim == 4 else x
+
+
+def compare(what, found, expected, dtype):
+    bound = 2e-5 if dtype == torch.float32 else 1e-2
+    for place, (a, b) in enumerate(zip(found, expected, strict=True)):
+        assert (a is None) == (b is None), (what, place)
+        if a is not None:
+            assert a.dtype == b.dtype and a.shape == b.shape, (what, place, a.dtype, b.dtype)
+            error = (a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1e-9)
+            assert error < bound, (what, place, error.item())
+
+
+def normalisation(n, c, side, groups, still, shifted, activate, dropped, dual, dtype):
+    g = torch.Generator().manual_seed(0)
+    # Far from 0 and of another size in each channel: where sums of squares cancel.
+    x = draw(n, c, side, side, dtype=dtype, g=g) * draw(c, 1, 1, dtype=dtype, g=g)
+    x = (x + 3 * draw(c, 1, 1, dtype=dtype, g=g)).contiguous(memory_format=LAST)
+    d = draw(n - still, c, side, side, dtype=dtype, g=g) if dual else None
+    shift, offset = (
+        (draw(n, c, dtype=dtype, g=g), draw(c, dtype=dtype, g=g)) if shifted else (None, None)
+    )
+    moving = draw(n - still, c, dtype=dtype, g=g) if shifted and dual else None
+    weight, bias = draw(c, dtype=dtype, g=g), draw(c, dtype=dtype, g=g)
+    kept = draw(n, c, side, side, dtype=torch.float32, g=g) > -0.5 if dropped else None
+    how = {"groups": groups, "eps": 1e-6, "activate": activate, "dropout": 0.3 if dropped else 0.0}
+    given = (x, d, shift, offset, moving, weight, bias, kept)
+    found, expected = kernels.normalise(*given, **how), fused.normalise_plainly(*given, **how)
+    compare("normalise", found[:2], expected[:2], dtype)
+    compare("coefficients", found[2:], expected[2:], torch.float32)
+    # A slice of the channels of something larger, as a concatenation's gradient is.
+    wider = draw(n, c + 8, side, side, dtype=dtype, g=g)[:, 3 : 3 + c]
+    other = draw(n, c, side, side, dtype=dtype, g=g)
+    for beside in ((), (wider,), (other, wider)):
+        given = (wider, beside, x, kept, found[2], weight)
+        compare(
+            "backward",
+            kernels.normalise_backward(*given, **how),
+            fused.normalise_backward_plainly(*given, **how),
+            dtype,
+        )
+
+
+def others(n, c, side, dtype):
+    g = torch.Generator().manual_seed(1)
+    x, bias = draw(n, c, side, side, dtype=dtype, g=g), draw(c, dtype=dtype, g=g)
+    y = draw(n, c + 5, side, side, dtype=dtype, g=g)[:, 2 : 2 + c]
+    for b in (bias, None):
+        pair = (f(x, y, b, 0.7) for f in (kernels.halfway, fused.halfway_plainly))
+        compare("halfway", *([a] for a in pair), dtype)
+    both = (kernels.halfway_backward, fused.halfway_backward_plainly)
+    compare("halfway backward", *(f(y, bias, 0.7) for f in both), dtype)
+    for up in (False, True):
+        pair = (f(y, 1.5, up=up) for f in (kernels.fir, fused.fir_plainly))
+        compare("fir", *([a] for a in pair), dtype)
+
+
+CASES = [(True, True, True, True), (False, True, False, True), (True, True, False, False)]
+CASES += [(False, False, False, True)]
+for shape, case in itertools.product(SHAPES, CASES):
+    normalisation(*shape, *case, torch.float32)
+normalisation(*SHAPES[0], *CASES[0], torch.bfloat16)
+for n, c, side, *_ in SHAPES:
+    others(n, c, side, torch.float32)
+others(*SHAPES[0][:3], torch.bfloat16)
+print("the kernels agree")

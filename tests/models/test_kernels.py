@@ -1,0 +1,103 @@
+"""Triton's kernels compute what the plain functions do; those have torch's derivatives."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from vamf.flow.duals import Dual
+from vamf.models import fused
+from vamf.random import generator
+
+PROGRAM = Path(__file__).parent / "interpreted.py"
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed here")
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here"),
+        ),
+    ],
+)
+def test_the_kernels_agree_with_the_plain_functions(device):
+    """In a process of its own: whether Triton interprets is settled when it is imported."""
+    interpreted = {"TRITON_INTERPRET": "1"} if device == "cpu" else {}
+    done = subprocess.run(
+        [sys.executable, PROGRAM, device],
+        env=os.environ | interpreted,
+        cwd=PROGRAM.parents[2],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "the kernels agree" in done.stdout
+
+
+def normal(*shape, key=0):
+    g = generator("kernels", key, *shape)
+    return torch.randn(*shape, generator=g, dtype=torch.float64).requires_grad_()
+
+
+HOW = fused.Normalisation(groups=2, eps=1e-6, activate=True, dropout=0.0)
+
+
+def plainly(x, shift, offset, weight, bias):
+    shifted = x + (shift + offset)[:, :, None, None]
+    normed = torch.nn.functional.group_norm(shifted, HOW.groups, weight, bias, HOW.eps)
+    return torch.nn.functional.silu(normed)
+
+
+@pytest.mark.parametrize("mean", [0, 50])
+def test_normalisation_has_torchs_value_gradient_and_tangent(mean):
+    x, shift, offset = normal(3, 6, 4, 5) + mean, normal(3, 6), normal(6, key=1)
+    weight, bias = normal(6, key=2), normal(6, key=3)
+    given, directions = (
+        (x, shift, offset, weight, bias),
+        (normal(3, 6, 4, 5, key=1), normal(3, 6, key=1)),
+    )
+    value, copy = fused.normalise(x, shift, offset, weight, bias, HOW, copies=1)
+    expected = plainly(*given)
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-11)
+    # The copy's gradient is added to the other.
+    slopes = [
+        torch.autograd.grad(out.sin().sum(), given)
+        for out in (value + 0.3 * copy, expected + 0.3 * x)
+    ]
+    for mine, torchs in zip(*slopes, strict=True):
+        torch.testing.assert_close(mine, torchs, rtol=1e-8, atol=1e-9)
+    moved = torch.func.jvp(lambda a, b: plainly(a, b, *given[2:]), (x, shift), directions)[1]
+    last = [d[1:].detach() for d in directions]
+    dual, _ = fused.normalise(
+        Dual(x, last[0]), Dual(shift, last[1]), offset, weight, bias, HOW, copies=1
+    )
+    torch.testing.assert_close(dual.tangent, moved[1:].detach(), rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("up", [False, True])
+def test_resampling_and_residuals_have_their_gradients(up):
+    x, y, bias = normal(2, 3, 4, 6), normal(2, 3, 4, 6, key=1), normal(3)
+    assert torch.autograd.gradcheck(lambda a: fused.resample(a, up=up), x)
+    assert torch.autograd.gradcheck(fused.residual, (x, y, bias))
+    flat = torch.ones(1, 1, 4, 6, dtype=torch.float64)
+    inner = fused.resample(flat, up=up)[:, :, 1:-1, 1:-1]
+    torch.testing.assert_close(inner, torch.ones_like(inner))  # means are kept
+
+
+def test_float32_keeps_small_differences_of_large_numbers():
+    """Numbers at 300 with a deviation of 1: E[x^2] - E[x]^2 would be wrong by 2 %."""
+    x, ones = 300 + normal(2, 8, 16, 16).detach(), torch.ones(8, dtype=torch.float64)
+    exact, found = (
+        fused.normalise(x.to(dtype), None, None, ones.to(dtype), 0 * ones.to(dtype), HOW)[0]
+        for dtype in (torch.float64, torch.float32)
+    )
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=2e-4)
