@@ -41,7 +41,7 @@ def test_every_job_is_shown():
     shown = {job for job, *_ in COMMANDS}
     assert shown == {
         *("train", "tune", "evaluate", "sample", "bench", "submit"),
-        *("probe", "reproduce", "export"),
+        *("probe", "reproduce", "export", "encode"),
     }
 
 

@@ -7,9 +7,13 @@ import torch
 
 from jobs import bench
 from vamf.experiment import Compute
+from vamf.flow.derivatives import textbook_derivative
+from vamf.models import fused
 from vamf.presets import PRESETS
 from vamf.random import generator
-from vamf.training.numerics import check, deviations
+from vamf.training import numerics
+from vamf.training.loop import Session, train
+from vamf.training.numerics import check, deviations, self_test
 from vamf.training.trainer import Trainer
 
 TOY = PRESETS["toy"].override({"model.hidden": (16, 16), "model.embedding": 8, "batch": 32})
@@ -77,7 +81,7 @@ def test_bfloat16_trains_float32_weights(proxy):
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="bfloat16 needs a proxy without a head"):
         TOY.override({**ROUNDED, "proxy": "head", "model.velocity_head": True})
-    with pytest.raises(ValueError, match=r"loss\.alpha changes the program with every step"):
+    with pytest.raises(ValueError, match=r"loss\.alpha makes another program of every step"):
         TOY.override({"compute.compile": True, "loss.alpha.kind": "AlphaSchedule"})
     anchored = TOY.override({"loss.anchor.weight": 0.1})
     with pytest.raises(ValueError, match="MeanFlowLoss with at most its weight set"):
@@ -109,6 +113,54 @@ def test_compiled_numbers_are_near_float64(precision, bound):
     found = deviations(own, (mode,))[mode]
     assert found.dudt < 100 * bound and found.cosine > 1 - bound
     assert found.norm == pytest.approx(1, abs=10 * bound)
+
+
+FAST = COMPILED | ROUNDED
+
+
+@pytest.mark.parametrize("experiment", [TOY, DIGITS], ids=["toy", "digits"])
+@pytest.mark.parametrize("over", [ROUNDED, COMPILED, FAST], ids=["rounded", "compiled", "both"])
+def test_a_mode_passes_its_own_test_and_trains_as_without_it(experiment, over):
+    one, other = (trainer(experiment.override(over | {"batch": 7})) for _ in range(2))
+    self_test(one)
+    for own in (one, other):
+        own.train_step()
+    assert torch.equal(weights(one), weights(other)) and one.net.training
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_test_of_a_mode_takes_any_share_of_equal_times(share):
+    self_test(trainer(DIGITS.override(FAST | {"times.prob_equal": share})))
+
+
+@pytest.mark.parametrize("wrong", ["tangent", "gradient"])
+def test_a_mode_that_computes_something_else_refuses_to_train(monkeypatch, tmp_path, wrong):
+    normalise, backward = fused._Plainly.normalise, fused._Plainly.normalise_backward
+
+    def other_tangent(*args, **how):
+        y, dy, coefficients = normalise(*args, **how)
+        return y, dy if dy is None else 1.3 * dy, coefficients
+
+    def other_gradient(*args, **how):
+        gx, *rest = backward(*args, **how)
+        return gx.flip(1), *rest
+
+    if wrong == "tangent":
+        monkeypatch.setattr(fused._Plainly, "normalise", staticmethod(other_tangent))
+    else:
+        monkeypatch.setattr(fused._Plainly, "normalise_backward", staticmethod(other_gradient))
+    with pytest.raises(ValueError, match=r"a step in bfloat16, compiled must be that of float64"):
+        train(DIGITS.override(FAST | {"steps": 2}), Session(directory=tmp_path))
+    train(DIGITS.override({"steps": 2}), Session(directory=tmp_path))  # which has nothing of it
+
+
+def test_a_network_whose_derivative_is_not_that_of_its_values_refuses_to_train(monkeypatch):
+    own = trainer(DIGITS.override(FAST))
+    monkeypatch.setattr(
+        numerics, "textbook_derivative", lambda *args: (v := textbook_derivative(*args), 2 * v[1])
+    )
+    with pytest.raises(ValueError, match="derivative must be that of its values"):
+        self_test(own)
 
 
 def test_the_job_checks_and_compares(tmp_path, capsys):

@@ -22,7 +22,7 @@ def _silu_slope(h):
     return p * (1 + h * (1 - p))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["still", "N"])
 def _sums(
     x,
     d,
@@ -70,7 +70,7 @@ def _sums(
         tl.store(to + 3 * size, tl.sum(fourth, 0), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["still"])
 def _coefficients(
     x,
     sums,
@@ -145,7 +145,7 @@ def _coefficients(
             tl.store(to + 6 * size, origin * slope + (own - common) * factor, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["still"])
 def _apply(
     x,
     d,
@@ -224,7 +224,7 @@ def _before(
     return back, value
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def _sums_backward(
     g,
     x,
@@ -268,7 +268,7 @@ def _sums_backward(
     tl.store(to + size, tl.sum(product, 0), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _total(x, first, second, third, M, C, BC: tl.constexpr, BP: tl.constexpr):
     """The sums of up to three tables over their rows."""
     k, c = tl.program_id(1), tl.program_id(0) * BC + tl.arange(0, BC)

@@ -22,6 +22,7 @@ from vamf.metrics.distances import Measurement
 from vamf.training import agreement
 from vamf.training.evaluation import Metrics, evaluate, generate_from
 from vamf.training.landscapes import plot_landscape, save_landscape
+from vamf.training.numerics import self_test
 from vamf.training.pictures import pictured, save_picture
 from vamf.training.restoring import Note, checkpoints, restore
 from vamf.training.saving import Saver
@@ -108,13 +109,16 @@ def train(experiment: Experiment, session: Session) -> Summary:
     """Trains to the experiment's last step, from the newest intact checkpoint in the run's folder.
 
     Raises NonFiniteLoss on every worker when a loss was not finite, and WorkersDiffer when they do
-    not train the same thing; checkpoints stay as they were. OSError where one cannot be written.
+    not train the same thing; checkpoints stay as they were. OSError where one cannot be written,
+    ValueError where steps are not computed as they should be.
     """
     start = time.monotonic()
     trainer = _prepare(experiment, session)
     folder = checkpoints(experiment, session.directory)
     restore(trainer, folder, session.note, session.fetch)
     _agree(trainer)
+    if trainer.step < experiment.steps:
+        self_test(trainer)
     metrics: Metrics = {}
     stopped: str | None = None
     if session.at_rung(trainer.step):  # it died before it knew the answer, or told it

@@ -1,12 +1,13 @@
 """How far a step's numbers are from float64's, in every precision, on the same draws."""
 
 import copy
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vamf.diagnostics.variance import flat_gradient
 from vamf.distributed import Workers
@@ -81,11 +82,11 @@ def deviations(trainer: Trainer, modes: tuple[Compute, ...]) -> dict[Compute, De
         raise ValueError("precisions are compared for a MeanFlowLoss with at most its weight set")
     draws, _ = trainer.objective.draw(trainer.step)
     beta = trainer.beta(draws.t)
-    exact = _exact(trainer, draws, beta)
+    exact = _exact(trainer, draws, beta, loss)
     found = {}
     for mode in modes:
         allow(mode)
-        found[mode] = _deviation(_step(trainer, mode, draws, beta), exact)
+        found[mode] = _deviation(_step(trainer, mode, draws, beta, loss), exact)
     allow(trainer.experiment.compute)
     return found
 
@@ -94,9 +95,10 @@ class _Step(NamedTuple):
     correction: Tensor
     loss: Tensor
     gradient: Tensor
+    """Of all parameters, flat."""
 
 
-def _step(trainer: Trainer, mode: Compute, draws: Draws, beta: Beta) -> _Step:
+def _step(trainer: Trainer, mode: Compute, draws: Draws, beta: Beta, rule: MeanFlowLoss) -> _Step:
     experiment, net, ema = trainer.experiment, trainer.net, trainer.ema
     v_hat = build_proxy(_in(experiment, mode), net, ema, trainer.workers.device)
     training = net.training
@@ -106,7 +108,7 @@ def _step(trainer: Trainer, mode: Compute, draws: Draws, beta: Beta) -> _Step:
     with carrying(mode.compile):
         derivative = path_pass if mode.compile else path_derivative  # as the loss takes it
         correction = derivative(u, draws, beta, v_hat)[2]
-        loss = experiment.loss(u, draws, beta=beta, v_hat=v_hat).loss
+        loss = rule(u, draws, beta=beta, v_hat=v_hat).loss
     gradient = flat_gradient(loss, net.parameters())
     net.train(training)
     return _Step(correction, loss.detach(), gradient)
@@ -118,8 +120,17 @@ def _in(experiment: Experiment, mode: Compute) -> Experiment:
     )
 
 
-def _exact(trainer: Trainer, draws: Draws, beta: Beta) -> _Step:
-    """The textbook's step in float64: one jvp of the whole batch, u and its gradient apart."""
+def _exact(
+    trainer: Trainer,
+    draws: Draws,
+    beta: Beta,
+    rule: MeanFlowLoss,
+    counts: Tensor | None = None,
+) -> _Step:
+    """The textbook's step in float64: one jvp of the whole batch, u and its gradient apart.
+
+    Each sample counts once, or as often as ``counts`` says.
+    """
     experiment = trainer.experiment
     net, ema = (copy.deepcopy(n).double().eval() for n in (trainer.net, trainer.ema))
     x, e, r, t, n_equal = draws
@@ -130,10 +141,83 @@ def _exact(trainer: Trainer, draws: Draws, beta: Beta) -> _Step:
     v_tan = mix_tangent(v_cond, z, wide.t, beta, v_hat)
     with torch.no_grad():
         _, du_dt = textbook_derivative(net, z, wide.r, wide.t, v_tan)
+        _require_central_difference(net, wide, z, v_tan, du_dt)
         correction = expand_like(wide.t - wide.r, z) * du_dt
     error = (net(z, wide.r, wide.t) - (v_cond - correction)).square().flatten(1).sum(1)
-    loss = (experiment.loss.weight(error) * error).mean()
+    counts = torch.ones_like(error) if counts is None else counts.to(error)
+    loss = (rule.weight(error) * error * counts).sum() / counts.sum()
     return _Step(correction, loss.detach(), flat_gradient(loss, net.parameters()))
+
+
+def _require_central_difference(
+    net: nn.Module, draws: Draws, z: Tensor, v_tan: Tensor, du_dt: Tensor
+) -> None:
+    """Raises ValueError unless a derivative is, where r < t, (u(t + h) - u(t - h)) / 2h."""
+    n, h = draws.n_equal, 1e-4
+    if n == len(z):
+        return
+    z, v_tan, r, t = z[n:], v_tan[n:], draws.r[n:], draws.t[n:]
+    difference = (net(z + h * v_tan, r, t + h) - net(z - h * v_tan, r, t - h)) / (2 * h)
+    apart = (difference - du_dt[n:]).norm() / difference.norm()
+    if apart > 1e-2:  # not so for nan; truncation is h^2 / 6 of the third derivative
+        raise ValueError(
+            f"the network's derivative must be that of its values; they differ by {apart:.1e}"
+        )
+
+
+BOUNDS = {"float32": (1e-3, 1e-4), "tf32": (0.05, 0.02), "bfloat16": (0.2, 0.1)}
+"""Of each precision: the largest error of du/dt, and of the median cosine of gradients."""
+TRIED = 2
+"""Samples with r = t, and with r < t, on which a mode is tried."""
+
+
+def self_test(trainer: Trainer) -> None:
+    """Raises ValueError unless steps as the experiment computes them are those of float64.
+
+    On a batch of the training's size that repeats a few samples of the next one, at beta = 0 and
+    without dropout. A run in float32 that is not compiled is how float64's is computed, too.
+    """
+    mode, experiment = trainer.experiment.compute, trainer.experiment
+    if mode == Compute() or experiment.ddpm is not None:
+        return
+    draws, _ = trainer.objective.draw(trainer.step)
+    n, size = draws.n_equal, len(draws.x)
+    chosen = [*range(min(n, TRIED)), *range(n, min(n + TRIED, size))]
+    equal, rest = (len([k for k in chosen if (k < n) == side]) for side in (True, False))
+    of = [k % equal for k in range(n)] + [equal + k % rest for k in range(size - n)]
+    few = _taken(draws, chosen, equal)
+    counts = torch.bincount(torch.tensor(of), minlength=len(chosen))
+    rule = MeanFlowLoss(weight=experiment.loss.weight)
+    exact = _exact(trainer, few, 0.0, rule, counts.to(draws.x.device))
+    step = _step(trainer, mode, _taken(few, of, n), 0.0, rule)
+    first = [of.index(k) for k in range(len(chosen))]
+    found = _deviation(step._replace(correction=step.correction[first]), exact)
+    dudt, angle = BOUNDS[mode.precision]
+    cosine = _median_cosine(step.gradient, exact.gradient, trainer.net)
+    if not (rest == 0 or found.dudt <= dudt) or not cosine >= 1 - angle:
+        raise ValueError(
+            f"a step in {mode.precision}{', compiled' * mode.compile} must be that of float64 to "
+            f"du/dt {dudt:g} and a median cosine of {1 - angle:g} of parameters' gradients; here it "
+            f"has {found.dudt:.1e} and {cosine:.4f}; train with --compute.precision float32 "
+            "--compute.no-compile"
+        )
+
+
+def _median_cosine(gradient: Tensor, exact: Tensor, net: nn.Module) -> float:
+    """Over the parameters: of all at once, the output's would hide the rest's at first.
+
+    The smallest is no measure: a gradient may cancel nearly to 0.
+    """
+    sizes = [p.numel() for p in net.parameters()]
+    pairs = zip(gradient.double().split(sizes), exact.split(sizes), strict=True)
+    return statistics.median(
+        torch.cosine_similarity(a, b, dim=0, eps=0).item() for a, b in pairs if b.any()
+    )
+
+
+def _taken(draws: Draws, places: Sequence[int], n_equal: int) -> Draws:
+    x, e, r, t = (part[list(places)] for part in draws[:4])
+    return Draws(x, e, r, t, n_equal)
 
 
 def _deviation(step: _Step, exact: _Step) -> Deviation:

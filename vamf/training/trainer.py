@@ -184,5 +184,9 @@ class Trainer:
         self.net.load_state_dict(state["net"])
         self.ema.load_state_dict(state["ema"])
         self.optimiser.load_state_dict(state["optimiser"])
+        for parameter, moments in self.optimiser.state.items():
+            for name, moment in moments.items():
+                if moment.shape == parameter.shape:  # Adam's kernels do not look at strides
+                    moments[name] = torch.empty_like(parameter).copy_(moment)
         if "beta" in state:
             self.objective.adapted = Adapted(**state["beta"])
