@@ -18,10 +18,10 @@ from vamf.training.loop import train as train_in_place
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"^```\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
 COMMANDS = [
-    shlex.split(line.rpartition("uv run -m jobs.")[2], comments=True)
+    shlex.split(line.rpartition(" -m jobs.")[2], comments=True)
     for block in BLOCKS
     for line in block.splitlines()
-    if "uv run -m jobs." in line
+    if " -m jobs." in line
 ]
 
 

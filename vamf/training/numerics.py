@@ -197,8 +197,8 @@ def self_test(trainer: Trainer) -> None:
     if not (rest == 0 or found.dudt <= dudt) or not cosine >= 1 - angle:
         raise ValueError(
             f"a step in {mode.precision}{', compiled' * mode.compile} must be that of float64 to "
-            f"du/dt {dudt:g} and a median cosine of {1 - angle:g} of parameters' gradients; here it "
-            f"has {found.dudt:.1e} and {cosine:.4f}; train with --compute.precision float32 "
+            f"du/dt {dudt:g} and a median cosine of {1 - angle:g} of parameters' gradients; here "
+            f"it has {found.dudt:.1e} and {cosine:.4f}; train with --compute.precision float32 "
             "--compute.no-compile"
         )
 
