@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from vamf.models import fused, kernels
+from vamf.models import kernels, plain
 
 DEVICE = sys.argv[1]
 LAST = torch.channels_last
@@ -48,7 +48,7 @@ def normalisation(n, c, side, groups, still, shifted, activate, dropped, dual, d
     kept = draw(n, c, side, side, dtype=torch.float32, g=g) > -0.5 if dropped else None
     how = {"groups": groups, "eps": 1e-6, "activate": activate, "dropout": 0.3 if dropped else 0.0}
     given = (x, d, shift, offset, moving, weight, bias, kept)
-    found, expected = kernels.normalise(*given, **how), fused.normalise_plainly(*given, **how)
+    found, expected = kernels.normalise(*given, **how), plain.normalise(*given, **how)
     compare("normalise", found[:2], expected[:2], dtype)
     compare("coefficients", found[2:], expected[2:], torch.float32)
     # A slice of the channels of something larger, as a concatenation's gradient is.
@@ -59,7 +59,7 @@ def normalisation(n, c, side, groups, still, shifted, activate, dropped, dual, d
         compare(
             "backward",
             kernels.normalise_backward(*given, **how),
-            fused.normalise_backward_plainly(*given, **how),
+            plain.normalise_backward(*given, **how),
             dtype,
         )
 
@@ -69,12 +69,12 @@ def others(n, c, side, dtype):
     x, bias = draw(n, c, side, side, dtype=dtype, g=g), draw(c, dtype=dtype, g=g)
     y = draw(n, c + 5, side, side, dtype=dtype, g=g)[:, 2 : 2 + c]
     for b in (bias, None):
-        pair = (f(x, y, b, 0.7) for f in (kernels.halfway, fused.halfway_plainly))
+        pair = (f(x, y, b, 0.7) for f in (kernels.halfway, plain.halfway))
         compare("halfway", *([a] for a in pair), dtype)
-    both = (kernels.halfway_backward, fused.halfway_backward_plainly)
+    both = (kernels.halfway_backward, plain.halfway_backward)
     compare("halfway backward", *(f(y, bias, 0.7) for f in both), dtype)
     for up in (False, True):
-        pair = (f(y, 1.5, up=up) for f in (kernels.fir, fused.fir_plainly))
+        pair = (f(y, 1.5, up=up) for f in (kernels.fir, plain.fir))
         compare("fir", *([a] for a in pair), dtype)
 
 

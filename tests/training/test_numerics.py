@@ -8,7 +8,7 @@ import torch
 from jobs import bench
 from vamf.experiment import Compute
 from vamf.flow.derivatives import textbook_derivative
-from vamf.models import fused
+from vamf.models import plain
 from vamf.presets import PRESETS
 from vamf.random import generator
 from vamf.training import numerics
@@ -135,7 +135,7 @@ def test_the_test_of_a_mode_takes_any_share_of_equal_times(share):
 
 @pytest.mark.parametrize("wrong", ["tangent", "gradient"])
 def test_a_mode_that_computes_something_else_refuses_to_train(monkeypatch, tmp_path, wrong):
-    normalise, backward = fused._Plainly.normalise, fused._Plainly.normalise_backward
+    normalise, backward = plain.normalise, plain.normalise_backward
 
     def other_tangent(*args, **how):
         y, dy, coefficients = normalise(*args, **how)
@@ -146,9 +146,9 @@ def test_a_mode_that_computes_something_else_refuses_to_train(monkeypatch, tmp_p
         return gx.flip(1), *rest
 
     if wrong == "tangent":
-        monkeypatch.setattr(fused._Plainly, "normalise", staticmethod(other_tangent))
+        monkeypatch.setattr(plain, "normalise", other_tangent)
     else:
-        monkeypatch.setattr(fused._Plainly, "normalise_backward", staticmethod(other_gradient))
+        monkeypatch.setattr(plain, "normalise_backward", other_gradient)
     with pytest.raises(ValueError, match=r"a step in bfloat16, compiled must be that of float64"):
         train(DIGITS.override(FAST | {"steps": 2}), Session(directory=tmp_path))
     train(DIGITS.override({"steps": 2}), Session(directory=tmp_path))  # which has nothing of it

@@ -12,7 +12,7 @@ from torch.nn.functional import gelu, layer_norm, silu
 
 from vamf.flow.derivatives import push
 from vamf.flow.duals import value_of
-from vamf.models.fused import Group, silu_slope
+from vamf.models.fused import Group
 from vamf.models.layers import (
     ClassEmbedding,
     Conv2d,
@@ -23,6 +23,7 @@ from vamf.models.layers import (
     refuse_labels,
     sinusoid,
 )
+from vamf.models.plain import silu_slope
 from vamf.typing import Label, Sample, Time
 
 Values = Sequence[Any]

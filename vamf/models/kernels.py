@@ -406,7 +406,7 @@ def normalise(
     activate: bool,
     dropout: float,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """As ``fused.normalise_plainly``; the last are its coefficients in one tensor."""
+    """As ``plain.normalise``; the last are its coefficients in one tensor."""
     (x, ldx), (n, c, p, spans) = rows(x), _grid(x)
     own, ldd = (x, ldx) if d is None else rows(d)
     still, size = 0 if d is None else n - len(d), n * c
@@ -492,7 +492,7 @@ def normalise_backward(
     activate: bool,
     dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As ``fused.normalise_backward_plainly``."""
+    """As ``plain.normalise_backward``."""
     (g, ldg), (x, ldx), (n, c, p, spans) = rows(g), rows(x), _grid(x)
     (more, ldm), (others, ldo) = [rows(b) for b in (*beside, x, x)][:2]
     size, scale, blocks = n * c, 1 / (1 - dropout), triton.cdiv(c, CHANNELS)
@@ -682,7 +682,7 @@ def _fir(
 
 
 def fir(x: Tensor, gain: float, *, up: bool) -> Tensor:
-    """As ``fused.down_plainly`` and ``fused.up_plainly``."""
+    """As ``plain.fir``."""
     (x, ldx), (n, c, height, width) = rows(x), x.shape
     height, width = (2 * height, 2 * width) if up else (height // 2, width // 2)
     shape = (n, c, height, width)

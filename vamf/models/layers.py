@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vamf.flow.derivatives import affine
 from vamf.flow.duals import Dual
-from vamf.models import fused
+from vamf.models import fused, plain
 from vamf.typing import Label, Time
 
 _Affine = TypeVar("_Affine", nn.Linear, nn.Conv2d)
@@ -78,7 +78,7 @@ class GroupNorm(nn.Module):
 
 
 def _resampled(x: Tensor, up: bool) -> Tensor:
-    apply = partial(fused.fir_plainly, gain=1.0, up=up)
+    apply = partial(plain.fir, gain=1.0, up=up)
     return affine(x, None, apply, apply)
 
 

@@ -1,5 +1,6 @@
 """Forward and backward pass of a step as one CUDA graph: launched at once, not kernel by kernel."""
 
+import warnings
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
@@ -32,7 +33,7 @@ class Captured:
     def __init__(self, objective: Objective) -> None:
         self._objective = objective
         self._parameters = [p for p in objective.net.parameters() if p.requires_grad]
-        self._graphs: dict[Hashable, _Graph] = {}
+        self._graphs: dict[Hashable, _Graph | None] = {}
         self._taken: dict[Hashable, int] = {}
         self._aside = torch.cuda.Stream()
         self._pool = torch.cuda.graph_pool_handle()
@@ -47,10 +48,13 @@ class Captured:
             return self._aside_from_others(inputs)
         if kind not in self._graphs:
             self._graphs[kind] = self._capture(inputs)
-        return self._replay(self._graphs[kind], [a for a in leaves if isinstance(a, Tensor)])
+        graph = self._graphs[kind]
+        if graph is None:
+            return self._aside_from_others(inputs)
+        return self._replay(graph, [a for a in leaves if isinstance(a, Tensor)])
 
     def _step(self, inputs: Inputs) -> LossTerms:
-        terms = self._objective.terms(*inputs)
+        terms = self._objective.terms(inputs)
         terms.loss.backward()
         return terms._replace(loss=terms.loss.detach())
 
@@ -62,11 +66,19 @@ class Captured:
         torch.cuda.current_stream().wait_stream(self._aside)
         return terms
 
-    def _capture(self, inputs: Inputs) -> _Graph:
+    def _capture(self, inputs: Inputs) -> _Graph | None:
+        """None where a step waits for the device, as a proxy may: it is only slower."""
         own: Inputs = tree_map_only(Tensor, torch.clone, inputs)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._aside):
-            terms = self._step(own)
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._aside):
+                terms = self._step(own)
+        except RuntimeError as error:
+            for parameter in self._parameters:
+                parameter.grad = None
+            reason = next(iter(str(error).splitlines()), "")
+            warnings.warn(f"a step cannot be captured as a CUDA graph: {reason}", stacklevel=2)
+            return None
         tensors = [a for a in tree_flatten(own)[0] if isinstance(a, Tensor)]
         gradients = [p.grad for p in self._parameters]
         return _Graph(graph, tensors, terms, gradients)

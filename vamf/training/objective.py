@@ -66,7 +66,7 @@ class Objective(nn.Module):
         return in_precision(self.net, self.experiment.compute)
 
     def forward(self, step: int) -> LossTerms:
-        return self.terms(*self.inputs(step))
+        return self.terms(self.inputs(step))
 
     def inputs(self, step: int) -> Inputs:
         """All that a step's loss depends on beside weights, dropout and the moments of training."""
@@ -78,19 +78,10 @@ class Objective(nn.Module):
         progress = None if self.experiment.loss.alpha is None else step / self.experiment.steps
         return Inputs(draws, uniform, labels, self.told(step), beta, self.signs(step), progress)
 
-    def terms(
-        self,
-        draws: Draws,
-        uniform: Time,
-        labels: Labels | None,
-        told: torch.Tensor | None,
-        beta: Beta,
-        signs: torch.Tensor | None,
-        progress: float | None,
-    ) -> LossTerms:
-        """The loss of a step with given ``Inputs``: a function of tensors, which waits for none."""
+    def terms(self, inputs: Inputs) -> LossTerms:
+        """The loss of a step: a function of tensors, which waits for none of them."""
         with carrying(self.experiment.compute.compile):
-            return self._terms(draws, uniform, labels, told, beta, signs, progress)
+            return self._terms(*inputs)
 
     def _terms(
         self,
