@@ -63,9 +63,7 @@ class Bench:
         if any(n < 1 for n in self.workers):
             raise ValueError(f"workers must be at least 1; got {self.workers}")
         if self.check and (self.only or self.workers or self.baseline):
-            raise ValueError(
-                "--check measures no time: --only, --workers and --baseline go without"
-            )
+            raise ValueError("--check measures no time: no --only, --workers or --baseline with it")
         if self.checkpoint and not self.check:
             raise ValueError(f"a checkpoint goes with --check; got {self.checkpoint}")
 
@@ -77,12 +75,13 @@ class Bench:
 
     def run(self, preset: str, experiment: Experiment) -> dict[str, Any]:
         """Measures, prints and returns the figures; ValueError for what cannot be measured."""
-        before = load(self.baseline) if self.baseline else {}
+        then, before = load(self.baseline) if self.baseline else ("", {})
         if self.threads:
             torch.set_num_threads(self.threads)
         device = torch.device(self.device)
         experiment = experiment.override({"batch": self.batch or experiment.batch})
-        print(f"{preset}, batch {experiment.batch}, {machine(device)}", flush=True)
+        here = f"{preset}, batch {experiment.batch}, {machine(device)}"
+        print(here + (f"\nbefore: {then}" if then else ""), flush=True)
         with tempfile.TemporaryDirectory() as place:
             settings, notes = stand_ins.data_at_hand(experiment, Path(place) / "data")
             for note in notes:
@@ -93,9 +92,8 @@ class Bench:
                 print(numerics.told(found))
                 return {name: deviation._asdict() for name, deviation in found.items()}
             tables = self._measured(preset, experiment, device, before)
-        about = {"preset": preset, "batch": experiment.batch, "machine": machine(device)}
-        tables_as_json = {name: table.to_dict() for name, table in tables.items()}
-        return {**about, "notes": notes, "sections": tables_as_json}
+        sections = {name: table.to_dict() for name, table in tables.items()}
+        return {"what": here, "notes": notes, "sections": sections}
 
     def _measured(
         self, preset: str, experiment: Experiment, device: torch.device, before: Before
@@ -128,13 +126,13 @@ class Bench:
         return tables
 
 
-def load(path: Path) -> Before:
-    """The figures that an earlier measurement wrote; ValueError if the file holds none."""
+def load(path: Path) -> tuple[str, Before]:
+    """What an earlier measurement was of, and its figures; ValueError if the file holds none."""
     try:
-        sections = json.loads(path.read_text())["sections"]
-        return {
+        found = json.loads(path.read_text())
+        return str(found["what"]), {
             section: {name: Row(**row) for name, row in table["rows"].items()}
-            for section, table in sections.items()
+            for section, table in found["sections"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path} must be a file that jobs.bench wrote with --out") from None

@@ -19,12 +19,12 @@ from vamf.training.trainer import Trainer
 AT_MOST = 3
 """Repetitions: unlike steps, each takes many evaluations of a network."""
 
-TOO_LONG_S = 300.0
+TOO_LONG_S = 120.0
 """One evaluation that is going to take longer is not run."""
 
 
 def sampling(subject: Subject) -> Table:
-    """Images a second of one-step sampling, and of the experiment's own, as evaluation does it."""
+    """Samples a second of one-step sampling, and of the experiment's own, as evaluation does it."""
     own = subject.experiment
     chosen = own.evaluation
     how = f"{chosen.sampling_steps}-step {chosen.sampler}, the preset's own"
@@ -37,7 +37,9 @@ def sampling(subject: Subject) -> Table:
     steps = {name: _generating(e, trainer) for name, e in samplers.items()}
     seconds = time_steps(steps, subject.device, min(subject.repeats, AT_MOST))
     first, n = next(iter(seconds.values())), _at_once(own)
-    rows = {name: Row(value=n / s, unit="images/s", ratio=first / s) for name, s in seconds.items()}
+    rows = {
+        name: Row(value=n / s, unit="samples/s", ratio=first / s) for name, s in seconds.items()
+    }
     return Table(rows=rows, notes=(f"{n} at once, their noise drawn on the host",))
 
 
@@ -78,7 +80,8 @@ def evaluation(subject: Subject) -> Table:
                 ),
             )
     whole = _whole(trainer, stand_in)
-    whole()  # measures the real images, whose statistics are kept
+    if stand_in is None:
+        whole()  # measures the real images, whose statistics are kept
     seconds = timed(whole, device)
     rows["one evaluation"] = Row(value=seconds, unit="s")
     share = seconds / (seconds + every * subject.step_seconds)
@@ -91,7 +94,10 @@ def _extractor(distance: FrechetDistance) -> tuple[Extractor, tuple[str, ...]]:
     try:
         return build(distance.extractor, distance.weights), ()
     except ValueError as error:
-        return Untrained(), (f"untrained Inception, which costs the same, as {error}",)
+        if distance.extractor != "inception":
+            raise
+        why = str(error).partition(", ")[0]
+        return Untrained(), (f"of random weights, which cost the same: {why}",)
 
 
 def _features_a_second(extractor: Extractor, subject: Subject) -> float:

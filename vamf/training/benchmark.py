@@ -11,7 +11,7 @@ import torch
 
 Step = Callable[[], object]
 
-FORMATS = {"ms": ".2f", "s": ".2f", "%": ".3f", "MiB": ".0f", "x": ".2f", "images/s": ".0f"}
+FORMATS = {"ms": ".2f", "s": ".2f", "%": ".3f", "MiB": ".0f", "images/s": ".0f", "samples/s": ".0f"}
 """How figures of a unit are shown."""
 
 
@@ -27,7 +27,7 @@ class Row:
     """Memory that it took at most, where that is known of it alone: on a GPU."""
 
     def __str__(self) -> str:
-        text = f"{self.value:12{FORMATS[self.unit]}} {self.unit:8}"
+        text = f"{self.value:12{FORMATS[self.unit]}} {self.unit:9}"
         text += "" if self.ratio is None else f" {self.ratio:5.2f} x"
         return text + ("" if self.mib is None else f" {self.mib:7.0f} MiB")
 

@@ -2,7 +2,7 @@
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -10,6 +10,7 @@ from PIL import Image
 from vamf.data.latents import Latents
 from vamf.data.shards import Index, write_shard
 from vamf.experiment import Experiment
+from vamf.metrics.distances import FrechetDistance
 from vamf.metrics.extractors import INCEPTION_ID, InceptionExtractor
 from vamf.random import generator
 
@@ -17,8 +18,14 @@ COUNT = 1000
 """Random images, or latents, in the place of a data set."""
 
 
+UNTRAINED = {"extractor": "randconv64_v1", "weights": None, "also": ()}
+"""A distance that needs no weights."""
+
+
 class Untrained(InceptionExtractor):
     """Inception with random weights: as fast as the published one, and of no other use."""
+
+    id: ClassVar[str] = "inception-v3-untrained"
 
     def __init__(self) -> None:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -90,9 +97,12 @@ def _write_latents(data: Latents, folder: Path) -> None:
 
 
 def without_weights(experiment: Experiment) -> dict[str, Any]:
-    """Settings with which a whole run starts where the weights of its distance are missing."""
+    """Settings with which a whole run starts where Inception's weights are missing."""
+    distance = experiment.evaluation.distance
+    if not isinstance(distance, FrechetDistance) or distance.extractor != "inception":
+        return {}
     try:
-        experiment.evaluation.distance.prepare(experiment.pictures)
+        distance.prepare(experiment.pictures)
     except ValueError:
-        return {"evaluation.distance.extractor": "randconv64_v1"}
+        return {f"evaluation.distance.{name}": value for name, value in UNTRAINED.items()}
     return {}
