@@ -49,6 +49,7 @@ def test_points_are_measured_with_the_sampler_of_their_own(tmp_path, capsys):
     settings = ["evaluation.sampler=heun", "evaluation.sampling_steps=3"]
     settings += ["evaluation.distance.samples=64", "evaluation.variance_samples=8"]
     out, found = measured([*argv, *settings], tmp_path / "a.json", capsys)
+    assert [*found] == IN_PROCESS[1:]
     assert [*found["sampling"]] == ["1-step average", "3-step heun, the preset's own"]
     assert "features" not in out and "64 at once" in out and "the data are in memory" in out
 

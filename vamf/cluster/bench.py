@@ -117,8 +117,8 @@ class Bench:
             try:
                 tables[name] = measures[name]()
                 told = tables[name].told(before.get(name, {}))
-            except ValueError as error:
-                reason = f"not measured: {error}"
+            except (ValueError, torch.OutOfMemoryError) as error:
+                reason = f"not measured: {str(error).splitlines()[0]}"
                 told = f"  {reason}"
             print(f"\n{HEADINGS[name]}\n{told}", flush=True)
         if not tables:

@@ -1,5 +1,6 @@
 """What a training step costs on this machine, in variants, and what delays it."""
 
+import gc
 import statistics
 import tempfile
 import time
@@ -150,6 +151,8 @@ def steps(subject: Subject) -> Table:
             ready[name], memory[name] = _ready(experiment, loss, device)
         except torch.OutOfMemoryError:
             notes.append(f"{name}: out of memory at batch {experiment.batch}")
+        if device.type == "cuda":  # or what one has held is missing to the next
+            gc.collect()
             torch.cuda.empty_cache()
     if not ready:
         raise ValueError(f"no step fits into memory at batch {subject.experiment.batch}")
