@@ -11,7 +11,8 @@ from vamf.cluster import bench_runs
 from vamf.metrics.extractors import RandomExtractor, metric_key
 from vamf.presets import PRESETS
 from vamf.training import bench_evaluation, bench_steps
-from vamf.training.bench_steps import Subject, variants, waits
+from vamf.training.bench_loop import waits
+from vamf.training.bench_steps import Subject, variants
 from vamf.training.benchmark import Row, Table, time_steps
 from vamf.training.stand_ins import Untrained, data_at_hand
 

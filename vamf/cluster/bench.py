@@ -11,7 +11,7 @@ import torch
 
 from vamf.cluster import bench_runs
 from vamf.experiment import Experiment
-from vamf.training import bench_evaluation, bench_steps, numerics, stand_ins
+from vamf.training import bench_evaluation, bench_loop, bench_steps, numerics, stand_ins
 from vamf.training.bench_steps import Subject
 from vamf.training.benchmark import Row, Table
 
@@ -107,8 +107,8 @@ class Bench:
             "sampling": lambda: bench_evaluation.sampling(subject),
             "evaluation": lambda: bench_evaluation.evaluation(subject),
             "start": lambda: bench_runs.first_step(preset, subject),
-            "checkpoint": lambda: bench_steps.stalls(subject),
-            "data": lambda: bench_steps.waits(subject),
+            "checkpoint": lambda: bench_loop.stalls(subject),
+            "data": lambda: bench_loop.waits(subject),
             "scaling": lambda: bench_runs.scaling(preset, subject, workers, threads),
         }
         tables: dict[str, Table] = {}

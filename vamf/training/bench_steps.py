@@ -1,19 +1,14 @@
-"""What a training step costs on this machine, in variants, and what delays it."""
+"""What a training step costs on this machine, in variants."""
 
 import gc
-import statistics
-import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from pathlib import Path
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from vamf.data.dataset import ImageSet
-from vamf.data.streaming import StreamedSet
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
 from vamf.flow.derivatives import textbook_derivative
@@ -28,8 +23,6 @@ from vamf.training.benchmark import (
     synchronise,
     time_steps,
 )
-from vamf.training.restoring import checkpoints
-from vamf.training.saving import Saver
 from vamf.training.trainer import Trainer
 from vamf.typing import expand_like
 
@@ -38,9 +31,6 @@ WARM_UP = {False: 2, True: 6}
 
 TOGETHER = {"cuda": 16}
 """Steps between two synchronisations; one on the CPU, where nothing runs ahead."""
-
-LOADED = 32
-"""Steps over which the waiting for data is measured."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +55,7 @@ class Subject:
     def step_seconds(self) -> float:
         """One step of the experiment itself: what shares of a run refer to."""
         step = trainer_of(self.experiment, self.device).train_step
-        _warm_up(step, self.compiled)
+        warm_up(step, self.compiled)
         found = time_steps({"own": step}, self.device, self.repeats, together=self.together)
         return found["own"]
 
@@ -138,7 +128,8 @@ def _with_graph(trainer: Trainer, draws: Draws) -> Tensor:
     return (trainer.experiment.loss.weight(error) * error).mean()
 
 
-def _warm_up(step: Step, compiled: bool) -> None:
+def warm_up(step: Step, compiled: bool) -> None:
+    """Takes the steps that are not to be timed."""
     for _ in range(WARM_UP[compiled]):
         step()
 
@@ -173,78 +164,11 @@ def _ready(
     """A step that is warm, and the MiB that it took of a GPU, its weights and state included."""
     if device.type != "cuda":
         step = _step(experiment, device, loss)
-        _warm_up(step, experiment.compute.compile)
+        warm_up(step, experiment.compute.compile)
         return step, None
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     step = _step(experiment, device, loss)
-    _warm_up(step, experiment.compute.compile)
+    warm_up(step, experiment.compute.compile)
     synchronise(device)
     return step, (torch.cuda.max_memory_allocated(device) - before) / 2**20
-
-
-def stalls(subject: Subject, rounds: int = 5) -> Table:
-    """How long the training loop waits at a checkpoint, and as a share of their interval.
-
-    In the background, as a run does it: the loop copies the state. In the loop: it writes, too.
-    """
-    experiment, device = subject.experiment, subject.device
-    trainer = trainer_of(experiment, device)
-    trainer.train_step()
-    found: dict[str, list[float]] = {"in the background": [], "in the loop": []}
-    with tempfile.TemporaryDirectory() as place:
-        folder = checkpoints(experiment, Path(place))
-        with Saver(folder) as saver:
-            for _ in range(rounds):
-                save = partial(saver.save, experiment, trainer.state_dict(), {})
-                found["in the background"].append(_call(save, device))
-                saver.drain()
-                write = partial(folder.save, experiment, trainer.state_dict(), {})
-                found["in the loop"].append(_call(write, device))
-    medians = {how: statistics.median(values) for how, values in found.items()}
-    interval = experiment.checkpoint.every * subject.step_seconds
-    rows = {f"written {how}": Row(value=s * 1e3, unit="ms") for how, s in medians.items()}
-    share = f"share of {experiment.checkpoint.every} steps, in the background"
-    rows[share] = Row(value=100 * medians["in the background"] / interval, unit="%")
-    return Table(rows=rows)
-
-
-def _call(action: Step, device: torch.device) -> float:
-    """Seconds until a call returns; what it leaves to the device is not waited for."""
-    synchronise(device)
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
-
-
-def waits(subject: Subject) -> Table:
-    """The share of a step that waits for data from disk, or draws those that are in memory."""
-    experiment, device = subject.experiment, subject.device
-    trainer = trainer_of(experiment, device)
-    data = trainer.dataset
-    if not isinstance(data, StreamedSet):
-
-        def draw() -> object:
-            trainer.step += 1
-            return data.batch(trainer.step, experiment.batch, experiment.seed, device)
-
-        drawn = time_steps({"": draw}, device, subject.repeats, together=subject.together)[""]
-        share = drawn / subject.step_seconds
-        return Table(
-            rows={"share of a step, drawing its batch": Row(value=100 * share, unit="%")},
-            notes=("no step waits for files: the data are in memory",),
-        )
-    _warm_up(trainer.train_step, subject.compiled)
-    synchronise(device)
-    data.waiting_share()
-    start = time.perf_counter()
-    for _ in range(LOADED):
-        trainer.train_step()
-    synchronise(device)
-    share, elapsed = data.waiting_share(), time.perf_counter() - start
-    return Table(
-        rows={
-            "share of a step, waiting for files": Row(value=100 * share, unit="%"),
-            "a step that reads them": Row(value=1e3 * elapsed / LOADED, unit="ms"),
-        }
-    )
