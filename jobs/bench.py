@@ -1,34 +1,38 @@
-"""Time training steps on this machine, as ratios: ``python -m jobs.bench digits``."""
+"""What training costs on this machine, as ratios: ``python -m jobs.bench digits``."""
 
 import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from jobs import cli
+from vamf.cluster.bench import Bench
 from vamf.cluster.quiet import quieten
 from vamf.presets import PRESETS
-from vamf.training.bench import Bench
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Time the variants of a training step, in turn, and the start of a run; or check a step."""
+    """Time steps, sampling, evaluation, start, checkpoints and data; or check a step's numbers."""
 
-    preset: Annotated[Literal["digits", "toy"], tyro.conf.Positional] = "digits"
-    """Whose network, data and batch."""
+    preset: Annotated[str, tyro.conf.Positional] = "digits"
+    """Whose network, data and batch: any preset of jobs.train."""
     bench: Annotated[Bench, tyro.conf.arg(name="")] = field(default_factory=Bench)
+    set: tuple[str, ...] = ()
+    """Other settings of the preset, as `name=value`, such as `compute.precision=bfloat16`."""
     out: Path | None = None
     """JSON file to write."""
 
 
 def main(argv: list[str]) -> None:
-    options = tyro.cli(Options, args=argv, prog="bench")
+    options = cli.guarded(lambda: tyro.cli(Options, args=argv, prog="bench"))
     quieten()
-    found = cli.guarded(lambda: options.bench.run(options.preset, PRESETS[options.preset]))
+    preset = cli.guarded(lambda: cli.one_of(options.preset, PRESETS, "preset"))
+    experiment = cli.guarded(lambda: cli.changed(preset, options.set))
+    found = cli.guarded(lambda: options.bench.run(options.preset, experiment))
     if options.out:
         options.out.write_text(json.dumps(found, indent=2) + "\n")
 

@@ -17,6 +17,7 @@ from vamf.metrics.distances import SlicedWasserstein
 from vamf.models.mlp import MLPConfig
 from vamf.models.unet import UNetConfig
 from vamf.presets import PRESETS
+from vamf.training import evaluation
 from vamf.training.evaluation import evaluate, generate_from, protocol
 from vamf.training.trainer import Trainer
 
@@ -71,6 +72,16 @@ def test_ancestral_samples_depend_on_their_index_alone():
     torch.testing.assert_close(torch.cat([generate(range(2)), generate(range(2, 6))]), whole)
     other = generate_from(net, DENOISING.override({"evaluation.seed": 1}), (2,), CPU)
     assert not torch.allclose(other(range(6)), whole)
+
+
+@pytest.mark.parametrize(("experiment", "streams"), [(FLOW, 0), (DENOISING, 6)])
+def test_only_ancestral_sampling_has_streams_for_fresh_noise(experiment, streams, monkeypatch):
+    keys, made = [], evaluation.generator
+    monkeypatch.setattr(evaluation, "generator", lambda *key: keys.append(key) or made(*key))
+    net = Trainer(experiment, experiment.data.load("train")).ema
+    generate_from(net, experiment, (2,), CPU)(range(6))
+    assert [name for _, name, _ in keys].count("ancestral") == streams
+    assert [name for _, name, _ in keys].count("noise") == 6
 
 
 def test_a_ddpm_is_trained_by_two_workers_as_by_one():

@@ -4,9 +4,15 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+
+from vamf.distributed import Workers
+from vamf.files import write_whole
+
+Figures = Mapping[str, tuple[float, float]]
+"""Values with their standard errors, by name."""
 
 
 def folder() -> Path:
@@ -37,3 +43,35 @@ def alone(path: Path) -> Iterator[bool]:
         with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield True
+
+
+def figures(key: Mapping[str, str], workers: Workers, measure: Callable[[], Figures]) -> Figures:
+    """The figures of this key: those that are kept, or else measured, and kept if possible.
+
+    Collective: rank 0 looks, and either tells the others or all measure together.
+    """
+    path = place(key, ".json")
+    with alone(path) if workers.rank == 0 else nullcontext(False) as writable:
+        kept = workers.gather(_read(path) if workers.rank == 0 else "")[0]
+        if kept:
+            return {name: (value, error) for name, (value, error) in json.loads(kept).items()}
+        found = measure()
+        if writable:
+            _write(path, key, found)
+    return found
+
+
+def _read(path: Path) -> str:
+    """The figures as JSON, or nothing if they are not there, or damaged."""
+    try:
+        return json.dumps(json.loads(path.read_text())["figures"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _write(path: Path, key: Mapping[str, str], found: Figures) -> None:
+    pairs = {name: list(figure) for name, figure in found.items()}
+    try:
+        write_whole(path, json.dumps({"protocol": dict(key), "figures": pairs}))
+    except OSError as error:
+        print(f"figures were not kept: {error}", flush=True)

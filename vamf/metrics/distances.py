@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vamf.data.dataset import Dataset, Images, Split
 from vamf.distributed import Workers
+from vamf.files import sha256
 from vamf.metrics import extractors, quality, reference
 from vamf.metrics.extractors import ExtractorName
 from vamf.metrics.frechet import frechet_with_error
@@ -122,6 +123,18 @@ class FrechetDistance:
             ) from None
         if isinstance(self.reference, Path):
             reference.of_file(self.reference, extractor, source.shape, cpu)
+
+    def protocol(self, source: Source, workers: Workers) -> dict[str, str]:
+        """All that a figure depends on besides the generated images."""
+        extractor = _extractor(self.extractor, self.weights).to(workers.device)
+        if isinstance(self.reference, Path):
+            against = sha256(self.reference)
+        else:
+            images = source.load(self.reference)
+            assert isinstance(images, Images)  # points are measured otherwise
+            against = images.fingerprint()
+        samples = {"samples": str(self.samples), "reference": against}
+        return reference.protocol(extractor, source.shape) | samples
 
     def __call__(
         self, generate: Generate, source: Source, workers: Workers, seed: int

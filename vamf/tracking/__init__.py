@@ -7,7 +7,7 @@ stderr and no point of any curve.
 from vamf.tracking.model import save_model
 from vamf.tracking.provenance import git_commit
 from vamf.tracking.run import Run, default_uri, ui_command
-from vamf.tracking.server import check, create
+from vamf.tracking.server import check, create, history
 from vamf.tracking.tracker import Tracker, rejoin, resend
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "create",
     "default_uri",
     "git_commit",
+    "history",
     "rejoin",
     "resend",
     "save_model",

@@ -94,6 +94,12 @@ def create(
     return Run(uri=uri, run_id=run_id, experiment_id=experiment_id, spool=folder)
 
 
+def history(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
+    """A curve of a run: steps and values, in the order of the steps."""
+    points = _client(uri).get_metric_history(run_id, key)
+    return sorted((point.step, point.value) for point in points)
+
+
 class Server:
     """MLflow as the receiver of one run's events; each method may raise whatever MLflow does."""
 

@@ -62,15 +62,13 @@ def generate_from(
             if y is not None and label is not None:
                 y = torch.full_like(y, label)
             own = u if y is None else with_labels(u, y)
-            return decode(_sampled(own, experiment, e, fresh_noise(evaluation.seed, indices, e)))
+            return decode(_sampled(own, experiment, e, indices))
 
     return generate
 
 
-def _sampled(
-    u: AverageVelocity, experiment: Experiment, e: Sample, fresh: Callable[[], Sample]
-) -> Sample:
-    """Samples from noise ``e`` by the experiment's sampler; ``fresh()`` is more noise."""
+def _sampled(u: AverageVelocity, experiment: Experiment, e: Sample, indices: range) -> Sample:
+    """Samples with these indices from noise ``e``, by the experiment's sampler."""
     steps, own = experiment.evaluation.sampling_steps, boundary_velocity(u)
     match experiment.evaluation.sampler:
         case "average":
@@ -83,6 +81,7 @@ def _sampled(
             assert experiment.ddpm is not None
             if denoising == "ddim":
                 return experiment.ddpm.ddim(own, e, steps)
+            fresh = fresh_noise(experiment.evaluation.seed, indices, e)
             return experiment.ddpm.ancestral(own, e, fresh)
 
 

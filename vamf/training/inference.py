@@ -1,17 +1,22 @@
 """A trained network off its checkpoint, for sampling and for measuring."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch.optim.swa_utils import AveragedModel
 
+from vamf.data import vae
+from vamf.data.dataset import Labelled
 from vamf.data.images import Digits
+from vamf.data.latents import Latents
 from vamf.diagnostics.adaptive import Adapted
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
 from vamf.flow.tangents import boundary_velocity
+from vamf.metrics import cache
 from vamf.metrics.distances import FrechetDistance, Measurement
 from vamf.metrics.extractors import DigitsExtractor
 from vamf.metrics.quantize import to_uint8
@@ -21,6 +26,7 @@ from vamf.training.evaluation import Metrics, distance, generate_from, loss_vari
 from vamf.training.export import SUFFIX, read_export
 from vamf.training.networks import build_networks
 from vamf.training.objective import beta_at
+from vamf.training.precision import allow
 from vamf.training.trainer import Trainer
 from vamf.typing import BetaAt, Sample
 
@@ -46,8 +52,12 @@ def load(path: Path, device: torch.device) -> Trained:
 
     Raises ValueError if it is not usable.
     """
-    if path.suffix == SUFFIX:
-        return _exported(path, device)
+    trained = _exported(path, device) if path.suffix == SUFFIX else _saved(path, device)
+    allow(trained.experiment.compute)  # as in training: TF32 would be cuDNN's own choice
+    return trained
+
+
+def _saved(path: Path, device: torch.device) -> Trained:
     checkpoint = find_checkpoint(path)
     experiment = checkpoint.experiment()
     _, ema = build_networks(experiment, experiment.data.shape, device)
@@ -105,10 +115,35 @@ def anchors(experiment: Experiment, workers: Workers) -> dict[str, Measurement]:
 
     Test images are drawn with replacement, as many as the figure takes; of latents they are
     decoded, and their distance is the least that a model of latents can have. Empty for points.
+    Measured once on a machine, then read from the cache of reference statistics.
     """
-    measure = experiment.evaluation.distance
-    if not isinstance(measure, FrechetDistance):
+    distance = experiment.evaluation.distance
+    if not isinstance(distance, FrechetDistance):
         return {}
+    measure = replace(distance, also=())
+    key = _protocol_of_anchors(experiment, measure, workers)
+    found = cache.figures(key, workers, lambda: _anchors(experiment, measure, workers))
+    return {name: Measurement(*figure) for name, figure in found.items()}
+
+
+def _protocol_of_anchors(
+    experiment: Experiment, measure: FrechetDistance, workers: Workers
+) -> dict[str, str]:
+    """All that the anchors depend on."""
+    data, test = experiment.data, experiment.data.load("test")
+    assert isinstance(test, Labelled)  # points have none
+    decoder = vae.load(data.vae, workers.device).sha256 if isinstance(data, Latents) else "none"
+    return measure.protocol(experiment.pictures, workers) | {
+        "test": test.fingerprint(),
+        "decoder": decoder,
+        "seed": str(experiment.evaluation.seed),
+        "version": "1",
+    }
+
+
+def _anchors(
+    experiment: Experiment, measure: FrechetDistance, workers: Workers
+) -> dict[str, Measurement]:
     test, seed = experiment.data.load("test"), experiment.evaluation.seed
     pictures, decode = experiment.pictures, experiment.decoder(workers.device)
 

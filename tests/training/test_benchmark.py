@@ -1,0 +1,135 @@
+"""What jobs.bench measures: the right steps, often enough, on stand-ins where data are missing."""
+
+import numpy as np
+import pytest
+import torch
+from pictures import write_images
+from tiny import TINY
+
+from jobs import cli
+from vamf.cluster import bench_runs
+from vamf.metrics.extractors import RandomExtractor, metric_key
+from vamf.presets import PRESETS
+from vamf.training import bench_evaluation, bench_steps
+from vamf.training.bench_loop import waits
+from vamf.training.bench_steps import Subject, variants
+from vamf.training.benchmark import Row, Table, time_steps
+from vamf.training.stand_ins import Untrained, data_at_hand
+
+CPU = torch.device("cpu")
+TOY = PRESETS["toy"].override({"model.hidden": (8,), "model.embedding": 4, "batch": 8})
+
+
+def test_steps_are_repeated_in_turn():
+    calls = []
+    steps = {name: lambda name=name: calls.append(name) for name in "ab"}
+    seconds = time_steps(steps, CPU, 3, together=4)
+    assert calls == [*"aaaabbbb"] * (2 + 3)  # two rounds warm up
+    assert set(seconds) == {*"ab"} and all(s > 0 for s in seconds.values())
+
+
+def test_compiled_steps_are_warm_when_cuda_graphs_are_captured(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda f, **_: f)
+    for compiled in (False, True):
+        experiment = TOY.override({"compute.compile": compiled})
+        step, mib = bench_steps._ready(experiment, None, CPU)
+        assert (step.__self__.step >= 5) == compiled and mib is None
+    assert bench_steps.TOGETHER["cuda"] == 16 and Subject(TOY, CPU, 1).together == 1
+
+
+def test_variants_are_those_of_the_preset():
+    plain = variants(TOY)
+    assert len(plain) == 5 and not any(e.compute.compile for e, _ in plain.values())
+    assert [e.beta.value for e, loss in plain.values() if loss is None] == [0, 0, 0.5]
+    compiled = variants(TOY.override({"compute.compile": True}))
+    assert [name for name, (e, _) in compiled.items() if e.compute.compile] == [
+        f"{name}, compiled" for name in [*plain][:3]
+    ]
+    # Those that know no labels are left out; a DDPM has no beta.
+    assert len(variants(PRESETS["cifar10_cond"])) == 3
+    assert [*variants(PRESETS["cifar10_ddpm"])] == ["DDPM"]
+
+
+def test_what_does_not_fit_is_said(monkeypatch):
+    """Memory ends in one variant; the others are timed."""
+    make = bench_steps._step
+
+    def scarce(experiment, device, loss):
+        if loss is bench_steps._with_graph:
+            raise torch.OutOfMemoryError("GPU")
+        return make(experiment, device, loss)
+
+    monkeypatch.setattr(bench_steps, "_step", scarce)
+    table = bench_steps.steps(Subject(TOY, CPU, 1))
+    assert table.notes == ("MeanFlow by the textbook: out of memory at batch 8",)
+    assert sum(row.unit == "ms" for row in table.rows.values()) == 4
+    monkeypatch.setattr(bench_steps, "variants", lambda _: {"a": (TOY, bench_steps._with_graph)})
+    with pytest.raises(ValueError, match="no step fits into memory at batch 8"):
+        bench_steps.steps(Subject(TOY, CPU, 1))
+
+
+def test_an_earlier_table_is_set_beside():
+    rows = {
+        "a": Row(value=2.0, unit="ms", ratio=1.0, mib=7),
+        "b": Row(value=3, unit="s"),
+    }
+    before = {"a": Row(value=4.0, unit="ms", ratio=1.5), "c": Row(value=1, unit="s")}
+    a, b = Table(rows=rows).told(before).splitlines()
+    assert " ".join(a.split()) == "a 2.00 ms 1.00 x 7 MiB before 4.00 ms, 1.50 x"
+    assert b.split() == ["b", "3.00", "s"]
+
+
+def test_files_are_waited_for_and_memory_is_not(tmp_path):
+    pixels = np.random.RandomState(0).randint(0, 256, (64, 8, 8)).astype("u1")
+    write_images(tmp_path / "a", pixels)
+    folder = {"data.kind": "ImageFolder", "data.root": str(tmp_path / "a"), "data.channels": 1}
+    folder |= {"data.size": 8, "evaluation.distance.extractor": "randconv64_v1"}
+    streamed = TINY.override({**folder, "data.memory_gb": 0.0})
+    share, step = waits(Subject(streamed, CPU, 1)).rows.values()
+    assert 0 < share.value <= 100 and share.unit == "%" and step.value > 0
+    (row,), notes = waits(Subject(TINY, CPU, 1)).rows.values(), waits(Subject(TINY, CPU, 1)).notes
+    assert row.value > 0 and notes == ("no step waits for files: the data are in memory",)
+
+
+@pytest.mark.parametrize("preset", ["mnist", "cifar10_cond", "imagenet_dit_b4", "digits", "toy"])
+def test_missing_data_have_a_stand_in(preset, tmp_path):
+    missing = preset not in ("digits", "toy")
+    changes = {"data.root": str(tmp_path / "absent")} if missing else {}
+    experiment = PRESETS[preset].override(changes)
+    settings, notes = data_at_hand(experiment, tmp_path / "data")
+    assert bool(settings) == bool(notes) == missing
+    if missing:
+        assert notes[0].startswith("1000 random") and str(tmp_path / "absent") in notes[0]
+    other = experiment.override({**settings, "batch": 4})
+    data = other.data.load("train")
+    assert data.batch(0, 4, 0, CPU).shape == (4, *experiment.data.shape)
+    if experiment.model.classes:
+        assert {*range(experiment.model.classes)} == {*data.labels.tolist()}
+    # What the runs of jobs.train are told makes them the same experiment.
+    assert cli.changed(PRESETS[preset], bench_runs._settings(preset, other)) == other
+
+
+def test_an_untrained_inception_is_no_fid():
+    extractor = Untrained()
+    assert extractor(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)).shape == (2, 2048)
+    with pytest.raises(ValueError, match="a prefix beginning with 'fid' must belong"):
+        metric_key(extractor, 1000, "train")
+
+
+def test_a_stand_in_sees_all_samples_of_an_evaluation():
+    seen = []
+
+    class Counting(RandomExtractor):
+        def __call__(self, images):
+            seen.append(len(images))
+            return super().__call__(images)
+
+    bench_evaluation._whole(bench_steps.trainer_of(TINY, CPU), Counting())()
+    assert sum(seen) == TINY.evaluation.distance.samples
+
+
+def test_long_evaluations_are_not_run(monkeypatch):
+    monkeypatch.setattr(bench_evaluation, "TOO_LONG_S", 0.0)
+    table = bench_evaluation.evaluation(Subject(TINY, CPU, 1))
+    assert [*table.rows] == ["features of digits_cnn64_v1"]
+    assert "one evaluation: not run" in table.notes[-1]

@@ -1,0 +1,174 @@
+"""What a training step costs on this machine, in variants."""
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from vamf.data.dataset import ImageSet
+from vamf.distributed import Workers
+from vamf.experiment import Experiment
+from vamf.flow.derivatives import textbook_derivative
+from vamf.flow.losses import Draws, squared_norm
+from vamf.flow.path import interpolate
+from vamf.flow.schedules import BetaSchedule
+from vamf.training.benchmark import (
+    Row,
+    Step,
+    Table,
+    process_memory,
+    synchronise,
+    time_steps,
+)
+from vamf.training.trainer import Trainer
+from vamf.typing import expand_like
+
+WARM_UP = {False: 2, True: 6}
+"""Rounds before a step is timed, eager or compiled: CUDA graphs are captured from the fourth on."""
+
+TOGETHER = {"cuda": 16}
+"""Steps between two synchronisations; one on the CPU, where nothing runs ahead."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured, and where."""
+
+    experiment: Experiment
+    device: torch.device
+    repeats: int
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the experiment's own step is."""
+        return self.experiment.compute.compile
+
+    @property
+    def together(self) -> int:
+        """Steps that are timed together."""
+        return TOGETHER.get(self.device.type, 1)
+
+    @cached_property
+    def step_seconds(self) -> float:
+        """One step of the experiment itself: what shares of a run refer to."""
+        step = trainer_of(self.experiment, self.device).train_step
+        warm_up(step, self.compiled)
+        found = time_steps({"own": step}, self.device, self.repeats, together=self.together)
+        return found["own"]
+
+
+def trainer_of(experiment: Experiment, device: torch.device) -> Trainer:
+    """A trainer as the training loop makes it, with data that fit on the device."""
+    dataset = experiment.data.load("train")
+    if isinstance(dataset, ImageSet):
+        dataset = dataset.to(device)
+    return Trainer(experiment, dataset, Workers(device=device))
+
+
+def variants(experiment: Experiment) -> dict[str, tuple[Experiment, Callable | None]]:
+    """Experiments whose steps differ in their loss, some by a loss that is given beside it.
+
+    Compiled ones too if the experiment is compiled. Of a DDPM there is only one.
+    """
+    eager = experiment.override({"compute.compile": False})
+    compiled = experiment.compute.compile
+    if experiment.ddpm is not None:
+        found: dict[str, tuple[Experiment, Callable | None]] = {"DDPM": (eager, None)}
+        return found | ({"DDPM, compiled": (experiment, None)} if compiled else {})
+    plain = replace(eager, beta=BetaSchedule(value=0.0))
+    flow = plain.override({"times.prob_equal": 1.0})
+    three = {
+        "flow matching (r = t throughout)": flow,
+        "MeanFlow, beta = 0": plain,
+        "MeanFlow, beta = 0.5": plain.override({"beta.value": 0.5}),
+    }
+    found = {name: (variant, None) for name, variant in three.items()}
+    if experiment.guidance is None:
+        found["MeanFlow, r = t through the jvp too"] = plain, _whole_batch
+        found["MeanFlow by the textbook"] = plain, _with_graph
+    if compiled:
+        on = {"compute.compile": True}
+        found |= {f"{name}, compiled": (v.override(on), None) for name, v in three.items()}
+    return found
+
+
+def _step(
+    experiment: Experiment, device: torch.device, loss: Callable[[Trainer, Draws], Tensor] | None
+) -> Step:
+    """A whole training step, optimiser and moving average included."""
+    trainer = trainer_of(experiment, device)
+    if loss is None:
+        return trainer.train_step
+
+    def step() -> None:
+        draws, _ = trainer.objective.draw(trainer.step)
+        trainer.optimiser.zero_grad()
+        loss(trainer, draws).backward()
+        trainer.optimiser.step()
+        trainer.ema.update_parameters(trainer.net)
+        trainer.step += 1
+
+    return step
+
+
+def _whole_batch(trainer: Trainer, draws: Draws) -> Tensor:
+    objective = trainer.experiment.loss
+    return objective(trainer.net, draws._replace(n_equal=0), beta=0.0, v_hat=trainer.v_hat).loss
+
+
+def _with_graph(trainer: Trainer, draws: Draws) -> Tensor:
+    """u and du/dt of the whole batch from one differentiable ``torch.func.jvp``."""
+    z, v_cond = interpolate(draws.x, draws.e, draws.t)
+    u, du_dt = textbook_derivative(trainer.net, z, draws.r, draws.t, v_cond)
+    target = v_cond - expand_like(draws.t - draws.r, z) * du_dt.detach()
+    error = squared_norm(u - target)
+    return (trainer.experiment.loss.weight(error) * error).mean()
+
+
+def warm_up(step: Step, compiled: bool) -> None:
+    """Takes the steps that are not to be timed."""
+    for _ in range(WARM_UP[compiled]):
+        step()
+
+
+def steps(subject: Subject) -> Table:
+    """Milliseconds of the variants of a step, timed in turn, and what memory each takes."""
+    device, ready, memory, notes = subject.device, {}, {}, []
+    for name, (experiment, loss) in variants(subject.experiment).items():
+        try:
+            ready[name], memory[name] = _ready(experiment, loss, device)
+        except torch.OutOfMemoryError:
+            notes.append(f"{name}: out of memory at batch {experiment.batch}")
+        if device.type == "cuda":  # or what one has held is missing to the next
+            gc.collect()
+            torch.cuda.empty_cache()
+    if not ready:
+        raise ValueError(f"no step fits into memory at batch {subject.experiment.batch}")
+    seconds = time_steps(ready, device, subject.repeats, together=subject.together)
+    first = next(iter(seconds.values()))
+    rows = {
+        name: Row(value=s * 1e3, unit="ms", ratio=s / first, mib=memory[name])
+        for name, s in seconds.items()
+    }
+    if device.type != "cuda":
+        rows["peak memory of the process"] = Row(value=process_memory(), unit="MiB")
+    return Table(rows=rows, notes=tuple(notes))
+
+
+def _ready(
+    experiment: Experiment, loss: Callable | None, device: torch.device
+) -> tuple[Step, float | None]:
+    """A step that is warm, and the MiB that it took of a GPU, its weights and state included."""
+    if device.type != "cuda":
+        step = _step(experiment, device, loss)
+        warm_up(step, experiment.compute.compile)
+        return step, None
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    step = _step(experiment, device, loss)
+    warm_up(step, experiment.compute.compile)
+    synchronise(device)
+    return step, (torch.cuda.max_memory_allocated(device) - before) / 2**20
