@@ -43,7 +43,8 @@ def first_step(preset: str, subject: Subject) -> Table:
     name = "from the command to the first step"
     with tempfile.TemporaryDirectory() as cache:
         # A cache of its own, or the first start might find what another one compiled.
-        env = {"TORCHINDUCTOR_CACHE_DIR": cache} if subject.compiled else {}
+        caches = {"TORCHINDUCTOR_CACHE_DIR": cache, "TRITON_CACHE_DIR": cache}
+        env = caches if subject.compiled else {}
         rows = {name: Row(value=_until_first(preset, experiment, subject, env), unit="s")}
         if subject.compiled:
             again = _until_first(preset, experiment, subject, env)
