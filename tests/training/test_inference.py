@@ -1,5 +1,7 @@
 """Networks off their checkpoints: computed as in training, and measured beside what is known."""
 
+import copy
+
 import pytest
 import torch
 from tiny import TINY
@@ -7,10 +9,12 @@ from tiny import TINY
 from vamf.distributed import Workers
 from vamf.metrics import distances
 from vamf.metrics.extractors import DigitsExtractor
+from vamf.presets import PRESETS
 from vamf.training.export import export
 from vamf.training.inference import anchors, load
 from vamf.training.loop import Session, train
 from vamf.training.precision import allow
+from vamf.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -34,6 +38,36 @@ def test_samples_are_computed_in_the_precision_of_training(trained_in, tmp_path,
         assert torch.backends.cudnn.allow_tf32 == (trained_in == "tf32")
         wanted = "highest" if trained_in == "float32" else "high"
         assert torch.get_float32_matmul_precision() == wanted
+
+
+def test_a_compiled_run_is_used_as_any_other(tmp_path):
+    """Its weights have channels last; an export is read by others."""
+    compiled = PRESETS["digits"].override({"compute.compile": True, "steps": 2, "batch": 4})
+    train(compiled, Session(directory=tmp_path))
+    exported = tmp_path / "model.safetensors"
+    export(tmp_path, exported)
+    one, other = (load(path, CPU) for path in (tmp_path, exported))
+    for a, b in zip(one.ema.parameters(), other.ema.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert any(p.ndim == 4 and p.std() > 0 for p in other.ema.parameters())
+
+
+@pytest.mark.parametrize("compiled", [(True, False), (False, True)])
+def test_moments_of_the_optimiser_take_the_layout_of_their_weights(compiled):
+    """A state of weights that lie otherwise in memory goes on as it would have."""
+    digits = PRESETS["digits"].override({"steps": 8, "batch": 4})
+    data = digits.data.load("train")
+    first, second = (Trainer(digits.override({"compute.compile": c}), data) for c in compiled)
+    for _ in range(2):
+        first.train_step()
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for own in (first, second):
+        own.train_step()
+    for a, b in zip(first.net.parameters(), second.net.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    moments = [second.optimiser.state[p]["exp_avg"] for p in second.net.parameters()]
+    for p, moment in zip(second.net.parameters(), moments, strict=True):
+        assert moment.stride() == p.stride()
 
 
 class Counting(DigitsExtractor):

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from vamf.experiment import Experiment
@@ -29,7 +30,8 @@ def export(checkpoint: Path, out: Path) -> int:
     found = find_checkpoint(checkpoint)
     state = found.load()
     weights = _with_prefix("module.", state["ema"])
-    tensors = {NETWORK + name: value.clone() for name, value in weights.items()}
+    plain = torch.contiguous_format  # whatever was fast in training
+    tensors = {NETWORK + name: value.clone(memory_format=plain) for name, value in weights.items()}
     tensors |= {BETA + name: value.clone() for name, value in state.get("beta", {}).items()}
     about = {"experiment": json.dumps(found.experiment().to_dict()), "step": str(found.step)}
     out.parent.mkdir(parents=True, exist_ok=True)
