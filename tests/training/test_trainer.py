@@ -101,10 +101,13 @@ def assert_same(a, b, path=""):
         assert a == b, path
 
 
+FAST = DROPOUT.override({"compute.compile": True, "compute.precision": "bfloat16"})
+
+
 @pytest.mark.parametrize(
     ("experiment", "step"),
-    [(TOY, 1), (TOY, 7), (DROPOUT, 2), (EVERY_OPTION, 2)],
-    ids=["toy, warming up", "toy", "dropout", "every option"],
+    [(TOY, 1), (TOY, 7), (DROPOUT, 2), (EVERY_OPTION, 2), (FAST, 2)],
+    ids=["toy, warming up", "toy", "dropout", "every option", "compiled"],
 )
 def test_resumed_is_never_interrupted_bit_for_bit(experiment, step):
     steps = experiment.steps
