@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import torch.multiprocessing as mp
+from group import member
 
 from vamf.data.dataset import ImageSet
 from vamf.data.images import Digits
@@ -122,15 +123,12 @@ def test_files_in_the_order_of_their_classes_have_the_same_error():
 def work(rank, folder):
     """One of two processes: both measure, with statistics that none of them has yet."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
-    )
-    distance = FrechetDistance(also=("precision_recall",))
-    found = [measured(distance, noisy(TRAIN.images[:301], 30), Digits(), Workers(rank, 2))]
-    distances._reference.cache_clear()
-    found.append(measured(distance, noisy(TRAIN.images[:301], 30), Digits(), Workers(rank, 2)))
-    torch.save(found, folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    with member(rank, folder):
+        distance = FrechetDistance(also=("precision_recall",))
+        found = [measured(distance, noisy(TRAIN.images[:301], 30), Digits(), Workers(rank, 2))]
+        distances._reference.cache_clear()
+        found.append(measured(distance, noisy(TRAIN.images[:301], 30), Digits(), Workers(rank, 2)))
+        torch.save(found, folder / f"{rank}.pt")
 
 
 def test_two_workers_measure_as_one_does(tmp_path, monkeypatch):

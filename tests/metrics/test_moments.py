@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
+from group import member
 
 from vamf.metrics.moments import FeatureMoments
 from vamf.metrics.statistics import FeatureStatistics
@@ -42,14 +42,12 @@ def test_any_merge_equals_one_shot():
 
 def gather(rank, folder):
     """One of two workers with unequal shares, the second in two batches."""
-    init = f"file://{folder}/rendezvous"
-    dist.init_process_group("gloo", init_method=init, rank=rank, world_size=2)
     share = [FEATURES[:100]] if rank == 0 else [FEATURES[100:400], FEATURES[400:]]
-    moments = FeatureMoments(DIM)
-    for part in share:
-        moments.update(part)
-    moments.all_reduce().statistics().save(folder / f"{rank}.npz")
-    dist.destroy_process_group()
+    with member(rank, folder):
+        moments = FeatureMoments(DIM)
+        for part in share:
+            moments.update(part)
+        moments.all_reduce().statistics().save(folder / f"{rank}.npz")
 
 
 def test_two_ranks_equal_one(tmp_path):

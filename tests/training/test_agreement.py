@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 SCRIPT = '''
 import dataclasses, sys, torch, vamf
+from group import member
 from pathlib import Path
 from torch.nn.parallel import DistributedDataParallel
 from vamf.data.images import Digits
@@ -25,9 +26,6 @@ from vamf.training.checkpoint import CheckpointFolder
 from vamf.training.loop import Session, train
 
 rank, folder = int(sys.argv[1]), Path(sys.argv[2])
-torch.distributed.init_process_group(
-    "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
-)
 TINY = PRESETS["digits"].override({
     "model.channels": 4, "model.multipliers": [1], "batch": 4, "steps": 2, "log_every": 1,
     "optim.lr": 0.001,
@@ -61,13 +59,13 @@ def one_pixel(dataset):
     dataset.images[700, 0, 3, 3] += 1
     return dataset
 
-attempt("same")
-if len(sys.argv) == 3:
-    attempt("setting", TINY.override({"optim.lr": 0.25}) if rank else TINY)
-    elsewhere(Digits, "load", one_pixel, lambda: attempt("data"))
-    elsewhere(networks, "seed_of", lambda seed: seed + 1, lambda: attempt("weights"))
-    attempt("unsynchronised", wrap=lambda objective: objective)
-torch.distributed.destroy_process_group()
+with member(rank, folder):
+    attempt("same")
+    if len(sys.argv) == 3:
+        attempt("setting", TINY.override({"optim.lr": 0.25}) if rank else TINY)
+        elsewhere(Digits, "load", one_pixel, lambda: attempt("data"))
+        elsewhere(networks, "seed_of", lambda seed: seed + 1, lambda: attempt("weights"))
+        attempt("unsynchronised", wrap=lambda objective: objective)
 '''
 
 
@@ -78,7 +76,7 @@ def both(folder: Path, second: Path = ROOT, *arguments: str) -> list[dict[str, t
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", SCRIPT, str(rank), str(folder), *arguments],
-            env={"PYTHONPATH": str(place), "OMP_NUM_THREADS": "1", "PATH": ""},
+            env={"PYTHONPATH": f"{place}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "PATH": ""},
             cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

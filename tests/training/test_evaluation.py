@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from group import member
 from torch.nn.parallel import DistributedDataParallel
 
 from vamf.data.images import Digits
@@ -330,12 +331,9 @@ SHARED = replace(
 def work(rank, folder):
     """One of two processes of a run."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
-    )
-    workers = Workers(rank, 2)
-    train(SHARED, Session(directory=folder, workers=workers, wrap=DistributedDataParallel))
-    torch.distributed.destroy_process_group()
+    with member(rank, folder):
+        workers = Workers(rank, 2)
+        train(SHARED, Session(directory=folder, workers=workers, wrap=DistributedDataParallel))
 
 
 @pytest.mark.slow  # two processes that each import torch
