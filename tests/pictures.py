@@ -1,5 +1,6 @@
 """MNIST, CIFAR-10 and folders of images as they lie on disk, made of a few random pixels."""
 
+import os
 import pickle
 import struct
 from pathlib import Path
@@ -7,6 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+REAL = Path(os.environ.get("VAMF_TEST_DATA", "absent"))
+"""A folder with mnist.npz and cifar10-jpeg.tar.xz, for the tests of real images."""
+
+real = pytest.mark.skipif(not REAL.is_dir(), reason="VAMF_TEST_DATA names no folder of real images")
 
 
 def write_mnist(root: Path, images: np.ndarray, labels: np.ndarray, split: str) -> None:
@@ -17,6 +23,13 @@ def write_mnist(root: Path, images: np.ndarray, labels: np.ndarray, split: str) 
     (folder / f"{split}-images-idx3-ubyte").write_bytes(header + images.tobytes())
     header = struct.pack(">2i", 0x801, len(labels))
     (folder / f"{split}-labels-idx1-ubyte").write_bytes(header + labels.astype("u1").tobytes())
+
+
+def write_real_mnist(root: Path) -> None:
+    """All of MNIST, out of ``REAL``."""
+    with np.load(REAL / "mnist.npz") as stored:
+        for split, end in (("train", "train"), ("t10k", "test")):
+            write_mnist(root, stored[f"x_{end}"], stored[f"y_{end}"], split)
 
 
 def write_cifar10(root: Path, images: np.ndarray, labels: np.ndarray, split: str) -> None:

@@ -118,8 +118,8 @@ CIFAR10_DDPM = replace(
 )
 
 # A smaller network of the same family and the times of arXiv 2505.13447's ImageNet runs: chosen
-# here, for there is no published recipe. Its distance is that of untrained convolutions, which
-# need no download; `--set evaluation.distance.extractor=inception` makes it a FID.
+# here, for there is no published recipe. Its distance is that of a shipped classifier, which needs
+# no download; `--set evaluation.distance.extractor=inception` makes it a FID.
 MNIST_DIGITS = Experiment(
     data=MNIST(),
     model=UNetConfig(
@@ -134,7 +134,7 @@ MNIST_DIGITS = Experiment(
     batch=256,
     steps=20_000,
     evaluation=Evaluation(
-        every=2000, distance=FrechetDistance(extractor="randconv64_v1", samples=10_000)
+        every=2000, distance=FrechetDistance(extractor="mnist_cnn64_v1", samples=10_000)
     ),
     checkpoint=Checkpoints(every=2000),
 )

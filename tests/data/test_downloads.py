@@ -1,22 +1,23 @@
 """MNIST and CIFAR-10 as torchvision keeps them."""
 
-import os
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from pictures import trust_cifar10, write_cifar10, write_mnist, write_tiny
+from pictures import (
+    REAL,
+    real,
+    trust_cifar10,
+    write_cifar10,
+    write_mnist,
+    write_real_mnist,
+    write_tiny,
+)
 from PIL import Image
 
 from vamf.data.dataset import check_labels
 from vamf.data.downloads import CIFAR10, MNIST
-
-REAL = Path(os.environ.get("VAMF_TEST_DATA", "absent"))
-"""A folder with mnist.npz and cifar10-jpeg.tar.xz, for the tests of real images."""
-
-real = pytest.mark.skipif(not REAL.is_dir(), reason="VAMF_TEST_DATA names no folder of real images")
 
 
 @pytest.fixture
@@ -70,9 +71,8 @@ def test_labels_out_of_range_are_refused(tmp_path):
 
 @real
 def test_real_mnist(tmp_path):
+    write_real_mnist(tmp_path)
     with np.load(REAL / "mnist.npz") as stored:
-        for split, end in (("train", "train"), ("t10k", "test")):
-            write_mnist(tmp_path, stored[f"x_{end}"], stored[f"y_{end}"], split)
         expected = torch.from_numpy(stored["x_test"])
     data = MNIST(root=tmp_path)
     assert len(data.load("train")) == 60_000

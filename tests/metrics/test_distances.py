@@ -10,11 +10,11 @@ from group import member
 from vamf.data.dataset import ImageSet
 from vamf.data.images import Digits
 from vamf.distributed import Workers
-from vamf.metrics import digits_cnn, distances, gathering, inception_weights
+from vamf.metrics import cnn, distances, gathering, inception_weights
 from vamf.metrics.distances import FrechetDistance
 from vamf.metrics.extractors import (
     INCEPTION_ID,
-    DigitsExtractor,
+    ClassifierExtractor,
     build,
     register_with_torch_fidelity,
 )
@@ -99,9 +99,9 @@ def test_batches_and_order_do_not_matter(at_once, monkeypatch):
     assert measured(FrechetDistance(), shuffled, Digits())[expected] == pytest.approx(
         whole, rel=1e-6
     )
-    direct = DigitsExtractor()(generated).double()
+    direct = ClassifierExtractor()(generated).double()
     found = gathering.gather(
-        DigitsExtractor(), lambda i: generated[list(i)], 401, 20, Workers(), keep=True
+        ClassifierExtractor(), lambda i: generated[list(i)], 401, 20, Workers(), keep=True
     )
     # Convolutions of other batch sizes round differently, in float32.
     torch.testing.assert_close(found.features.double(), direct, rtol=1e-4, atol=1e-5)
@@ -169,7 +169,7 @@ def test_fid_equals_torch_fidelity_with_random_weights(random_weights, monkeypat
     """
     import torch_fidelity
 
-    digest = digits_cnn.file_sha256(random_weights)
+    digest = cnn.file_sha256(random_weights)
     monkeypatch.setattr(inception_weights, "SHA256_PREFIX", digest[:8])
     g = generator("inception")
     real, generated = (

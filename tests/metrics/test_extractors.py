@@ -7,12 +7,14 @@ from typing import get_args
 
 import pytest
 import torch
+from pictures import real, write_real_mnist
 from torch.nn import functional
 
+from vamf.data.downloads import MNIST
 from vamf.data.images import Digits
-from vamf.metrics import digits_cnn, inception_weights
+from vamf.metrics import cnn, inception_weights
 from vamf.metrics.extractors import (
-    DigitsExtractor,
+    ClassifierExtractor,
     ExtractorName,
     InceptionExtractor,
     build,
@@ -21,18 +23,18 @@ from vamf.metrics.extractors import (
 )
 from vamf.metrics.frechet import frechet_distance
 from vamf.metrics.moments import FeatureMoments
-from vamf.metrics.train_digits_cnn import export, unfolded
+from vamf.metrics.train_cnn import export, unfolded
 from vamf.precision import strict_fp32
 from vamf.random import generator
 
-EXTRACTOR = DigitsExtractor()
+EXTRACTOR = ClassifierExtractor()
 TRAIN, TEST = Digits().load("train"), Digits().load("test")
 
 
-def statistics(images, batch=200):
-    moments = FeatureMoments(EXTRACTOR.dim)
-    for part in images.split(batch):
-        moments.update(EXTRACTOR(part))
+def statistics(images, extractor=EXTRACTOR):
+    moments = FeatureMoments(extractor.dim)
+    for part in images.split(200):
+        moments.update(extractor(part))
     return moments.statistics()
 
 
@@ -132,16 +134,32 @@ def test_equals_torch_fidelity_of_float64_features(sigma):
     assert distance(generated) == pytest.approx(value, rel=1e-9)
 
 
-def test_weights_are_the_published_ones():
-    path = digits_cnn.WEIGHTS
+@real
+def test_mnists_classifier_knows_real_images(tmp_path):
+    """It names nine hundred and ninety of a thousand, and finds what degrades them."""
+    write_real_mnist(tmp_path)
+    data = MNIST(root=tmp_path)
+    extractor = build("mnist_cnn64_v1")
+    images, labels = data.load("test").images, data.load("test").labels
+    assert (extractor.classify(images) == labels).float().mean() > 0.99
+    assert extractor.counts(images) == pytest.approx(labels.bincount().tolist(), abs=20)
+    reference = statistics(data.load("train").images[::6], extractor)
+    changed = (images, noisy(images, 20), noisy(images, 80), images[labels > 2])
+    found = [frechet_distance(statistics(x, extractor), reference) for x in changed]
+    assert found[0] < min(found[1:]) / 20 and found[1] < found[2]
+
+
+@pytest.mark.parametrize("name", cnn.SHIPPED)
+def test_weights_are_the_published_ones(name):
+    path = cnn.weights_of(name)
     assert path.stat().st_size < 500_000
-    assert digits_cnn.file_sha256(path) == DigitsExtractor.sha256
-    assert DigitsExtractor.sha256 in (path.parent / "README.md").read_text()
+    assert cnn.file_sha256(path) == build(name).sha256
+    assert build(name).sha256 in (path.parent / "README.md").read_text()
 
 
 def test_changed_digits_weights_are_refused(tmp_path):
     path = tmp_path / "weights.npz"
-    network = digits_cnn.DigitsCNN.load()
+    network = cnn.CNN.load("digits_cnn64_v1")
     network.save(path)
     assert build("digits_cnn64_v1", path).sha256 == EXTRACTOR.sha256
     network.head.bias += 1
@@ -151,11 +169,11 @@ def test_changed_digits_weights_are_refused(tmp_path):
 
 
 def test_folding_keeps_the_function():
-    network = unfolded()
+    network = unfolded("digits_cnn64_v1")
     with torch.no_grad():
         for _ in range(3):
             network(torch.randn(64, 1, 8, 8, generator=generator("fold")))
-        folded = export(network.eval())
+        folded = export("digits_cnn64_v1", network.eval())
         expected = network(TEST.images[:32].float() / 127.5 - 1)
         found = folded.head(folded(TEST.images[:32]))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -196,8 +214,9 @@ def test_only_inception_is_called_fid(prefix, name, sha256):
 
 
 def test_no_other_extractor_has_such_a_prefix():
-    assert set(get_args(ExtractorName)) == {"digits_cnn64_v1", "randconv64_v1", "inception"}
-    assert not DigitsExtractor.prefix.startswith("fid")
+    others = {*get_args(ExtractorName)} - {"inception"}
+    assert others == {*cnn.SHIPPED, "randconv64_v1"}
+    assert not any(build(name).prefix.startswith("fid") for name in others)
     with pytest.raises(ValueError, match=r"name must be .*; got 'vgg'"):
         build("vgg")
 
@@ -268,6 +287,6 @@ def test_strict_fp32_restores_every_setting():
 
 
 def test_torch_fidelity_is_imported_only_where_needed():
-    code = "import sys, vamf.metrics.extractors as e; e.DigitsExtractor();"
+    code = "import sys, vamf.metrics.extractors as e; e.ClassifierExtractor();"
     code += "sys.exit(any(m.split('.')[0] == 'torch_fidelity' for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,8 +12,9 @@ from vamf.data.downloads import CIFAR10
 from vamf.data.images import Digits
 from vamf.distributed import Workers
 from vamf.metrics import reference
+from vamf.metrics.cnn import SHIPPED
 from vamf.metrics.distances import FrechetDistance
-from vamf.metrics.extractors import DigitsExtractor, RandomExtractor
+from vamf.metrics.extractors import ClassifierExtractor, RandomExtractor
 from vamf.metrics.moments import FeatureMoments
 
 TEST = Digits().load("test")
@@ -25,7 +26,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "cache" / "reference"
 
 
-class Counting(DigitsExtractor):
+class Counting(ClassifierExtractor):
     """Counts the images that it sees."""
 
     seen = 0
@@ -55,13 +56,14 @@ def test_a_second_look_computes_nothing(counting, folder):
     first = of(TEST, counting)
     assert counting.seen == 450
     assert same(of(TEST, counting), first) and counting.seen == 450
-    direct = FeatureMoments(64).update(DigitsExtractor()(TEST.images)).statistics()
+    direct = FeatureMoments(64).update(ClassifierExtractor()(TEST.images)).statistics()
     torch.testing.assert_close(first.statistics.covariance, direct.covariance, rtol=1e-5, atol=0)
     (path,) = folder.glob("*.npz")
     with np.load(path) as stored:
         key = json.loads(str(stored["protocol"]))
     assert key["extractor"] == "digits_cnn64_v1" and key["resolution"] == "1x8x8"
-    assert key["weights"] == DigitsExtractor.sha256 and key["quantisation"].startswith("uint8")
+    assert key["weights"] == SHIPPED["digits_cnn64_v1"].sha256
+    assert key["quantisation"].startswith("uint8")
     assert key["split"] == "test" and key["count"] == "450"
 
 

@@ -8,7 +8,7 @@ from tiny import TINY
 
 from vamf.distributed import Workers
 from vamf.metrics import distances
-from vamf.metrics.extractors import DigitsExtractor
+from vamf.metrics.extractors import ClassifierExtractor
 from vamf.presets import PRESETS
 from vamf.training.export import export
 from vamf.training.inference import anchors, load
@@ -70,7 +70,7 @@ def test_moments_of_the_optimiser_take_the_layout_of_their_weights(compiled):
         assert moment.stride() == p.stride()
 
 
-class Counting(DigitsExtractor):
+class Counting(ClassifierExtractor):
     """Counts the images that it sees."""
 
     seen = 0

@@ -69,7 +69,8 @@ class FrechetDistance:
     """
 
     extractor: ExtractorName = "digits_cnn64_v1"
-    """Which features: a small digits classifier, untrained convolutions, or Inception (FID)."""
+    """Which features: a small classifier of digits or of MNIST, untrained convolutions, or
+    Inception (FID)."""
     samples: int = 1000
     """Generated samples, at least 40."""
     reference: Split | Path = "train"

@@ -6,14 +6,12 @@ from typing import ClassVar, Literal, Protocol, Self, get_args
 import torch
 from torch import Tensor
 
-from vamf.metrics import digits_cnn, inception_weights, randconv
+from vamf.metrics import cnn, inception_weights, randconv
 from vamf.precision import strict_fp32
 from vamf.typing import Features, Label, Pixels
 
 INCEPTION_ID = "inception-v3-compat"
-DIGITS_ID = "digits_cnn64_v1"
-
-ExtractorName = Literal["digits_cnn64_v1", "randconv64_v1", "inception"]
+ExtractorName = Literal["digits_cnn64_v1", "mnist_cnn64_v1", "randconv64_v1", "inception"]
 
 ENLARGED_AT_ONCE = {"cpu": 32, "cuda": 256}
 """Images that Inception takes at once, at 299x299: 0.5 GB of activations on the CPU, 4 on a GPU."""
@@ -85,39 +83,42 @@ def build(name: ExtractorName, weights: Path | None = None) -> Extractor:
     """
     if name == "inception":
         return InceptionExtractor(weights)
-    if name == "digits_cnn64_v1":
-        return DigitsExtractor(weights)
+    if name in cnn.SHIPPED:
+        return ClassifierExtractor(name, weights)
     if name == "randconv64_v1":
         return RandomExtractor()
     names = ", ".join(get_args(ExtractorName))
     raise ValueError(f"name must be one of {names}; got {name!r}")
 
 
-class DigitsExtractor:
-    """The 64 features of the shipped digits network, for grey 8x8 images; needs no download."""
+class ClassifierExtractor:
+    """The 64 features of a classifier that ships with vamf, for images as it was trained on."""
 
-    id: ClassVar[str] = DIGITS_ID
-    prefix: ClassVar[str] = f"fd_{DIGITS_ID}"
-    dim: ClassVar[int] = digits_cnn.DIM
-    sha256: ClassVar[str] = digits_cnn.SHA256
+    dim: ClassVar[int] = cnn.DIM
 
-    def __init__(self, weights: Path | None = None) -> None:
+    def __init__(self, name: str = "digits_cnn64_v1", weights: Path | None = None) -> None:
         """Raises ValueError unless the weights are, byte for byte, the shipped ones."""
-        path = digits_cnn.WEIGHTS if weights is None else weights
-        found = digits_cnn.file_sha256(path)
+        self.id, self.prefix = name, f"fd_{name}"
+        self.sha256 = cnn.SHIPPED[name].sha256
+        path = weights or cnn.weights_of(name)
+        found = cnn.file_sha256(path)
         if found != self.sha256:
             raise ValueError(f"{path} must have SHA-256 {self.sha256}; got {found}")
-        self.network = digits_cnn.DigitsCNN.load(path)
+        self.network = cnn.CNN.load(name, path)
 
     def __call__(self, images: Pixels) -> Features:
-        """Features (n, 64) of uint8 images (n, 1, 8, 8)."""
+        """Features (n, 64) of uint8 images (n, C, H, W)."""
         with strict_fp32():
             return self.network(images)
 
     def classify(self, images: Pixels) -> Label:
-        """The digit that the network sees in each image, (n,) int64."""
+        """The class that the network sees in each image, (n,) int64."""
         with strict_fp32():
             return self.network.head(self.network(images)).argmax(1)
+
+    def counts(self, images: Pixels) -> list[int]:
+        """In how many of the images the network sees each of the ten classes."""
+        return self.classify(images).bincount(minlength=10).tolist()
 
     def to(self, device: torch.device | str) -> Self:
         """Moves the network in place."""
@@ -195,12 +196,13 @@ def _as_rgb(images: Pixels) -> Pixels:
 def register_with_torch_fidelity() -> None:
     """Lets ``torch_fidelity.calculate_metrics`` take ``feature_extractor="digits_cnn64_v1"``.
 
-    May be called again. Its result then carries FID's name, which is torch-fidelity's for every
-    extractor: do not pass that on.
+    Any classifier that ships with vamf has its own name there. May be called again. The result
+    carries FID's name, which is torch-fidelity's for every extractor: do not pass that on.
     """
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
-    from vamf.metrics.fidelity import FidelityDigits
+    from vamf.metrics.fidelity import FidelityCNN
 
-    if DIGITS_ID not in FEATURE_EXTRACTORS_REGISTRY:
-        register_feature_extractor(DIGITS_ID, FidelityDigits)
+    for name in cnn.SHIPPED:
+        if name not in FEATURE_EXTRACTORS_REGISTRY:
+            register_feature_extractor(name, FidelityCNN)

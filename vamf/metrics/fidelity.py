@@ -1,24 +1,24 @@
-"""The digits network as torch-fidelity wants it. Importing this imports torch-fidelity."""
+"""The shipped classifiers as torch-fidelity wants them. Importing this imports torch-fidelity."""
 
 from typing import Any
 
 import torch
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
-from vamf.metrics.digits_cnn import DIM, DigitsCNN
+from vamf.metrics.cnn import CNN, DIM
 from vamf.precision import strict_fp32
 from vamf.typing import Features, Pixels
 
 LAYER = str(DIM)
 
 
-class FidelityDigits(FeatureExtractorBase):
-    """One layer of features, named by its width as torch-fidelity's own are."""
+class FidelityCNN(FeatureExtractorBase):
+    """The classifier of that name: one layer of features, named by its width as theirs are."""
 
     def __init__(self, name: str, features_list: list[str], **settings: Any) -> None:
         """``settings`` are torch-fidelity's and do not concern a network with fixed weights."""
         super().__init__(name, features_list)
-        self.network = DigitsCNN.load()
+        self.network = CNN.load(name)
 
     def forward(self, images: Pixels) -> tuple[Features]:
         """A tuple with the only layer, (n, 64)."""
@@ -42,5 +42,5 @@ class FidelityDigits(FeatureExtractorBase):
 
     @staticmethod
     def get_dummy_input_for_compile() -> Pixels:
-        """One black image."""
+        """One black digit; nothing is compiled."""
         return torch.zeros(1, 1, 8, 8, dtype=torch.uint8)

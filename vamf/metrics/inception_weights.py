@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from vamf.metrics.digits_cnn import file_sha256
+from vamf.metrics.cnn import file_sha256
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"

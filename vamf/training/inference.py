@@ -10,15 +10,15 @@ from torch.optim.swa_utils import AveragedModel
 
 from vamf.data import vae
 from vamf.data.dataset import Labelled
-from vamf.data.images import Digits
 from vamf.data.latents import Latents
 from vamf.diagnostics.adaptive import Adapted
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
 from vamf.flow.tangents import boundary_velocity
 from vamf.metrics import cache
+from vamf.metrics.cnn import SHIPPED
 from vamf.metrics.distances import FrechetDistance, Measurement
-from vamf.metrics.extractors import DigitsExtractor
+from vamf.metrics.extractors import ClassifierExtractor
 from vamf.metrics.quantize import to_uint8
 from vamf.random import generator
 from vamf.training.checkpoint import find_checkpoint
@@ -172,13 +172,9 @@ def measure_all(
     key = experiment.evaluation.distance.key
     for name, measurement in anchors(experiment, workers).items():
         tell(f"{key} of {name}", measurement)
-    if isinstance(experiment.data, Digits):
-        counts = class_counts(trained, experiment, 1000, workers)
+    distance = experiment.evaluation.distance
+    if isinstance(distance, FrechetDistance) and distance.extractor in SHIPPED:
+        classifier = ClassifierExtractor(distance.extractor).to(workers.device)
+        generate = generate_from(trained.ema, experiment, trained.shape, workers.device)
+        counts = classifier.counts(to_uint8(generate(range(1000))))
         tell("classes 0 to 9 in 1000 samples", " ".join(map(str, counts)))
-
-
-def class_counts(trained: Trained, experiment: Experiment, n: int, workers: Workers) -> list[int]:
-    """How many of ``n`` generated digits the shipped classifier takes for each of 0 to 9."""
-    generate = generate_from(trained.ema, experiment, trained.shape, workers.device)
-    classifier = DigitsExtractor().to(workers.device)
-    return classifier.classify(to_uint8(generate(range(n)))).bincount(minlength=10).tolist()

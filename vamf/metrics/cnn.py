@@ -1,0 +1,100 @@
+"""Small classifiers that ship with vamf: their 64 features carry the distances of their images."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vamf.typing import Features, Pixels
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+DIM = 64
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A network whose weights are in ``WEIGHTS``, as ``NAME.npz``."""
+
+    shape: tuple[int, int, int]
+    """Of the images that it was trained on, (C, H, W): it takes no others."""
+    layers: tuple[tuple[int, int, int], ...]
+    """(channels, kernel, stride) of each convolution; a ReLU follows each."""
+    sha256: str
+    """Of the weights file. The rounded weights are the definition of the features."""
+
+
+GREY = ((24, 3, 1), (48, 3, 2), (48, 3, 1), (96, 3, 2), (96, 3, 1), (DIM, 1, 1))
+
+SHIPPED = {
+    "digits_cnn64_v1": Shipped(
+        (1, 8, 8), GREY, "5ef99c266f278119ac4ffc765fff353225ec5841b646d90742ae44aa9bd5e420"
+    ),
+    "mnist_cnn64_v1": Shipped(
+        (1, 28, 28), GREY, "e646c092ffb45a07e826cf0ad8efe7bea56fcc3947ed36812d703c003a3e1ee1"
+    ),
+}
+
+
+class CNN(nn.Module):
+    """Convolutions and the average over the last map; a linear head names one of ten classes."""
+
+    def __init__(self, name: str) -> None:
+        """``name`` is one of ``SHIPPED``; the weights are still to be loaded."""
+        super().__init__()
+        self.shape, layers = SHIPPED[name].shape, SHIPPED[name].layers
+        inputs = (self.shape[0], *(channels for channels, _, _ in layers))
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(i, o, kernel, stride=stride, padding=kernel // 2)
+            for i, (o, kernel, stride) in zip(inputs, layers, strict=False)
+        )
+        self.head = nn.Linear(DIM, 10)
+
+    def forward(self, images: Pixels) -> Features:
+        """Features, (N, 64) and not negative.
+
+        Raises ValueError unless the images are uint8 of shape (N, C, H, W) as in training.
+        """
+        if images.dtype != torch.uint8 or images.shape[1:] != self.shape:
+            wanted = ", ".join(map(str, self.shape))
+            found = f"{images.dtype} of shape {tuple(images.shape)}"
+            raise ValueError(f"images must be uint8 (N, {wanted}); got {found}")
+        x = normalise(images)
+        for convolution in self.convolutions:
+            x = convolution(x).relu()
+        return x.mean(dim=(2, 3))
+
+    @classmethod
+    def load(cls, name: str, path: Path | None = None) -> Self:
+        """The network with its float16 weights, to be computed in float32; from another file."""
+        network = cls(name)
+        with np.load(path or weights_of(name), allow_pickle=False) as stored:
+            arrays = {key: torch.from_numpy(stored[key]).float() for key in stored.files}
+        network.load_state_dict(arrays)
+        return network.requires_grad_(False).eval()
+
+    def save(self, path: Path) -> None:
+        """Writes the weights, rounded to float16."""
+        arrays = {key: value.half().cpu().numpy() for key, value in self.state_dict().items()}
+        with path.open("wb") as file:
+            np.savez(file, **arrays)
+
+
+def weights_of(name: str) -> Path:
+    """The shipped file."""
+    return WEIGHTS / f"{name}.npz"
+
+
+def normalise(images: Pixels) -> Tensor:
+    """uint8 pixels as float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
