@@ -15,8 +15,8 @@ import tyro
 import tune_spaces
 from vamf import tracking, values
 from vamf.cluster.failures import RunFailed
+from vamf.cluster.scaling import Scaling
 from vamf.cluster.sweeps import NothingFound
-from vamf.cluster.train import Scaling
 from vamf.experiment import Experiment
 from vamf.redact import redacted
 from vamf.store import Place, Store, place

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import tyro
 
-from vamf.cluster import submit
+from vamf.cluster import dashboard, following, submit
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Runs a job on a Ray cluster: python -m jobs.submit [options] -- train digits ..."""
 
-    address: str = field(default_factory=submit.default_address)
+    address: str = field(default_factory=dashboard.default_address)
     """The cluster's dashboard; RAY_API_SERVER_ADDRESS or RAY_ADDRESS if set."""
     working_dir: Path = Path()
     """The folder that is uploaded: it holds vamf and jobs."""
@@ -35,10 +35,10 @@ def main(arguments: list[str]) -> int:
     """Returns the exit status: 0 if the job succeeded."""
     split = arguments.index("--") if "--" in arguments else len(arguments)
     options = tyro.cli(Options, args=arguments[:split], prog="python -m jobs.submit")
-    actions = {submit.follow: options.follow, submit.stop: options.stop}
-    for action, job_id in (actions | {submit.status: options.status}).items():
+    actions = {following.follow: options.follow, following.stop: options.stop}
+    for action, job_id in (actions | {following.status: options.status}).items():
         if job_id:
-            return action(submit.connect(options.address), job_id)
+            return action(dashboard.connect(options.address), job_id)
     submission = submit.Submission(
         command=tuple(arguments[split + 1 :]),
         address=options.address,
@@ -47,8 +47,8 @@ def main(arguments: list[str]) -> int:
         packages=options.packages,
     )
     job_id = submit.submit(submission)
-    print(f"Submitted {job_id}.\n{submit.hints(job_id)}\n", flush=True)
-    return 0 if options.detach else submit.follow(submit.connect(options.address), job_id)
+    print(f"Submitted {job_id}.\n{following.hints(job_id)}\n", flush=True)
+    return 0 if options.detach else following.follow(dashboard.connect(options.address), job_id)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from vamf import tracking
 from vamf.cluster import connect
 from vamf.cluster.bars import progress_bar
 from vamf.cluster.launch import Launch, launch, new, resumed
-from vamf.cluster.train import Scaling
+from vamf.cluster.scaling import Scaling
 from vamf.experiment import Experiment
 from vamf.presets import PRESETS
 from vamf.training.loop import Summary

@@ -18,7 +18,7 @@ from machine import descendants
 from tune_spaces import constant
 from vamf import tracking
 from vamf.cluster import sweeps
-from vamf.cluster.train import Scaling
+from vamf.cluster.scaling import Scaling
 from vamf.presets import PRESETS
 
 CHEAP = PRESETS["toy"].override(

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 from jobs import train
-from vamf.cluster import train as cluster_train
+from vamf.cluster import worker
 
 
 def paced(log: str, pause: float) -> Callable[[dict[str, Any]], None]:
     """The function of a worker; a closure, which Ray pickles whole."""
-    work = cluster_train._worker
+    work = worker.work
 
     def paced_work(config: dict[str, Any]) -> None:
         import os
@@ -41,5 +41,5 @@ def paced(log: str, pause: float) -> Callable[[dict[str, Any]], None]:
 
 if __name__ == "__main__":
     log, pause, *arguments = sys.argv[1:]
-    cluster_train._worker = paced(log, float(pause))
+    worker.work = paced(log, float(pause))
     train.main(arguments)

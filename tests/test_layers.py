@@ -106,7 +106,7 @@ def test_the_walk_sees_the_project():
         MODULES
     )
     assert "vamf.flow.path.interpolate" in imports_of("vamf.flow.losses")
-    assert "ray.train" in imports_of("vamf.cluster.train")  # inside a function
+    assert "ray.train" in imports_of("vamf.cluster.worker")  # inside a function
 
 
 @pytest.mark.parametrize("module", sorted(m for m in MODULES if m != "vamf"))
@@ -174,7 +174,7 @@ def test_the_mathematics_import_torch_only(module):
             {"vamf.flow.derivatives", "vamf.training.members", "vamf.training.precision"},
         ),
         (("mlflow",), {"vamf.tracking.server", "vamf.tracking.model"}),
-        (("ray.train",), {"vamf.cluster.train"}),
+        (("ray.train",), {"vamf.cluster.train", "vamf.cluster.worker"}),
         (("ray.tune",), {"vamf.cluster.tune"}),
     ],
 )

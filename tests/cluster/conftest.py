@@ -6,9 +6,9 @@ import pytest
 from ray_nodes import Node
 from twin_runs import LONG, Twins, keeping_states
 
-from vamf.cluster import train
+from vamf.cluster import worker
 from vamf.cluster.launch import launch, new
-from vamf.cluster.train import Scaling
+from vamf.cluster.scaling import Scaling
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +18,7 @@ def twins(local_ray: None, tracking_uri: str, tmp_path_factory: pytest.TempPathF
     one, two = storage / "one", storage / "two"
     launch(LONG, new(one, tracking_uri, "digits"), Scaling())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "_worker", keeping_states())
+        patch.setattr(worker, "work", keeping_states())
         launch(LONG, new(two, tracking_uri, "digits"), Scaling(workers=2))
     return Twins(LONG, tracking_uri, one, two)
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from tiny import TINY
 
-from vamf.cluster import connect, train
+from vamf.cluster import connect, train, worker
 from vamf.cluster.launch import launch, new
-from vamf.cluster.train import Scaling
+from vamf.cluster.scaling import Scaling
 from vamf.data import dataset
 from vamf.training import loop
 
@@ -42,7 +42,7 @@ def spread(folder: Path) -> None:
         in_float64()
         node = ray.get_runtime_context().get_node_id()
         (Path(config["directory"]) / f"node_{node}").touch()
-        train._worker(config)
+        worker.work(config)
 
     for workers in (2, 3):
         scaling = Scaling(workers=workers, placement="STRICT_SPREAD", wait=300)
@@ -58,11 +58,11 @@ def fit(work: Callable[[dict[str, Any]], None], directory: Path, scaling: Scalin
     """``train.fit`` with another function in the workers, which cannot import this file: a closure
     is pickled whole."""
     directory.mkdir()
-    here, train._worker = train._worker, work
+    here, worker.work = worker.work, work
     try:
         train.fit(KEPT, directory, None, scaling)
     finally:
-        train._worker = here
+        worker.work = here
 
 
 def unprepared(folder: Path) -> None:
@@ -92,12 +92,12 @@ def elastic(folder: Path) -> None:
 
             return reports
 
-        make_report, train._report = train._report, held
-        train._worker(config)
+        make_report, worker._report = worker._report, held
+        worker.work(config)
 
     scaling = Scaling(workers=3, min_workers=2, resize_every=2, gpus=0)
     scaling = connect.prepare(scaling, folder, "")
-    train._worker = work
+    worker.work = work
     launch(ELASTIC, new(folder / "elastic", sys.argv[3], "digits"), scaling)
 
 

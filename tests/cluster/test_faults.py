@@ -19,10 +19,10 @@ from tiny import ABSURD, TINY, checkpoint, history, options, same, tracked
 from twin_runs import CHANGES, Twins
 
 from jobs import train
-from vamf.cluster import train as cluster_train
+from vamf.cluster import worker
 from vamf.cluster.failures import RunFailed
 from vamf.cluster.launch import launch, new
-from vamf.cluster.train import Scaling
+from vamf.cluster.scaling import Scaling
 from vamf.tracking.spool import Spool
 
 
@@ -240,7 +240,7 @@ def test_an_error_that_would_come_again_is_not_tried_again(
         error.add_note("Traceback: in work")
         raise error
 
-    monkeypatch.setattr(cluster_train, "_worker", work)
+    monkeypatch.setattr(worker, "work", work)
     directory, (raised, said) = tmp_path / "wrong", FAULTY[kind]
     with pytest.raises(raised) as caught:
         launch(TINY, new(directory, tracking_uri, "digits"), Scaling(workers=1))

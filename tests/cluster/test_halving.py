@@ -19,9 +19,9 @@ from vamf.cluster.halving import Halving, Judge, forget, seconds_at_rungs
 from vamf.cluster.report import report
 from vamf.cluster.results import table
 from vamf.cluster.savings import savings
+from vamf.cluster.scaling import Scaling
 from vamf.cluster.space import Space
 from vamf.cluster.study import open_study
-from vamf.cluster.train import Scaling
 from vamf.cluster.trials import Trial
 from vamf.metrics.distances import Measurement
 from vamf.presets import PRESETS

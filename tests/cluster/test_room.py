@@ -16,7 +16,7 @@ from tiny import options
 from vamf.cluster import room
 from vamf.cluster.nodes import Amounts, groups, missing
 from vamf.cluster.room import Watch
-from vamf.cluster.train import Scaling
+from vamf.cluster.scaling import Scaling
 from vamf.cluster.trials import load_trials
 
 SMALL, LARGE = {"CPU": 3.0}, {"CPU": 4.0, "GPU": 1.0}

@@ -21,7 +21,7 @@ from jobs import evaluate, export, probe, sample, train
 from vamf.cluster import mirror
 from vamf.cluster.failures import RunFailed
 from vamf.cluster.launch import launch, new
-from vamf.cluster.train import Scaling
+from vamf.cluster.scaling import Scaling
 from vamf.store import Store
 from vamf.training.checkpoint import find_checkpoint
 from vamf.training.export import read_export

@@ -21,7 +21,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobTy
 from ray_nodes import TOKEN
 
 from jobs.submit import main
-from vamf.cluster import submit
+from vamf.cluster import dashboard, following, submit
 from vamf.cluster.submit import Submission
 
 JOB = """
@@ -63,7 +63,7 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
-def bench(project: Path, *arguments: str, address: str = submit.LOCAL) -> Submission:
+def bench(project: Path, *arguments: str, address: str = dashboard.LOCAL) -> Submission:
     command = ("bench", *arguments)
     env = {"GREETING": "hello"}
     return Submission(command=command, working_dir=project, address=address, env=env)
@@ -116,13 +116,13 @@ def test_a_run_is_not_left_where_ray_deletes_it(monkeypatch: pytest.MonkeyPatch)
 
 def test_headers_are_read_and_never_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_JOB_HEADERS", raising=False)
-    assert submit.headers() == {}
+    assert dashboard.headers() == {}
     monkeypatch.setenv("RAY_JOB_HEADERS", '{"X-Pass": "hunter2"}')
-    assert submit.headers() == {"X-Pass": "hunter2"}
+    assert dashboard.headers() == {"X-Pass": "hunter2"}
     for wrong in ("X-Pass: hunter2", '["hunter2"]', '{"hunter2": 2}'):
         monkeypatch.setenv("RAY_JOB_HEADERS", wrong)
         with pytest.raises(ValueError, match="RAY_JOB_HEADERS must be a JSON object") as caught:
-            submit.connect(submit.LOCAL)
+            dashboard.connect(dashboard.LOCAL)
         assert "hunter2" not in str(caught.value)
 
 
@@ -153,13 +153,13 @@ def test_variables_are_given_or_taken_from_here(monkeypatch: pytest.MonkeyPatch)
 def test_the_address_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    assert submit.default_address() == submit.LOCAL
+    assert dashboard.default_address() == dashboard.LOCAL
     monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
-    assert submit.default_address() == "http://head:8265"
+    assert dashboard.default_address() == "http://head:8265"
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://other:8265")
-    assert submit.default_address() == "http://other:8265"
+    assert dashboard.default_address() == "http://other:8265"
     with pytest.raises(ValueError, match=r"must be the dashboard's, .*; got head:6379"):
-        submit.connect("head:6379")
+        dashboard.connect("head:6379")
 
 
 def test_an_address_without_a_cluster_is_one_line(project: Path) -> None:
@@ -168,7 +168,7 @@ def test_an_address_without_a_cluster_is_one_line(project: Path) -> None:
         with pytest.raises(ValueError, match=f"must answer at http://127.0.0.1:{port}; got no"):
             submit.submit(bench(project, address=f"http://ann:hunter2@127.0.0.1:{port}"))
     with pytest.raises(ValueError, match=r"got no answer \(ConnectionError\)") as caught:
-        submit.connect(f"http://ann:hunter2@127.0.0.1:{port}")
+        dashboard.connect(f"http://ann:hunter2@127.0.0.1:{port}")
     assert "hunter2" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -194,16 +194,17 @@ class Flickering:
 
 
 def test_a_lost_connection_repeats_no_line_of_the_log(capsys: pytest.CaptureFixture[str]) -> None:
-    assert submit.follow(cast(JobSubmissionClient, Flickering()), "j") == 0
+    assert following.follow(cast(JobSubmissionClient, Flickering()), "j") == 0
     assert capsys.readouterr().out == Flickering.log + "Job j SUCCEEDED: done\n"
 
 
 def test_a_problem_is_told_in_one_line() -> None:
-    assert submit._brief("setup failed\nTraceback:\n  File\n\nNo module named pip\n") == (
+    assert dashboard.brief("setup failed\nTraceback:\n  File\n\nNo module named pip\n") == (
         "setup failed ... No module named pip"
     )
     assert (
-        submit._without("at http://ann:hunter2@x, 0", ["hunter2", "0"]) == "at http://ann:...@x, 0"
+        dashboard.without("at http://ann:hunter2@x, 0", ["hunter2", "0"])
+        == "at http://ann:...@x, 0"
     )
 
 
@@ -232,18 +233,18 @@ def test_a_stopped_job_has_not_succeeded(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
     job_id = submit.submit(bench(project, "--wait", address=ray_head))
-    client = submit.connect(ray_head)
+    client = dashboard.connect(ray_head)
     wait_until(lambda: "waiting" in client.get_job_logs(job_id), "a line of the job")
     codes: list[int] = []
-    thread = threading.Thread(target=lambda: codes.append(submit.follow(client, job_id)))
+    thread = threading.Thread(target=lambda: codes.append(following.follow(client, job_id)))
     thread.start()
-    assert submit.stop(submit.connect(ray_head), job_id) == 0
+    assert following.stop(dashboard.connect(ray_head), job_id) == 0
     thread.join(60)
     assert codes == [1]
-    assert submit.status(client, job_id) == 0
+    assert following.status(client, job_id) == 0
     assert f"Job {job_id} STOPPED" in capfd.readouterr().out
     with pytest.raises(ValueError, match="must know the job; got"):
-        submit.follow(client, "raysubmit_none")
+        following.follow(client, "raysubmit_none")
 
 
 @pytest.mark.slow
@@ -253,7 +254,7 @@ def test_control_c_asks_whether_to_stop_the_job(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
     job_id = submit.submit(bench(project, "--wait", address=ray_head))
-    client = submit.connect(ray_head)
+    client = dashboard.connect(ray_head)
     wait_until(lambda: "waiting" in client.get_job_logs(job_id), "a line of the job")
     command = [sys.executable, "-m", "jobs.submit", "--address", ray_head, "--follow", job_id]
     keyboard, terminal = pty.openpty()
@@ -284,8 +285,8 @@ def test_control_c_asks_whether_to_stop_the_job(
     else:
         assert f"Job {job_id} goes on." in said
         assert f"--stop {job_id}" in said
-        assert not submit.details(client, job_id).status.is_terminal()
-        assert submit.stop(client, job_id) == 0
+        assert not following.details(client, job_id).status.is_terminal()
+        assert following.stop(client, job_id) == 0
 
 
 def said_without(ray_head: str, **env: str) -> tuple[int, list[str]]:

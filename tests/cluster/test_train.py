@@ -7,7 +7,8 @@ import torch
 from tiny import TINY, checkpoint, history, same, tracked
 from twin_runs import Twins
 
-from vamf.cluster.train import Scaling, progress
+from vamf.cluster.bars import progress
+from vamf.cluster.scaling import Scaling
 
 
 def vector(state: dict, part: str) -> torch.Tensor:

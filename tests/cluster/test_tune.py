@@ -27,10 +27,10 @@ from jobs import tune
 from vamf.cluster import sweeps
 from vamf.cluster.report import report
 from vamf.cluster.results import Results, table
+from vamf.cluster.scaling import Scaling
 from vamf.cluster.space import Space
 from vamf.cluster.study import open_study
 from vamf.cluster.sweep import Sweep
-from vamf.cluster.train import Scaling
 from vamf.cluster.trials import Trial, load_trials, trial_folder
 from vamf.cluster.tune import at_once, trial_resources
 from vamf.training.loop import Session

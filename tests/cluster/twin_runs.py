@@ -43,7 +43,7 @@ def keeping_states() -> Callable[[dict[str, Any]], None]:
 
         import torch
 
-        from vamf.cluster import train
+        from vamf.cluster import worker
         from vamf.training import loop
 
         trainers: list[loop.Trainer] = []
@@ -54,7 +54,7 @@ def keeping_states() -> Callable[[dict[str, Any]], None]:
                 trainers.append(self)
 
         loop.Trainer = Kept  # type: ignore[misc]
-        train._worker(config)
+        worker.work(config)
         (trainer,) = trainers
         path = Path(config["directory"]) / f"rank{trainer.workers.rank}.pt"
         torch.save(trainer.state_dict(), path)

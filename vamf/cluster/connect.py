@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from vamf.cluster.nodes import alive, require_reached, require_room, require_seen
 from vamf.cluster.quiet import mute_raylet, quieten
-from vamf.cluster.train import Scaling
+from vamf.cluster.scaling import Scaling
 from vamf.store import Place, Store
 from vamf.tracking.courier import where
 from vamf.tracking.run import database

@@ -12,7 +12,9 @@ from typing import Any
 from vamf import tracking
 from vamf.cluster.failures import RunFailed
 from vamf.cluster.mirror import Mirror
-from vamf.cluster.train import EXPERIMENT, Scaling, fit
+from vamf.cluster.scaling import Scaling
+from vamf.cluster.train import fit
+from vamf.cluster.worker import EXPERIMENT
 from vamf.experiment import Experiment
 from vamf.files import write_whole
 from vamf.store import Place, Store, StoreError

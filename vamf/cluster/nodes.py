@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from vamf.cluster.scaling import Scaling
 from vamf.cluster.shared import marked, unseen
-from vamf.cluster.train import Scaling
 from vamf.store import Store
 
 Amounts = Mapping[str, float]

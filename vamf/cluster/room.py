@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 
 from vamf.cluster.nodes import groups, missing, sizes
-from vamf.cluster.train import Scaling
+from vamf.cluster.scaling import Scaling
 
 LOOK_S, WAIT_S = 5.0, 20.0
 """Seconds between looks at the nodes, and until it is said that they have too little room."""

@@ -1,28 +1,22 @@
-"""Ray Jobs: this folder's code runs on a cluster, and its log arrives here."""
+"""Ray Jobs: this folder's code runs on a cluster."""
 
-import asyncio
-import json
 import logging
 import os
 import shlex
-import sys
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
 import requests
-from aiohttp import ClientError
 from ray._private.runtime_env.packaging import (
     GCS_STORAGE_MAX_SIZE,
     _dir_travel,
     _get_excludes,
 )
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from vamf.cluster.dashboard import brief, connect, default_address, environment, without
 from vamf.store import Store
 from vamf.tracking.courier import where
 
@@ -45,26 +39,6 @@ EXCLUDES = (
 
 SIZE_LIMIT = GCS_STORAGE_MAX_SIZE
 """The largest folder, in bytes, that Ray's head node takes."""
-
-HEADERS = "RAY_JOB_HEADERS"
-"""Ray's own variable for HTTP headers."""
-
-CREDENTIALS = (
-    f"A token goes with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, what a proxy wants with {HEADERS}"
-)
-
-LOCAL = "http://127.0.0.1:8265"
-SILENCE_S = 60.0
-"""Seconds without an answer after which a job is no longer followed."""
-STOP_S = 30.0
-"""Seconds that a job gets to stop; Ray kills it after three."""
-
-
-def default_address() -> str:
-    """RAY_API_SERVER_ADDRESS, else RAY_ADDRESS, else this machine's dashboard."""
-    names = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-    address = next((os.environ[name] for name in names if os.environ.get(name)), LOCAL)
-    return LOCAL if address in ("auto", "local") else address
 
 
 def variables(items: Iterable[str]) -> dict[str, str]:
@@ -168,102 +142,13 @@ def submit(submission: Submission) -> str:
     check_size(submission.working_dir)
     client = connect(submission.address)
     try:
-        with _environment(RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES=""):  # they are in EXCLUDES
+        with environment(RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES=""):  # they are in EXCLUDES
             return client.submit_job(
                 entrypoint=submission.entrypoint, runtime_env=submission.runtime_env
             )
     except (RuntimeError, AuthenticationError, requests.RequestException) as error:
-        problem = f"Ray at {where(submission.address)} must take the job; got {_brief(error)}"
-        raise ValueError(_without(problem, submission.variables.values())) from None
-
-
-def connect(address: str) -> JobSubmissionClient:
-    """A client of the cluster at an address, whatever the environment variables say.
-
-    Raises:
-        ValueError: the address is not http, or nothing answers there within five seconds.
-    """
-    if not address.startswith(("http://", "https://")):
-        raise ValueError(
-            f"the address must be the dashboard's, http://HOST:8265; got {where(address)}"
-        )
-    sent = headers()
-    for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    try:
-        # Ray's own requests have no time limit.
-        requests.get(f"{address.rstrip('/')}/api/version", headers=sent, timeout=5)
-        with _environment(RAY_ADDRESS=None, RAY_API_SERVER_ADDRESS=None):
-            return JobSubmissionClient(address, headers=sent)
-    except requests.RequestException as error:
-        problem = f"no answer ({type(error).__name__})"
-    except AuthenticationError as error:
-        problem = f"{str(error).splitlines()[0]}. {CREDENTIALS}"
-    except (RuntimeError, ConnectionError) as error:
-        problem = _without(_brief(error), sent.values())
-    raise ValueError(f"a Ray dashboard must answer at {where(address)}; got {problem}")
-
-
-def headers() -> dict[str, str]:
-    """The HTTP headers in RAY_JOB_HEADERS, such as what a proxy before the dashboard asks for.
-
-    Raises:
-        ValueError: they are not a JSON object of strings; the text, which is secret, is not told.
-    """
-    try:
-        found = json.loads(os.environ.get(HEADERS) or "{}")
-    except json.JSONDecodeError:
-        found = None
-    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
-        raise ValueError(f'{HEADERS} must be a JSON object of strings, {{"NAME": "VALUE"}}')
-    return found
-
-
-def follow(client: JobSubmissionClient, job_id: str) -> int:
-    """Prints a job's log as it comes, to the end; returns 0 if the job succeeded, else 1.
-
-    Ctrl-C leaves the job running unless the user says otherwise, and returns 130.
-
-    Raises:
-        ValueError: there is no such job, or the cluster stopped answering.
-    """
-    details(client, job_id)
-    try:
-        ended = asyncio.run(_tail(client, job_id))
-    except KeyboardInterrupt:
-        return _interrupted(client, job_id)
-    return 0 if _report(job_id, ended) == JobStatus.SUCCEEDED else 1
-
-
-def stop(client: JobSubmissionClient, job_id: str) -> int:
-    """Stops a job and waits for its end; returns 0 once it has ended, else 1."""
-    details(client, job_id)
-    client.stop_job(job_id)
-    give_up = time.monotonic() + STOP_S
-    while not (found := details(client, job_id)).status.is_terminal():
-        if time.monotonic() >= give_up:
-            break
-        time.sleep(0.5)
-    _report(job_id, found)
-    return 0 if found.status.is_terminal() else 1
-
-
-def status(client: JobSubmissionClient, job_id: str) -> int:
-    """Prints how a job is doing; returns 1 if it failed, else 0."""
-    return 1 if _report(job_id, details(client, job_id)) == JobStatus.FAILED else 0
-
-
-def details(client: JobSubmissionClient, job_id: str) -> JobDetails:
-    """What the cluster knows of a job.
-
-    Raises:
-        ValueError: it knows no such job.
-    """
-    try:
-        return client.get_job_info(job_id)
-    except (RuntimeError, AuthenticationError) as error:
-        place = where(client.get_address())
-        raise ValueError(f"Ray at {place} must know the job; got {_brief(error)}") from None
+        problem = f"Ray at {where(submission.address)} must take the job; got {brief(error)}"
+        raise ValueError(without(problem, submission.variables.values())) from None
 
 
 def uploaded(folder: Path) -> dict[Path, int]:
@@ -296,85 +181,3 @@ def check_size(folder: Path) -> None:
         f"an upload must stay below {SIZE_LIMIT / 2**20:.0f} MiB; got {total / 2**20:.0f} MiB in "
         f"{folder.resolve()}; name what may stay here in .rayignore. The largest files:{listing}"
     )
-
-
-async def _tail(client: JobSubmissionClient, job_id: str) -> JobDetails:
-    """Prints the log until the job has ended, across lost connections."""
-    printed, answered = 0, time.monotonic()
-    while True:
-        known = printed
-        try:
-            async for text in client.tail_job_logs(job_id):
-                # After a lost connection Ray sends the log from its beginning.
-                print(text[known:], end="", flush=True)
-                printed += len(text[known:])
-                known = max(0, known - len(text))
-                answered = time.monotonic()
-            found = details(client, job_id)
-            if found.status.is_terminal():
-                return found
-        except (ClientError, RuntimeError, requests.RequestException) as error:
-            if time.monotonic() - answered > SILENCE_S:
-                place = where(client.get_address())
-                raise ValueError(f"Ray at {place} must answer; got {_brief(error)}") from None
-        await asyncio.sleep(1)
-
-
-def _interrupted(client: JobSubmissionClient, job_id: str) -> int:
-    """Asks whether the job should stop too; without a terminal it does not."""
-    answer = ""
-    if sys.stdin.isatty():
-        try:
-            answer = input(f"\nStop job {job_id} as well? [y/N] ")
-        except (KeyboardInterrupt, EOFError):
-            print()
-    if answer.strip().lower() in ("y", "yes"):
-        stop(client, job_id)
-    else:
-        print(f"Job {job_id} goes on.\n{hints(job_id)}", flush=True)
-    return 130
-
-
-def hints(job_id: str) -> str:
-    """How to come back to a job."""
-    command = "python -m jobs.submit"
-    return f"Follow it: {command} --follow {job_id}\nStop it:   {command} --stop {job_id}"
-
-
-def _report(job_id: str, found: JobDetails) -> JobStatus:
-    """Prints the job's state and its message, without the log that the message repeats."""
-    message = (found.message or "").partition(", last available logs")[0]
-    print(f"Job {job_id} {found.status.value}: {_brief(message)}", flush=True)
-    return found.status
-
-
-def _without(text: str, secrets: Iterable[str]) -> str:
-    """A text without the values that may be secret; "0" or "true" is none."""
-    for secret in secrets:
-        text = text.replace(secret, "...") if len(secret) > 5 else text
-    return text
-
-
-def _brief(problem: object) -> str:
-    """The first and the last line: what failed, and, after Ray's traceback, why."""
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()] or [""]
-    return lines[0][:300] if len(lines) == 1 else f"{lines[0][:200]} ... {lines[-1][:300]}"
-
-
-@contextmanager
-def _environment(**values: str | None) -> Iterator[None]:
-    """Sets environment variables, or with None removes them, for a while."""
-    before = {name: os.environ.get(name) for name in values}
-    try:
-        _set_environment(values)
-        yield
-    finally:
-        _set_environment(before)
-
-
-def _set_environment(values: Mapping[str, str | None]) -> None:
-    for name, value in values.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value

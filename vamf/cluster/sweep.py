@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vamf.cluster.halving import Halving
-from vamf.cluster.train import Scaling
+from vamf.cluster.scaling import Scaling
 from vamf.experiment import Experiment
 from vamf.tracking import Run
 

@@ -13,10 +13,10 @@ from vamf.cluster.halving import Halving, forget
 from vamf.cluster.launch import RUN, close_orphan, closing
 from vamf.cluster.report import publish
 from vamf.cluster.results import Results, gather
+from vamf.cluster.scaling import Scaling
 from vamf.cluster.space import Space
 from vamf.cluster.study import abandon
 from vamf.cluster.sweep import Sweep
-from vamf.cluster.train import Scaling
 from vamf.cluster.trials import TRIAL
 from vamf.cluster.tune import search
 from vamf.experiment import Experiment

@@ -18,10 +18,11 @@ from vamf.cluster.launch import RUN, Launch, close_orphan, launch
 from vamf.cluster.nodes import groups, sizes
 from vamf.cluster.quiet import quiet_optuna
 from vamf.cluster.room import Watch
+from vamf.cluster.scaling import Scaling
 from vamf.cluster.space import Space
 from vamf.cluster.study import BETA_STAR, follow_landscape, open_study, settle, settle_one
 from vamf.cluster.sweep import Sweep
-from vamf.cluster.train import SUMMARY, Scaling
+from vamf.cluster.train import SUMMARY
 from vamf.cluster.trials import Trial, load_trials, over_seeds, trial_folder
 from vamf.cluster.verdicts import BASELINE
 from vamf.redact import redacted
