@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from vamf.random import generator
 PROGRAM = Path(__file__).parent / "interpreted.py"
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed here")
+triton_only = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed here")
+
+
+@triton_only
 @pytest.mark.parametrize(
     "device",
     [
@@ -41,6 +45,52 @@ def test_the_kernels_agree_with_the_plain_functions(device):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "the kernels agree" in done.stdout
+
+
+NORM = {"SILU": True, "DROP": True, "BC": 128}
+KERNELS = [  # with the values that are known when it is compiled
+    ("normalisation._sums", {"P": 256, "TANGENT": True, "SPAN": 256, "BC": 128, "BP": 16}),
+    (
+        "normalisation._coefficients",
+        {"SHIFT": True, "TANGENT": True, "MOVING": True}
+        | {"P": 256, "G": 32, "J": 6, "SPANS": 1, "BG": 32, "BJ": 8},
+    ),
+    ("normalisation._apply", NORM | {"P": 256, "TANGENT": True, "BP": 32}),
+    ("normalisation_backward._sums_backward", NORM | {"P": 256, "SPAN": 256, "BP": 16}),
+    (
+        "normalisation_backward._coefficients_backward",
+        {"P": 256, "G": 32, "J": 6, "SPANS": 1, "BG": 32, "BJ": 8},
+    ),
+    ("normalisation_backward._apply_backward", NORM | {"P": 256, "BESIDE": 2, "BP": 32}),
+    ("rows.add_up", {"BC": 32, "BP": 32}),
+    ("residual._halfway", {"BIAS": True, "BC": 128, "BP": 32}),
+    ("residual._halfway_backward", {"BIAS": True, "SPAN": 256, "BC": 128, "BP": 16}),
+    ("resampling._fir", {"H": 32, "W": 32, "UP": True, "BC": 128, "BP": 32}),
+    ("resampling._fir", {"H": 16, "W": 16, "UP": False, "BC": 128, "BP": 32}),
+]
+INTEGERS = {"ldx", "ldd", "ldy", "ldg", "ldm", "ldo", "still", "size", "N", "C", "M"}
+NUMBERS = {"eps", "scale", "half", "gain"}
+
+
+@pytest.mark.slow
+@triton_only
+@pytest.mark.parametrize("capability", [80, 90])
+def test_the_kernels_compile_for_gpus_that_are_not_here(capability, tmp_path, monkeypatch):
+    """To machine code of an A100 and of an H100: the interpreter forgives more than a compiler."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    for name, known in KERNELS:
+        module, kernel = name.split(".")
+        function = getattr(import_module(f"vamf.models.kernels.{module}"), kernel)
+        types = {p.name: "*bf16" for p in function.params}
+        types |= dict.fromkeys(INTEGERS & {*types}, "i32") | dict.fromkeys(
+            NUMBERS & {*types}, "fp32"
+        )
+        source = ASTSource(function, types | dict.fromkeys(known, "constexpr"), known)
+        assert triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]
 
 
 def normal(*shape, key=0):

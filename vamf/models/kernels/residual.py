@@ -1,0 +1,86 @@
+"""The sum of two images and a bias."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vamf.models.kernels.rows import CHANNELS, LAST, NARROW, PIXELS, SPAN, SUMMED, add_up, rows
+
+
+@triton.jit
+def _halfway(
+    x, y, bias, out, ldx, ldy, M, C, half, BIAS: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr
+):
+    row = (tl.program_id(0).to(tl.int64) * BP + tl.arange(0, BP))[:, None]
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    mask = (row < M) & (c < C)[None, :]
+    total = tl.load(x + row * ldx + c[None, :], mask=mask, other=0).to(tl.float32)
+    total += tl.load(y + row * ldy + c[None, :], mask=mask, other=0).to(tl.float32)
+    if BIAS:
+        total += tl.load(bias + c, mask=c < C, other=0).to(tl.float32)[None, :]
+    tl.store(out + row * C + c[None, :], total * half, mask=mask)
+
+
+@triton.jit
+def _halfway_backward(
+    g,
+    out,
+    sums,
+    ldg,
+    M,
+    C,
+    half,
+    BIAS: tl.constexpr,
+    SPAN: tl.constexpr,
+    BC: tl.constexpr,
+    BP: tl.constexpr,
+):
+    s = tl.program_id(0).to(tl.int64)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    total = tl.zeros([BP, BC], tl.float32)
+    for start in range(0, SPAN, BP):
+        row = (s * SPAN + start + tl.arange(0, BP))[:, None]
+        mask = (row < M) & (c < C)[None, :]
+        back = tl.load(g + row * ldg + c[None, :], mask=mask, other=0).to(tl.float32) * half
+        total += back
+        tl.store(out + row * C + c[None, :], back, mask=mask)
+    if BIAS:
+        tl.store(sums + s * C + c, tl.sum(total, 0), mask=c < C)
+
+
+def halfway(x: Tensor, y: Tensor, bias: Tensor | None, half: float) -> Tensor:
+    """(x + y + bias) half."""
+    (x, ldx), (y, ldy), c = rows(x), rows(y), x.shape[1]
+    out, m = torch.empty_like(x, memory_format=LAST), x.numel() // c
+    _halfway[triton.cdiv(m, PIXELS), triton.cdiv(c, CHANNELS)](
+        x,
+        y,
+        x if bias is None else bias,
+        out,
+        ldx,
+        ldy,
+        m,
+        c,
+        half,
+        BIAS=bias is not None,
+        BC=CHANNELS,
+        BP=PIXELS,
+    )
+    return out
+
+
+def halfway_backward(g: Tensor, bias: Tensor | None, half: float) -> tuple[Tensor, Tensor | None]:
+    """half g, and its sum over images and pixels."""
+    (g, ldg), c = rows(g), g.shape[1]
+    out, m = torch.empty_like(g, memory_format=LAST), g.numel() // c
+    spans = triton.cdiv(m, SPAN)
+    sums = torch.empty(spans, c, device=g.device, dtype=torch.float32)
+    _halfway_backward[spans, triton.cdiv(c, CHANNELS)](
+        g, out, sums, ldg, m, c, half, BIAS=bias is not None, SPAN=SPAN, BC=CHANNELS, BP=SUMMED
+    )
+    if bias is None:
+        return out, None
+    total = torch.empty_like(bias)
+    add_up[triton.cdiv(c, NARROW), 1](sums, total, total, total, spans, c, BC=NARROW, BP=NARROW)
+    return out, total
