@@ -221,8 +221,8 @@ class Experiment:
             raise ValueError(f"a DDPM needs UniformTimes with prob_equal = 1; got {self.times}")
         if self.guidance or self.probe or self.loss != MeanFlowLoss() or self.proxy != "ema":
             raise ValueError(
-                "a DDPM has no guidance, probe, loss or proxy of its own; got "
-                f"{self.guidance}, {self.probe}, {self.loss} and {self.proxy}"
+                "a DDPM needs proxy ema, a MeanFlowLoss without settings, and neither guidance nor "
+                f"probe; got {self.proxy}, {self.loss}, {self.guidance} and {self.probe}"
             )
         levels, steps = self.ddpm.levels, self.evaluation.sampling_steps
         if self.evaluation.sampler == "ancestral" and steps != levels:

@@ -139,6 +139,18 @@ MNIST_DIGITS = Experiment(
     checkpoint=Checkpoints(every=2000),
 )
 
+# The same network as a DDPM: what the distance of many steps is, where one is for one step.
+MNIST_DDPM = replace(
+    MNIST_DIGITS,
+    ddpm=DDPM(),
+    times=UniformTimes(prob_equal=1.0),
+    beta=BetaSchedule(value=0.0),
+    proxy="ema",
+    loss=MeanFlowLoss(),
+    optim=Optimiser(lr=5e-4, warmup=500),
+    evaluation=replace(MNIST_DIGITS.evaluation, sampler="ddim", sampling_steps=50),
+)
+
 EPOCH = 5004
 """Batches of 256 in ImageNet's 1,281,167 training images, the last 47 left out."""
 
@@ -191,6 +203,7 @@ PRESETS = {
     "digits_search": DIGITS_SEARCH,
     "toy": TOY,
     "mnist": MNIST_DIGITS,
+    "mnist_ddpm": MNIST_DDPM,
     "cifar10": CIFAR10_UNCONDITIONAL,
     "cifar10_cond": CIFAR10_CONDITIONAL,
     "cifar10_ddpm": CIFAR10_DDPM,

@@ -118,9 +118,9 @@ def test_images_that_are_augmented_are_denoised_too():
         ({"evaluation": replace(FLOW.evaluation, sampler="heun")}, "go together; got DDPM"),
         ({"ddpm": None}, "go together; got None and ancestral"),
         ({"times": UniformTimes(prob_equal=0.5)}, "needs UniformTimes with prob_equal = 1; got"),
-        ({"loss": MeanFlowLoss(weight=AdaptiveWeight(p=1.0))}, "no guidance, probe, loss or proxy"),
-        ({"proxy": "online"}, "no guidance, probe, loss or proxy"),
-        ({"probe": Probe()}, "no guidance, probe, loss or proxy"),
+        ({"loss": MeanFlowLoss(weight=AdaptiveWeight(p=1.0))}, "neither guidance nor probe"),
+        ({"proxy": "online"}, "neither guidance nor probe"),
+        ({"probe": Probe()}, "neither guidance nor probe"),
         (
             {"evaluation": replace(DENOISING.evaluation, sampling_steps=10)},
             "takes all 60 levels; got 10",
