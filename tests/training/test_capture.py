@@ -1,14 +1,16 @@
-"""Steps as CUDA graphs: only on a GPU."""
+"""Steps as CUDA graphs; what can be seen of them without a GPU."""
 
 import pytest
 import torch
+from group import member
+from torch.nn.parallel import DistributedDataParallel
 
 from vamf.distributed import Workers
 from vamf.presets import PRESETS
-from vamf.training import capture
+from vamf.training import capture, trainer
 from vamf.training.trainer import Trainer
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 
 SMALL = {"model.channels": 16, "model.dropout": 0.1, "batch": 8, "proxy": "ema"}
 FAST = {"compute.compile": True, "compute.precision": "bfloat16"}
@@ -24,6 +26,43 @@ def trained(monkeypatch, warm_up, steps=8, **over):
     return own
 
 
+class Usual:
+    """In the place of a captured step: the same one, taken as usual."""
+
+    def __init__(self, objective):
+        self._objective = objective
+
+    def __call__(self, inputs):
+        terms = self._objective.terms(inputs)
+        terms.loss.backward()
+        return terms
+
+
+def halves(rank, folder):
+    """One of two workers: three steps averaged by DistributedDataParallel, then as captured."""
+    torch.set_num_threads(1)
+    experiment = PRESETS["digits"].override(SMALL | {"compute.compile": True})
+    with member(rank, folder):
+        for name, captured in (("hooks", lambda _: None), ("afterwards", Usual)):
+            trainer.captured = captured
+            data, workers = experiment.data.load("train"), Workers(rank, 2)
+            own = Trainer(experiment, data, workers, DistributedDataParallel)
+            for _ in range(3):
+                own.train_step()
+            torch.save(own.state_dict(), folder / f"{name}{rank}.pt")
+
+
+@pytest.mark.slow  # two processes that each import torch
+def test_gradients_of_captured_steps_are_averaged(tmp_path):
+    """To the bit: a half of each is exact."""
+    torch.multiprocessing.spawn(halves, (tmp_path,), nprocs=2)
+    names = ("hooks0", "hooks1", "afterwards0", "afterwards1")
+    first, *others = (torch.load(tmp_path / f"{name}.pt")["net"] for name in names)
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first.values(), other.values(), strict=True))
+
+
+@on_a_gpu
 @pytest.mark.parametrize("over", [{}, {"beta.end": 0.0, "beta.shape": "linear"}])
 def test_captured_steps_are_those_that_are_not(monkeypatch, over):
     """To the bit, dropout and a beta that moves included."""
@@ -33,6 +72,7 @@ def test_captured_steps_are_those_that_are_not(monkeypatch, over):
     assert graphs.collect() == usual.collect()
 
 
+@on_a_gpu
 def test_nothing_in_a_step_waits_for_the_device(monkeypatch):
     own = trained(monkeypatch, 3)
     torch.cuda.set_sync_debug_mode("error")

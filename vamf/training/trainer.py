@@ -85,8 +85,9 @@ class Trainer:
             self.ema.to(memory_format=torch.channels_last)
         self.v_hat = build_proxy(experiment, self.net, self.ema, workers.device)
         self.objective = Objective(experiment, self.net, self.v_hat, dataset, workers)
-        self.wrapped = wrap(self.objective)
-        self._captured = captured(self.objective) if self.wrapped is self.objective else None
+        self._captured = captured(self.objective)
+        # What is captured is averaged afterwards: DistributedDataParallel's hooks cannot be.
+        self._wrapped = self.objective if self._captured else wrap(self.objective)
         optim = experiment.optim
         self.optimiser = torch.optim.Adam(
             self.net.parameters(), optim.lr, (optim.beta1, optim.beta2), fused=True
@@ -129,10 +130,13 @@ class Trainer:
         self.step += 1
 
     def _differentiated(self) -> LossTerms:
-        """The step's loss, whose gradient the parameters have."""
+        """The step's loss on this worker; the parameters have the gradient of all workers'."""
+        terms: LossTerms
         if self._captured is not None:
-            return self._captured(self.objective.inputs(self.step))
-        terms: LossTerms = self.wrapped(self.step)
+            terms = self._captured(self.objective.inputs(self.step))
+            self.workers.average([p.grad for p in self.net.parameters() if p.grad is not None])
+            return terms
+        terms = self._wrapped(self.step)
         terms.loss.backward()
         return terms
 
