@@ -87,7 +87,7 @@ def test_images_are_measured(arguments, tmp_path, monkeypatch, capsys):
     anchor = calibration.Anchor("it", 3.15, 3.15, 0.05)
     monkeypatch.setattr(calibration, "anchors", lambda *_: iter([anchor]))
     evaluate.main(arguments)
-    assert "fd_randconv64_v1_n50_train" in (out := capsys.readouterr().out) or "pass  it" in out
+    assert "fd_mnist_cnn64_v1_n50_train" in (out := capsys.readouterr().out) or "pass  it" in out
 
 
 @pytest.mark.parametrize("arguments", commands("probe"), ids=" ".join)
