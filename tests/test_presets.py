@@ -8,6 +8,8 @@ import pytest
 import torch
 from latents import write_vae
 from pictures import trust_cifar10, write_images, write_tiny
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from vamf.data.downloads import CIFAR10, MNIST
 from vamf.data.encoding import Encoding, encode
@@ -17,6 +19,7 @@ from vamf.experiment import Experiment
 from vamf.presets import PRESETS
 from vamf.training.checkpoint import find_checkpoint
 from vamf.training.loop import Session, Summary, train
+from vamf.training.trainer import Trainer
 
 PRESET = pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
 
@@ -83,6 +86,34 @@ def tiny(preset, request):
 def test_round_trip_through_json(preset):
     text = json.dumps(preset.to_dict(), allow_nan=False)
     assert Experiment.from_dict(json.loads(text)) == preset
+
+
+class Crossings(TorchDispatchMode):
+    """Operations that take tensors from one device to another."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tensors = [a for a in tree_leaves((args, out)) if isinstance(a, torch.Tensor)]
+        if len({a.device for a in tensors}) > 1:
+            self.seen.append(str(func))
+        return out
+
+
+@PRESET
+def test_no_step_waits_for_a_copy_to_its_device(preset, request):
+    """As a CUDA graph cannot: it would not be captured. The device is one without memory."""
+    experiment = tiny(preset, request).override({"compute.compile": True})
+    own = Trainer(experiment, experiment.data.load("train"))
+    inputs = tree_map_only(torch.Tensor, lambda a: a.to("meta"), own.objective.inputs(0))
+    own.net.to("meta")
+    own.ema.to("meta")
+    with Crossings() as crossings:
+        own.objective.terms(inputs).loss.backward()
+    assert not crossings.seen
 
 
 @PRESET

@@ -40,13 +40,15 @@ class DDPM:
                 f"variances must rise, 0 < first <= last < 1; got {self.first}, {self.last}"
             )
 
-    def added(self) -> Tensor:
+    def added(self, device: torch.device | None = None) -> Tensor:
         """The variance that each level adds, (levels,) float64: Ho et al.'s beta_t."""
-        return torch.linspace(self.first, self.last, self.levels, dtype=torch.float64)
+        return torch.linspace(
+            self.first, self.last, self.levels, dtype=torch.float64, device=device
+        )
 
-    def kept(self) -> Tensor:
+    def kept(self, device: torch.device | None = None) -> Tensor:
         """The share of the data's variance that is left at each level, (levels,) float64."""
-        return (1 - self.added()).cumprod(0)
+        return (1 - self.added(device)).cumprod(0)
 
     def level(self, t: Time) -> Tensor:
         """The level of times in [0, 1], (batch,) integers; uniform times give uniform levels."""
@@ -58,7 +60,7 @@ class DDPM:
 
     def noised(self, x: Sample, e: Sample, level: Tensor) -> Sample:
         """sqrt(a) x + sqrt(1 - a) e, with a the share that is kept (equation 4)."""
-        kept = self.kept().to(x.device)[level]
+        kept = self.kept(x.device)[level]  # made there: a copy would wait for the device
         signal, noise = (expand_like(share.sqrt().to(x.dtype), x) for share in (kept, 1 - kept))
         return signal * x + noise * e
 
