@@ -3,6 +3,7 @@
 import os
 import pickle
 import struct
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,14 @@ def write_real_mnist(root: Path) -> None:
     with np.load(REAL / "mnist.npz") as stored:
         for split, end in (("train", "train"), ("t10k", "test")):
             write_mnist(root, stored[f"x_{end}"], stored[f"y_{end}"], split)
+
+
+def unpack_real_cifar10(root: Path) -> Path:
+    """The folder of CIFAR-10's 10,000 test images, with a subfolder for each class."""
+    with tarfile.open(REAL / "cifar10-jpeg.tar.xz") as archive:
+        members = [m for m in archive if m.name.startswith("cifar10/test/")]
+        archive.extractall(root, members, filter="data")
+    return root / "cifar10" / "test"
 
 
 def write_cifar10(root: Path, images: np.ndarray, labels: np.ndarray, split: str) -> None:

@@ -1,7 +1,5 @@
 """MNIST and CIFAR-10 as torchvision keeps them."""
 
-import tarfile
-
 import numpy as np
 import pytest
 import torch
@@ -9,6 +7,7 @@ from pictures import (
     REAL,
     real,
     trust_cifar10,
+    unpack_real_cifar10,
     write_cifar10,
     write_mnist,
     write_real_mnist,
@@ -85,10 +84,7 @@ def test_real_mnist(tmp_path):
 def test_real_cifar10_as_folder_and_as_pickles(tmp_path, monkeypatch):
     from vamf.data.folders import ImageFolder
 
-    with tarfile.open(REAL / "cifar10-jpeg.tar.xz") as archive:
-        members = [m for m in archive if m.name.startswith("cifar10/test/")]
-        archive.extractall(tmp_path, members, filter="data")
-    root = tmp_path / "cifar10" / "test"
+    root = unpack_real_cifar10(tmp_path)
     folder = ImageFolder(root=root, size=32, crop="exact", classes=10).load("train")
     assert len(folder) == 10_000 and folder.labels.bincount().tolist() == [1000] * 10
     trust_cifar10(monkeypatch)

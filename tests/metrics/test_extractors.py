@@ -7,10 +7,11 @@ from typing import get_args
 
 import pytest
 import torch
-from pictures import real, write_real_mnist
+from pictures import real, unpack_real_cifar10, write_real_mnist
 from torch.nn import functional
 
 from vamf.data.downloads import MNIST
+from vamf.data.folders import ImageFolder
 from vamf.data.images import Digits
 from vamf.metrics import cnn, inception_weights
 from vamf.metrics.extractors import (
@@ -149,10 +150,25 @@ def test_mnists_classifier_knows_real_images(tmp_path):
     assert found[0] < min(found[1:]) / 20 and found[1] < found[2]
 
 
+@real
+@pytest.mark.slow  # unpacks 10,000 files
+def test_cifars_classifier_knows_real_images(tmp_path):
+    """It names 86 of 100 test images, and finds what degrades them."""
+    root = unpack_real_cifar10(tmp_path)
+    data = ImageFolder(root=root, size=32, crop="exact", classes=10).load("train")
+    extractor = build("cifar10_cnn64_v1")
+    images, labels = data.images[::5], data.labels[::5]
+    assert (extractor.classify(images) == labels).float().mean() > 0.85
+    reference = statistics(data.images[1::5], extractor)
+    changed = (images, noisy(images, 10), noisy(images, 80), images[labels > 0])
+    found = [frechet_distance(statistics(x, extractor), reference) for x in changed]
+    assert found[0] < min(found[1:]) / 5 and found[1] < found[2]
+
+
 @pytest.mark.parametrize("name", cnn.SHIPPED)
 def test_weights_are_the_published_ones(name):
     path = cnn.weights_of(name)
-    assert path.stat().st_size < 500_000
+    assert path.stat().st_size < 2_000_000
     assert cnn.file_sha256(path) == build(name).sha256
     assert build(name).sha256 in (path.parent / "README.md").read_text()
 

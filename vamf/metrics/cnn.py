@@ -28,6 +28,10 @@ class Shipped:
     """Of the weights file. The rounded weights are the definition of the features."""
 
 
+COLOUR = (
+    *((48, 3, 1), (96, 3, 2), (96, 3, 1), (160, 3, 2), (160, 3, 1), (160, 3, 1)),
+    (DIM, 1, 1),
+)
 GREY = ((24, 3, 1), (48, 3, 2), (48, 3, 1), (96, 3, 2), (96, 3, 1), (DIM, 1, 1))
 
 SHIPPED = {
@@ -36,6 +40,9 @@ SHIPPED = {
     ),
     "mnist_cnn64_v1": Shipped(
         (1, 28, 28), GREY, "e646c092ffb45a07e826cf0ad8efe7bea56fcc3947ed36812d703c003a3e1ee1"
+    ),
+    "cifar10_cnn64_v1": Shipped(
+        (3, 32, 32), COLOUR, "73b1259baba26aed29c4f60fe07e02990728ff18e24f6254c3e9e969800fcaf3"
     ),
 }
 

@@ -69,7 +69,7 @@ class FrechetDistance:
     """
 
     extractor: ExtractorName = "digits_cnn64_v1"
-    """Which features: a small classifier of digits or of MNIST, untrained convolutions, or
+    """Which features: a small classifier of digits, MNIST or CIFAR-10, untrained convolutions, or
     Inception (FID)."""
     samples: int = 1000
     """Generated samples, at least 40."""

@@ -11,7 +11,9 @@ from vamf.precision import strict_fp32
 from vamf.typing import Features, Label, Pixels
 
 INCEPTION_ID = "inception-v3-compat"
-ExtractorName = Literal["digits_cnn64_v1", "mnist_cnn64_v1", "randconv64_v1", "inception"]
+ExtractorName = Literal[
+    "digits_cnn64_v1", "mnist_cnn64_v1", "cifar10_cnn64_v1", "randconv64_v1", "inception"
+]
 
 ENLARGED_AT_ONCE = {"cpu": 32, "cuda": 256}
 """Images that Inception takes at once, at 299x299: 0.5 GB of activations on the CPU, 4 on a GPU."""

@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vamf.data.dataset import ImageSet
-from vamf.data.downloads import MNIST
+from vamf.data.downloads import CIFAR10, MNIST
 from vamf.data.images import Digits
 from vamf.metrics.cnn import CNN, DIM, SHIPPED, file_sha256, normalise
 from vamf.random import generator
@@ -28,16 +28,19 @@ RATE = 4e-3
 class Recipe:
     """How one of them is trained."""
 
-    data: Callable[[Path], Digits | MNIST]
+    data: Callable[[Path], Digits | CIFAR10 | MNIST]
     """The data set below a folder."""
     steps: int
     shift: int
     """Pixels by which images are shifted at the most."""
+    mirror: bool = False
+    """Whether half of the images are mirrored."""
 
 
 RECIPES = {
     "digits_cnn64_v1": Recipe(lambda _: Digits(), steps=800, shift=1),
     "mnist_cnn64_v1": Recipe(lambda root: MNIST(root=root), steps=4000, shift=2),
+    "cifar10_cnn64_v1": Recipe(lambda root: CIFAR10(root=root), steps=12_000, shift=4, mirror=True),
 }
 
 
@@ -47,24 +50,25 @@ def main() -> None:
     parser.add_argument("name", choices=RECIPES)
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of the data")
     parser.add_argument("--out", type=Path, required=True, help="the npz file to write")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     options = parser.parse_args()
-    name, out = options.name, options.out
+    name, out, device = options.name, options.out, options.device
     data = RECIPES[name].data(options.root)
-    export(name, train(name, data.load("train"))).save(out)
+    export(name, train(name, data.load("train").to(device), device)).save(out)
     right = accuracy(CNN.load(name, out), data.load("test"))
     print(f"test accuracy {right:.4f}, sha256 {file_sha256(out)}")
 
 
-def train(name: str, data: ImageSet) -> nn.Sequential:
+def train(name: str, data: ImageSet, device: torch.device) -> nn.Sequential:
     """A network with batch normalisation, trained with AdamW on a one-cycle schedule."""
     torch.manual_seed(SEED)
-    network, recipe = unfolded(name), RECIPES[name]
+    network, recipe = unfolded(name).to(device), RECIPES[name]
     optimiser = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=recipe.steps)
     for step in range(recipe.steps):
         chosen = data.positions(step, BATCH, SEED)
         g = generator("augment", SEED, step)
-        images = augment(normalise(data.images[chosen]), recipe.shift, g)
+        images = augment(normalise(data.images[chosen]), recipe, g)
         loss = functional.cross_entropy(network(images), data.labels[chosen])
         optimiser.zero_grad()
         loss.backward()
@@ -84,13 +88,16 @@ def unfolded(name: str) -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(DIM, 10))
 
 
-def augment(images: Tensor, pixels: int, random: torch.Generator) -> Tensor:
-    """Shifts each image by up to ``pixels`` and scales it by up to a tenth; outside is black."""
+def augment(images: Tensor, recipe: Recipe, random: torch.Generator) -> Tensor:
+    """Shifts each image, scales it by up to a tenth, perhaps mirrors it; outside is black."""
     n, size = len(images), images.shape[3]
     scale = 1 + 0.1 * (2 * torch.rand(n, 1, 1, generator=random) - 1)
     # The coordinates' range [-1, 1] is the image's size.
-    shift = 2 * pixels / size * (2 * torch.rand(n, 2, 1, generator=random) - 1)
-    affine = torch.cat([scale * torch.eye(2), shift], dim=2)
+    shift = 2 * recipe.shift / size * (2 * torch.rand(n, 2, 1, generator=random) - 1)
+    matrix = scale * torch.eye(2)
+    if recipe.mirror:
+        matrix[:, 0] *= 1 - 2 * torch.randint(2, (n, 1), generator=random)
+    affine = torch.cat([matrix, shift], dim=2).to(images.device)
     grid = functional.affine_grid(affine, list(images.shape), align_corners=False)
     return functional.grid_sample(images + 1, grid, align_corners=False) - 1
 
