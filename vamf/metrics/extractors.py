@@ -15,8 +15,9 @@ ExtractorName = Literal[
     "digits_cnn64_v1", "mnist_cnn64_v1", "cifar10_cnn64_v1", "randconv64_v1", "inception"
 ]
 
-ENLARGED_AT_ONCE = {"cpu": 32, "cuda": 256}
-"""Images that Inception takes at once, at 299x299: 0.5 GB of activations on the CPU, 4 on a GPU."""
+ENLARGED_AT_ONCE = {"cpu": 8, "cuda": 256}
+"""Images that Inception takes at once, at 299x299: few stay in a CPU's cache, and are half as fast
+again as 32; a GPU takes 4 GB of activations, and is no faster with more."""
 
 
 class Extractor(Protocol):
@@ -166,13 +167,14 @@ class InceptionExtractor:
         self.network = create_feature_extractor(
             INCEPTION_ID, ["2048"], cuda=False, feature_extractor_weights_path=str(path)
         )
+        self.to("cpu")
 
     def __call__(self, images: Pixels) -> Features:
         """Features (n, 2048) of uint8 images (n, 1 or 3, H, W); grey is repeated to RGB.
 
         Enlarged to 299x299 a few at a time, so that any number goes through.
         """
-        parts = _as_rgb(images).split(ENLARGED_AT_ONCE.get(images.device.type, 32))
+        parts = _as_rgb(images).split(ENLARGED_AT_ONCE.get(images.device.type, 8))
         with strict_fp32():
             return torch.cat([self.network(part)[0] for part in parts])
 
@@ -184,7 +186,10 @@ class InceptionExtractor:
 
     def to(self, device: torch.device | str) -> Self:
         """Moves the network in place."""
-        self.network.to(device)
+        # 1.6 times as fast on a CPU, and a sixth slower in float32 on an H200.
+        last = torch.device(device).type == "cpu"
+        layout = torch.channels_last if last else torch.contiguous_format
+        self.network.to(device, memory_format=layout)
         return self
 
 

@@ -39,6 +39,7 @@ class Untrained(InceptionExtractor):
         nothing.seek(0)
         self.sha256 = "untrained"
         self.network = Network(INCEPTION_ID, ["2048"], feature_extractor_weights_path=nothing)
+        self.to("cpu")
 
 
 def data_at_hand(experiment: Experiment, folder: Path) -> tuple[dict[str, Any], list[str]]:
