@@ -49,19 +49,19 @@ def on_path(d):
     return (1 - t) * d.x + t * d.e, d.e - d.x
 
 
-def guided(guidance, net, mean, d, labels, beta):
+def guided(guidance, net, mean, d, labels, beta, without=0):
     z, v_cond = on_path(d)
     own, v_hat = boundary_velocity(net), boundary_velocity(mean)
-    return guidance(own, v_hat, z, d.t, v_cond, labels, beta)
+    return guidance(own, v_hat, z, d.t, v_cond, labels, beta, without)
 
 
-def loss(guidance, net, mean, d, labels, beta, **settings):
-    velocity, beta = guided(guidance, net, mean, d, labels, beta)
+def loss(guidance, net, mean, d, labels, beta, without=0, **settings):
+    velocity, beta, own = guided(guidance, net, mean, d, labels, beta, without)
     v_hat = with_labels(boundary_velocity(mean), labels.y)
     objective = MeanFlowLoss(**{k: v for k, v in settings.items() if k == "anchor"})
     rest = {k: v for k, v in settings.items() if k != "anchor"}
     return objective(
-        with_labels(net, labels.y), d, beta=beta, v_hat=v_hat, velocity=velocity, **rest
+        with_labels(net, labels.y), d, beta=beta, v_hat=v_hat, velocity=velocity, own=own, **rest
     )
 
 
@@ -77,7 +77,7 @@ def formula(omega, kappa, net, z, t, v_cond):
 def test_guided_velocity_is_the_papers(omega, kappa, beta):
     net, mean, d = Net(), Net("mean"), draws()
     z, v_cond = on_path(d)
-    velocity, left = guided(Guidance(omega=omega, cfg_kappa=kappa), net, mean, d, KEPT, beta)
+    velocity, left, _ = guided(Guidance(omega=omega, cfg_kappa=kappa), net, mean, d, KEPT, beta)
     assert left == beta and not velocity.requires_grad
     expected = formula(omega, kappa, net, z, d.t, v_cond)
     torch.testing.assert_close(velocity, expected, rtol=1e-12, atol=1e-13)  # float64 rounding
@@ -89,7 +89,7 @@ def test_mixed_parameters_are_the_repositorys(beta):
     net, mean, d = Net(), Net("mean"), draws()
     z, v_cond = on_path(d)
     guidance = Guidance(omega=1.0, cfg_kappa=0.5, mixing="parameters")
-    velocity, left = guided(guidance, net, mean, d, KEPT, beta)
+    velocity, left, _ = guided(guidance, net, mean, d, KEPT, beta)
     share = beta[:, None] if isinstance(beta, torch.Tensor) else beta
     corrections = [formula(1.0, 0.5, u, z, d.t, v_cond) - v_cond for u in (net, mean)]
     expected = v_cond + (1 - share) * corrections[0] + share * corrections[1]
@@ -135,6 +135,26 @@ def test_dropped_labels_keep_the_conditional_velocity_and_know_no_class(mixing):
     pick = found.squared_error
     torch.testing.assert_close(pick[dropped], plain.squared_error[dropped], rtol=1e-12, atol=0)
     torch.testing.assert_close(pick[~dropped], whole.squared_error[~dropped], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("mixing", ["tangent", "parameters"])
+@pytest.mark.parametrize("beta", [0.0, 0.4, 1.0, torch.linspace(0, 1, N, dtype=torch.float64)])
+@pytest.mark.parametrize("times", [{}, {"t_min": 0.3, "t_max": 0.7}])
+def test_own_velocity_may_be_what_the_loss_evaluates(mixing, beta, times):
+    """Where r = t it is u(z, r, t, y); it is evaluated for the other samples alone."""
+    net, mean, d, seen = Net(), Net("mean"), draws(), []
+    uniform = torch.linspace(0, 1, N).double()
+    anchor = {"anchor": Anchor(weight=0.5, max_gap=0.2), "anchor_uniform": uniform}
+    guidance = Guidance(omega=0.8, cfg_kappa=0.5, mixing=mixing, **times)
+    whole = loss(guidance, net, mean, d, SOME, beta, **anchor)
+    net.register_forward_pre_hook(lambda _, args: seen.append((len(args[0]), len(args))))
+    found = loss(guidance, net, mean, d, SOME, beta, without=N_EQUAL, **anchor)
+    assert seen.count((N - N_EQUAL, 4)) > seen.count((N, 3)) == 1  # at labels; at none
+    assert seen.count((N, 4)) == 2  # the loss and the anchor
+    torch.testing.assert_close(found.squared_error, whole.squared_error, rtol=1e-12, atol=1e-13)
+    gradients = (torch.autograd.grad(x.loss, list(net.parameters())) for x in (found, whole))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("mixing", ["tangent", "parameters"])
@@ -186,10 +206,10 @@ def test_outside_of_its_times_the_conditional_velocity_stays():
 def test_fixed_point_is_guidance_of_scale_omega_over_1_minus_kappa():
     """Iterating u(y) = E[v_g] with u of no class the marginal velocity gives its extrapolation."""
     known, marginal = torch.tensor([3.0, -1.0]), torch.tensor([0.5, 0.5])
-    guidance, u = Guidance(omega=0.8, cfg_kappa=0.6), marginal
+    guidance, u, d = Guidance(omega=0.8, cfg_kappa=0.6), marginal, draws()
     for _ in range(100):
         u = guidance.velocity(
-            lambda z, t, *y, u=u: u if y else marginal, marginal, None, known, Y[:1]
+            lambda z, t, *y, u=u: u if y else marginal, marginal, d.t, known, Y[:2]
         )
     expected = 2 * known + (1 - 2) * marginal  # .8 / (1 - .6)
     torch.testing.assert_close(u, expected, rtol=1e-5, atol=1e-6)

@@ -222,7 +222,7 @@ def test_guided_forward_is_the_guided_loss_of_its_draws(mixing):
     assert 0 < dropped.sum() < 12 and ((y == 10) == dropped).all()
     z, v_cond = interpolate(draws.x, draws.e, draws.t)
     v_hat = boundary_velocity(own.net)
-    velocity, beta = experiment.guidance(v_hat, v_hat, z, draws.t, v_cond, (y, dropped), 0.3)
+    velocity, beta, _ = experiment.guidance(v_hat, v_hat, z, draws.t, v_cond, (y, dropped), 0.3)
     expected = experiment.loss(
         with_labels(own.net, y),
         draws,
@@ -232,6 +232,19 @@ def test_guided_forward_is_the_guided_loss_of_its_draws(mixing):
         velocity=velocity,
     )
     assert torch.equal(own(2).loss, expected.loss)
+
+
+@pytest.mark.parametrize("mixing", ["tangent", "parameters"])
+def test_compiled_guided_step_is_the_one_that_is_not(mixing):
+    """Though it takes the network's own velocity at r = t from the loss: float32 rounding."""
+    changes = {"guidance.mixing": mixing, "times.prob_equal": 0.75}
+    found = []
+    for compiled in (False, True):
+        own = guided_objective(guided(**changes, **{"compute.compile": compiled}))
+        terms = own.terms(own.inputs(2))
+        found.append((terms.squared_error, *torch.autograd.grad(terms.loss, own.net.parameters())))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_labels_are_the_images_own_where_they_are_not_dropped():

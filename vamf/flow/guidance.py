@@ -11,10 +11,21 @@ import torch
 from torch import Tensor
 
 from vamf.flow.tangents import mix_tangent
-from vamf.typing import Beta, Label, Sample, Time, expand_like
+from vamf.typing import Beta, Label, Sample, Scalars, Time, expand_like
 
 LabelledVelocity = Callable[..., Sample]
 """v(z, t, y), or v(z, t) of no class."""
+
+
+class Guided(NamedTuple):
+    """What takes the place of v_cond; and what is left to do."""
+
+    velocity: Sample | None
+    """v_g, or all of it but the network's own velocity at labels, where ``own`` is not 0."""
+    beta: Beta
+    """What is left to mix the tangent with."""
+    own: Scalars | None = None
+    """Of each sample, the weight of sg[u(z, t, t, y)] that is yet to be added to ``velocity``."""
 
 
 class Labels(NamedTuple):
@@ -65,17 +76,33 @@ class Guidance:
                 f"guidance needs 0 <= t_min < t_max <= 1; got {self.t_min} and {self.t_max}"
             )
 
-    def velocity(self, v: LabelledVelocity, z: Sample, t: Time, v_cond: Sample, y: Label) -> Sample:
-        """v_g, with ``v`` the boundary velocity sg[u(z, t, t, y)]; no weight, no evaluation."""
+    def velocity(
+        self,
+        v: LabelledVelocity,
+        z: Sample,
+        t: Time,
+        v_cond: Sample,
+        y: Label,
+        without: int = 0,
+    ) -> Sample:
+        """v_g, with ``v`` the boundary velocity sg[u(z, t, t, y)]; no weight, no evaluation.
+
+        The first ``without`` samples are left without their own velocity at labels.
+        """
         guided = self.omega * v_cond
         if self.omega + self.cfg_kappa != 1:
             guided = guided + (1 - self.omega - self.cfg_kappa) * v(z, t)
-        if self.cfg_kappa:
-            guided = guided + self.cfg_kappa * v(z, t, y)
+        if self.cfg_kappa and without < len(z):
+            known = v(z[without:], t[without:], y[without:])
+            guided[without:] += self.cfg_kappa * known
+        acts = self.acts(t)
+        return guided if acts is None else torch.where(expand_like(acts, z), guided, v_cond)
+
+    def acts(self, t: Time) -> Tensor | None:
+        """Whether a time is one of guidance, or None if all are."""
         if (self.t_min, self.t_max) == (0, 1):
-            return guided
-        acts = (self.t_min <= t) & (t <= self.t_max)
-        return torch.where(expand_like(acts, z), guided, v_cond)
+            return None
+        return (self.t_min <= t) & (t <= self.t_max)
 
     def __call__(
         self,
@@ -86,18 +113,30 @@ class Guidance:
         v_cond: Sample,
         labels: Labels,
         beta: Beta,
-    ) -> tuple[Sample, Beta]:
+        without: int = 0,
+    ) -> Guided:
         """What takes the place of v_cond, and the beta that is left to mix the tangent with.
 
-        ``v`` is the trained network's boundary velocity and ``v_hat`` the proxy.
+        ``v`` is the trained network's boundary velocity and ``v_hat`` the proxy. The first
+        ``without`` samples, which must have r = t, are left without the former at labels: it is
+        what the loss evaluates there anyway, and adds.
         """
         y, dropped = labels
-        guided = self.velocity(v, z, t, v_cond, y)
+        guided = self.velocity(v, z, t, v_cond, y, without)
+        own = self._own(t, dropped, without) if without and self.cfg_kappa else None
         if self.mixing == "parameters":
             averaged = self.velocity
             guided = mix_tangent(guided, z, t, beta, lambda z, t: averaged(v_hat, z, t, v_cond, y))
+            own = None if own is None else (1 - beta) * own
             beta = 0.0
-        return torch.where(expand_like(dropped, z), v_cond, guided), beta
+        return Guided(torch.where(expand_like(dropped, z), v_cond, guided), beta, own)
+
+    def _own(self, t: Time, dropped: Tensor, without: int) -> Scalars:
+        """The weights of what the first ``without`` samples lack."""
+        acts = self.acts(t)
+        own = t.new_full((len(t),), self.cfg_kappa).masked_fill(dropped, 0)
+        own[without:] = 0
+        return own if acts is None else own.where(acts, 0)
 
 
 def with_labels(function: Callable[..., Sample], y: Label) -> Callable[..., Sample]:

@@ -216,11 +216,13 @@ class MeanFlowLoss:
         signs: Tensor | None = None,
         progress: float | None = None,
         velocity: Sample | None = None,
+        own: Scalars | None = None,
     ) -> LossTerms:
         """``anchor_uniform`` is (batch,) in [0, 1], ``signs`` the trace's (probes, batch, ...).
 
         ``progress`` in [0, 1] is what alpha depends on. ``velocity``, such as a guided one, takes
-        the place of v_cond in the target, in the tangent and in the anchor.
+        the place of v_cond in the target, in the tangent and in the anchor. ``own`` is the weight,
+        0 where r < t, of sg[u(z, t, t)] that is added to it.
         """
         alpha = self._alpha(progress)
         if alpha:
@@ -230,8 +232,10 @@ class MeanFlowLoss:
         else:
             z, v_cond, correction = path_derivative(u, draws, beta, v_hat, velocity)
             value = u(z, draws.r, draws.t)
+        if own is not None:
+            v_cond = v_cond + expand_like(own, z) * value.detach()
         error = squared_norm(value - (v_cond - correction))
-        extra = self._anchor(u, draws, anchor_uniform, velocity)
+        extra = self._anchor(u, draws, anchor_uniform, v_cond)
         weighted = self.weight(error) * error
         if self.trace is not None:  # last: masks of dropout stay what they are without it
             trace = self.trace.trace(u, z, draws.r, draws.t, draws.n_equal, signs)
@@ -247,7 +251,7 @@ class MeanFlowLoss:
         return self.alpha(progress)
 
     def _anchor(
-        self, u: AverageVelocity, draws: Draws, uniform: Time | None, velocity: Sample | None
+        self, u: AverageVelocity, draws: Draws, uniform: Time | None, velocity: Sample
     ) -> Tensor | None:
         if self.anchor is None:
             return None

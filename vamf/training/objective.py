@@ -12,7 +12,7 @@ from vamf.diagnostics.adaptive import Adapted, AdaptiveBeta
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
 from vamf.flow.duals import carrying
-from vamf.flow.guidance import Labels, drop_labels, with_labels, with_told
+from vamf.flow.guidance import Guided, Labels, drop_labels, with_labels, with_told
 from vamf.flow.losses import Draws, LossTerms, squared_norm
 from vamf.flow.path import interpolate
 from vamf.flow.schedules import BetaSchedule
@@ -56,6 +56,8 @@ class Objective(nn.Module):
         self.net, self.v_hat = net, v_hat
         self.experiment, self.dataset, self.workers = experiment, dataset, workers
         rule = experiment.beta
+        # With dropout guidance's evaluation and the loss's have masks of their own.
+        self._steady = experiment.compute.compile and not getattr(experiment.model, "dropout", 0)
         moves = isinstance(rule, BetaSchedule) and rule.end is not None
         self._moves = moves and experiment.compute.compile
         self.adapted = Adapted.new(rule, workers.device) if isinstance(rule, AdaptiveBeta) else None
@@ -93,18 +95,19 @@ class Objective(nn.Module):
         signs: torch.Tensor | None,
         progress: float | None,
     ) -> LossTerms:
-        u, v_hat, velocity, beta = self._guided(draws, labels, told, beta)
+        u, v_hat, guided = self._guided(draws, labels, told, beta)
         if self.experiment.ddpm is not None:
             return self.experiment.ddpm(u, draws)
         terms = self.experiment.loss(
             u,
             draws,
-            beta=beta,
+            beta=guided.beta,
             v_hat=v_hat,
             anchor_uniform=uniform,
             signs=signs,
             progress=progress,
-            velocity=velocity,
+            velocity=guided.velocity,
+            own=guided.own,
         )
         if self.experiment.proxy == "head":
             return terms._replace(loss=terms.loss + self._head_loss(draws))
@@ -118,16 +121,17 @@ class Objective(nn.Module):
 
     def _guided(
         self, draws: Draws, labels: Labels | None, told: torch.Tensor | None, beta: Beta
-    ) -> tuple[AverageVelocity, Velocity, Sample | None, Beta]:
+    ) -> tuple[AverageVelocity, Velocity, Guided]:
         """The network and the proxy, with the step's labels if it has any; v_g and its beta."""
         guidance = self.experiment.guidance
         u, v_hat = self._informed(told)
         if guidance is None or labels is None:
-            return u, v_hat, None, beta
+            return u, v_hat, Guided(None, beta)
         z, v_cond = interpolate(draws.x, draws.e, draws.t)
+        known = draws.n_equal if self._steady else 0
         own = boundary_velocity(u)
-        velocity, beta = guidance(own, v_hat, z, draws.t, v_cond, labels, beta)
-        return with_labels(u, labels.y), with_labels(v_hat, labels.y), velocity, beta
+        guided = guidance(own, v_hat, z, draws.t, v_cond, labels, beta, known)
+        return with_labels(u, labels.y), with_labels(v_hat, labels.y), guided
 
     def _informed(self, told: torch.Tensor | None) -> tuple[AverageVelocity, Velocity]:
         """The network and the proxy, told of the step's augmentation if there is one."""
