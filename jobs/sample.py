@@ -24,6 +24,8 @@ class Options:
     """How many; by default as many as a picture shows."""
     label: int | None = None
     """Class of all samples, for a network that knows classes; by default random ones."""
+    scale: float | None = None
+    """Guidance scale, for a network that is told of it; by default the experiment's."""
     steps: int | None = None
     """Steps of the sampler; by default the experiment's, one for most."""
     seed: int = 0
@@ -40,10 +42,8 @@ def main(argv: list[str]) -> None:
     trained = cli.guarded(lambda: inference.load(options.checkpoint, device))
     experiment = cli.guarded(lambda: cli.changed(trained.experiment, options.set))
     trained = trained._replace(experiment=experiment)
-    steps, seed, label = options.steps, options.seed, options.label
-    generate = cli.guarded(
-        lambda: sampling.generator_of(trained, steps=steps, seed=seed, label=label)
-    )
+    chosen = {name: getattr(options, name) for name in ("steps", "seed", "label", "scale")}
+    generate = cli.guarded(lambda: sampling.generator_of(trained, **chosen))
     n = cli.guarded(lambda: sampling.save_samples(generate, trained.shape, options.count, out))
     print(f"{out}: {n} samples of {trained.path}, step {trained.step}")
 

@@ -76,6 +76,8 @@ class Evaluation:
     matching learns; those of a DDPM (ancestral takes all of its levels, ddim as many as asked)."""
     sampling_steps: int = 1
     """Steps for each generated sample: a network evaluation each, two for Heun's rule."""
+    guidance_scale: float = 1.0
+    """Guidance scale of generated samples, for a network that is told of it; 1 guides nothing."""
     variance_samples: int = 512
     """Samples at each time for the loss variance, at least 2."""
     gradient_batches: int = 8
@@ -85,6 +87,8 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         _at_least(1, every=self.every, sampling_steps=self.sampling_steps)
+        if not 1 <= self.guidance_scale < float("inf"):
+            raise ValueError(f"guidance_scale must be at least 1; got {self.guidance_scale}")
         _at_least(2, variance_samples=self.variance_samples, gradient_batches=self.gradient_batches)
 
 
@@ -236,6 +240,17 @@ class Experiment:
             raise ValueError(
                 "guidance and model.classes go together, with labelled data of as many classes; "
                 f"got {self.guidance}, {self.model.classes} and {self.data} with {known} classes"
+            )
+        most = self.guidance.max_scale if self.guidance else None
+        if self.model.guided != (most is not None):
+            raise ValueError(
+                "guidance.max_scale and model.guided go together; "
+                f"got {most} and {self.model.guided}"
+            )
+        if self.evaluation.guidance_scale > (most or 1):
+            raise ValueError(
+                "evaluation.guidance_scale must lie in [1, guidance.max_scale], and be 1 without "
+                f"that; got {self.evaluation.guidance_scale} and {most}"
             )
         if self.guidance is None:
             return

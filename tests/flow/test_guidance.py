@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 
 from vamf.flow.guidance import Guidance, Labels, drop_labels, with_labels
 from vamf.flow.losses import Anchor, Draws, MeanFlowLoss, path_derivative
@@ -20,6 +21,9 @@ SOME = Labels(
 )
 
 
+TOLD = SOME._replace(kappa=(1 - 1 / torch.linspace(1, 8, N).double()).masked_fill(SOME.dropped, 0))
+
+
 class Net(torch.nn.Module):
     """u(z, r, t, y), in float64, with a vector for each class."""
 
@@ -30,10 +34,10 @@ class Net(torch.nn.Module):
         self.w2 = torch.nn.Parameter(torch.randn(16, 2, generator=g).double() / 4)
         self.classes = torch.nn.Parameter(torch.randn(CLASSES + 1, 16, generator=g).double())
 
-    def forward(self, z, r, t, y=None):
+    def forward(self, z, r, t, y=None, kappa=None):
         y = torch.full((len(z),), CLASSES) if y is None else y
         h = torch.cat([z, r[:, None], t[:, None]], 1) @ self.w1 + self.classes[y]
-        return torch.tanh(h) @ self.w2
+        return torch.tanh(h if kappa is None else h + kappa[:, None]) @ self.w2
 
 
 def draws(n_equal=N_EQUAL):
@@ -57,11 +61,17 @@ def guided(guidance, net, mean, d, labels, beta, without=0):
 
 def loss(guidance, net, mean, d, labels, beta, without=0, **settings):
     velocity, beta, own = guided(guidance, net, mean, d, labels, beta, without)
-    v_hat = with_labels(boundary_velocity(mean), labels.y)
+    v_hat = with_labels(boundary_velocity(mean), labels.y, labels.kappa)
     objective = MeanFlowLoss(**{k: v for k, v in settings.items() if k == "anchor"})
     rest = {k: v for k, v in settings.items() if k != "anchor"}
     return objective(
-        with_labels(net, labels.y), d, beta=beta, v_hat=v_hat, velocity=velocity, own=own, **rest
+        with_labels(net, labels.y, labels.kappa),
+        d,
+        beta=beta,
+        v_hat=v_hat,
+        velocity=velocity,
+        own=own,
+        **rest,
     )
 
 
@@ -81,6 +91,27 @@ def test_guided_velocity_is_the_papers(omega, kappa, beta):
     assert left == beta and not velocity.requires_grad
     expected = formula(omega, kappa, net, z, d.t, v_cond)
     torch.testing.assert_close(velocity, expected, rtol=1e-12, atol=1e-13)  # float64 rounding
+
+
+def test_a_scale_that_is_told_guides_its_sample():
+    """v_cond + (1 - 1 / s) (u(z, t, t, y, s) - u(z, t, t)) of iMF's code, and v_cond if dropped."""
+    net, mean, d = Net(), Net("mean"), draws()
+    z, v_cond = on_path(d)
+    velocity, left, _ = guided(Guidance(max_scale=8.0), net, mean, d, TOLD, 0.4)
+    with torch.no_grad():
+        difference = net(z, d.t, d.t, TOLD.y, TOLD.kappa) - net(z, d.t, d.t)
+    expected = v_cond + TOLD.kappa[:, None] * difference
+    torch.testing.assert_close(velocity, expected, rtol=1e-12, atol=1e-13)
+    assert left == 0.4 and torch.equal(velocity[TOLD.dropped], v_cond[TOLD.dropped])
+
+
+def test_scales_are_log_uniform():
+    """Their density falls as their inverse, from 1 to the largest."""
+    kappa = Guidance(max_scale=8.0).draw_kappa(20_000, generator("scales"))
+    scales = 1 / (1 - kappa.double())
+    assert scales.min() >= 1 and scales.max() < 8.001  # float32 rounding
+    assert stats.kstest(scales.log() / math.log(8), "uniform").pvalue > 1e-3
+    assert Guidance().draw_kappa(4, generator("scales")) is None
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.4, 1.0, torch.linspace(0, 1, N, dtype=torch.float64)])
@@ -140,17 +171,19 @@ def test_dropped_labels_keep_the_conditional_velocity_and_know_no_class(mixing):
 @pytest.mark.parametrize("mixing", ["tangent", "parameters"])
 @pytest.mark.parametrize("beta", [0.0, 0.4, 1.0, torch.linspace(0, 1, N, dtype=torch.float64)])
 @pytest.mark.parametrize("times", [{}, {"t_min": 0.3, "t_max": 0.7}])
-def test_own_velocity_may_be_what_the_loss_evaluates(mixing, beta, times):
+@pytest.mark.parametrize("labels", [SOME, TOLD], ids=["fixed", "told"])
+def test_own_velocity_may_be_what_the_loss_evaluates(mixing, beta, times, labels):
     """Where r = t it is u(z, r, t, y); it is evaluated for the other samples alone."""
     net, mean, d, seen = Net(), Net("mean"), draws(), []
     uniform = torch.linspace(0, 1, N).double()
     anchor = {"anchor": Anchor(weight=0.5, max_gap=0.2), "anchor_uniform": uniform}
-    guidance = Guidance(omega=0.8, cfg_kappa=0.5, mixing=mixing, **times)
-    whole = loss(guidance, net, mean, d, SOME, beta, **anchor)
-    net.register_forward_pre_hook(lambda _, args: seen.append((len(args[0]), len(args))))
-    found = loss(guidance, net, mean, d, SOME, beta, without=N_EQUAL, **anchor)
-    assert seen.count((N - N_EQUAL, 4)) > seen.count((N, 3)) == 1  # at labels; at none
-    assert seen.count((N, 4)) == 2  # the loss and the anchor
+    fixed = {"omega": 0.8, "cfg_kappa": 0.5} if labels is SOME else {"max_scale": 8.0}
+    guidance = Guidance(mixing=mixing, **fixed, **times)
+    whole = loss(guidance, net, mean, d, labels, beta, **anchor)
+    net.register_forward_pre_hook(lambda _, args: seen.append((len(args[0]), len(args) > 3)))
+    found = loss(guidance, net, mean, d, labels, beta, without=N_EQUAL, **anchor)
+    assert seen.count((N - N_EQUAL, True)) > seen.count((N, False)) == 1  # at labels; at none
+    assert seen.count((N, True)) == 2  # the loss and the anchor
     torch.testing.assert_close(found.squared_error, whole.squared_error, rtol=1e-12, atol=1e-13)
     gradients = (torch.autograd.grad(x.loss, list(net.parameters())) for x in (found, whole))
     for a, b in zip(*gradients, strict=True):
@@ -215,6 +248,18 @@ def test_fixed_point_is_guidance_of_scale_omega_over_1_minus_kappa():
     torch.testing.assert_close(u, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_fixed_point_of_scales_that_are_told_is_guidance_of_those_scales():
+    known, marginal, d = torch.randn(N, 2, generator=generator("known")), torch.ones(N, 2), draws()
+    scales = torch.linspace(1, 4, N)
+    u = marginal
+    for _ in range(200):
+        u = Guidance(max_scale=8.0).velocity(
+            lambda z, t, *y, u=u: u if y else marginal, marginal, d.t, known, Y, 1 - 1 / scales
+        )
+    expected = marginal + scales[:, None] * (known - marginal)
+    torch.testing.assert_close(u, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_anchor_draws_to_the_guided_velocity():
     net, mean, d = Net(), Net("mean"), draws()
     anchor, uniform = Anchor(weight=0.5, max_gap=0.2), torch.linspace(0, 1, N).double()
@@ -261,6 +306,14 @@ def test_labels_are_dropped_independently():
 def test_bad_settings_are_refused(settings):
     with pytest.raises(ValueError, match="guidance needs omega > 0, and cfg_kappa and dropout"):
         Guidance(**settings)
+
+
+@pytest.mark.parametrize("most", [1.0, 0.5, math.nan, math.inf])
+def test_a_largest_scale_of_no_use_is_refused(most):
+    with pytest.raises(ValueError, match="max_scale must be finite and over 1; got"):
+        Guidance(max_scale=most)
+    with pytest.raises(ValueError, match=r"omega and cfg_kappa must be 1 and 0; got 1.0 and"):
+        Guidance(max_scale=4.0, cfg_kappa=0.5)
 
 
 @pytest.mark.parametrize("times", [(-0.1, 1.0), (0.0, 1.1), (0.5, 0.5), (math.nan, 1.0)])

@@ -1,5 +1,7 @@
 """Conditional networks: what labels change, and that nothing changes without classes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -25,6 +27,8 @@ MODELS = {
 }
 MODEL = pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 Y = torch.tensor([2, 0, 1, 2])
+KAPPA = torch.tensor([0.5, 0.0, 0.875, 0.2], dtype=torch.float64)
+"""1 - 1 / scale, for networks that are told of it."""
 
 
 def build(config, dtype=torch.float64):
@@ -92,6 +96,40 @@ def test_bfloat16_weights_take_labels(config):
     exact = build(config, torch.float32)(z, r, t, Y)
     rounded = net(z, r, t, Y)
     assert rounded.dtype == torch.float32 and (rounded - exact).norm() / exact.norm() < 0.1
+
+
+@MODEL
+def test_a_network_may_be_told_a_scale(config):
+    """None is a scale of 1; each is another velocity, of its own sample."""
+    net, (z, r, t) = build(replace(config, guided=True)), inputs()
+    whole = net(z, r, t, Y, KAPPA)
+    assert torch.equal(net(z, r, t, Y), net(z, r, t, Y, torch.zeros(N)))
+    assert torch.equal(net(z, r, t), net(z, r, t, None, torch.zeros(N)))
+    for i in range(N):
+        alone = net(*(a[i : i + 1] for a in (z, r, t, Y, KAPPA)))
+        torch.testing.assert_close(alone, whole[i : i + 1], rtol=1e-10, atol=1e-12)  # rounding
+    scales = torch.linspace(0, 0.9, 5, dtype=torch.float64)
+    outputs = torch.stack([net(z, r, t, Y, k.expand(N)) for k in scales])
+    assert (torch.pdist(outputs.flatten(1)) > 1e-3).all()
+    with pytest.raises(ValueError, match="takes no guidance scale; its config is not guided"):
+        build(config)(z, r, t, Y, KAPPA)
+    with pytest.raises(ValueError, match="is told the guidance scale needs classes; got 0"):
+        replace(config, guided=True, classes=0)
+
+
+@MODEL
+def test_jvp_of_a_network_that_is_told_a_scale_is_the_central_difference(config):
+    net, (z, r, t) = build(replace(config, guided=True)), inputs()
+    u, v, h = with_labels(net, Y, KAPPA), torch.cos(z), 1e-5
+    with torch.no_grad():
+        value, du_dt = total_derivative(u, z, r, t, v)
+        with carrying():
+            carried = total_derivative(u, z, r, t, v)
+        difference = (u(z + h * v, r, t + h) - u(z - h * v, r, t - h)) / (2 * h)
+    assert torch.equal(value, net(z, r, t, Y, KAPPA))
+    torch.testing.assert_close(du_dt, difference, rtol=0, atol=1e-5 * du_dt.abs().max().item())
+    for a, b in zip(carried, (value, du_dt), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)  # rounding
 
 
 @MODEL

@@ -51,21 +51,21 @@ def test_the_cifar_network_has_as_many_parameters_as_published(name):
 
 def test_nothing_told_is_zeros():
     net, (z, r, t) = build(), inputs()
-    assert torch.equal(net(z, r, t), net(z, r, t, None, torch.zeros(N, 6).double()))
-    assert not torch.allclose(net(z, r, t), net(z, r, t, None, TOLD))
+    assert torch.equal(net(z, r, t), net(z, r, t, told=torch.zeros(N, 6).double()))
+    assert not torch.allclose(net(z, r, t), net(z, r, t, told=TOLD))
 
 
 def test_every_number_counts_and_belongs_to_its_sample():
     net, (z, r, t) = build(), inputs()
-    whole = net(z, r, t, None, TOLD)
+    whole = net(z, r, t, told=TOLD)
     for i in range(N):
         part = slice(i, i + 1)
-        alone = net(z[part], r[part], t[part], None, TOLD[part])
+        alone = net(z[part], r[part], t[part], told=TOLD[part])
         torch.testing.assert_close(alone, whole[part], rtol=1e-10, atol=1e-12)  # rounding
     for k in range(6):
         changed = TOLD.clone()
         changed[:, k] += 1
-        assert (net(z, r, t, None, changed) - whole).abs().flatten(1).amax(1).min() > 1e-6
+        assert (net(z, r, t, told=changed) - whole).abs().flatten(1).amax(1).min() > 1e-6
 
 
 def test_jvp_is_the_central_difference():
@@ -74,7 +74,7 @@ def test_jvp_is_the_central_difference():
     with torch.no_grad():
         value, du_dt = total_derivative(u, z, r, t, v)
         difference = (u(z + h * v, r, t + h) - u(z - h * v, r, t - h)) / (2 * h)
-    assert torch.equal(value, net(z, r, t, None, TOLD))
+    assert torch.equal(value, net(z, r, t, told=TOLD))
     torch.testing.assert_close(du_dt, difference, rtol=0, atol=1e-5 * du_dt.abs().max().item())
 
 
@@ -90,10 +90,10 @@ def test_labels_and_what_is_told_go_together():
     net, (z, r, t) = build(UNetConfig(**{**SMALL.__dict__, "classes": 3})), inputs()
     u = with_labels(with_told(net, TOLD, 2), Y)
     velocity = with_labels(with_told(boundary_velocity(net), TOLD, 1), Y)
-    assert torch.equal(u(z, r, t), net(z, r, t, Y, TOLD))
-    assert torch.equal(velocity(z, t), net(z, t, t, Y, TOLD))
+    assert torch.equal(u(z, r, t), net(z, r, t, Y, told=TOLD))
+    assert torch.equal(velocity(z, t), net(z, t, t, Y, told=TOLD))
     # Without the first samples, which have r = t: what belongs to the last ones.
-    assert torch.equal(u(z[1:], r[1:], t[1:]), net(z[1:], r[1:], t[1:], Y[1:], TOLD[1:]))
+    assert torch.equal(u(z[1:], r[1:], t[1:]), net(z[1:], r[1:], t[1:], Y[1:], told=TOLD[1:]))
 
 
 def test_the_map_is_drawn_last():

@@ -81,9 +81,9 @@ def test_network_and_proxy_are_told(experiment):
     own = objective(experiment)
     forward = own.net.forward
 
-    def spy(z, r, t, y=None, told=None):
+    def spy(z, r, t, y=None, kappa=None, told=None):
         seen.append(told)
-        return forward(z, r, t, y, told)
+        return forward(z, r, t, y, kappa, told)
 
     own.net.forward = spy
     own(1)

@@ -204,6 +204,10 @@ def guided(**changes):
     ).override(changes)
 
 
+TOLD = {"model.guided": True, "guidance.max_scale": 8.0, "guidance.cfg_kappa": 0.0}
+"""Changes that tell the network of a scale."""
+
+
 def guided_objective(experiment, workers=Workers()):  # noqa: B008
     torch.manual_seed(0)
     net = experiment.model.build((1, 8, 8))
@@ -218,11 +222,11 @@ def test_guided_forward_is_the_guided_loss_of_its_draws(mixing):
     experiment = guided(**{"guidance.mixing": mixing})
     own = guided_objective(experiment)
     draws, uniform = own.draw(2)
-    y, dropped = own.labels(2)
+    y, dropped, _ = labels = own.labels(2)
     assert 0 < dropped.sum() < 12 and ((y == 10) == dropped).all()
     z, v_cond = interpolate(draws.x, draws.e, draws.t)
     v_hat = boundary_velocity(own.net)
-    velocity, beta, _ = experiment.guidance(v_hat, v_hat, z, draws.t, v_cond, (y, dropped), 0.3)
+    velocity, beta, _ = experiment.guidance(v_hat, v_hat, z, draws.t, v_cond, labels, 0.3)
     expected = experiment.loss(
         with_labels(own.net, y),
         draws,
@@ -235,9 +239,10 @@ def test_guided_forward_is_the_guided_loss_of_its_draws(mixing):
 
 
 @pytest.mark.parametrize("mixing", ["tangent", "parameters"])
-def test_compiled_guided_step_is_the_one_that_is_not(mixing):
+@pytest.mark.parametrize("told", [False, True])
+def test_compiled_guided_step_is_the_one_that_is_not(mixing, told):
     """Though it takes the network's own velocity at r = t from the loss: float32 rounding."""
-    changes = {"guidance.mixing": mixing, "times.prob_equal": 0.75}
+    changes = {"guidance.mixing": mixing, "times.prob_equal": 0.75} | (TOLD if told else {})
     found = []
     for compiled in (False, True):
         own = guided_objective(guided(**changes, **{"compute.compile": compiled}))
@@ -247,10 +252,18 @@ def test_compiled_guided_step_is_the_one_that_is_not(mixing):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_a_scale_is_told_of_where_labels_are_kept():
+    labels = guided_objective(guided(**TOLD)).labels(2)
+    assert (labels.kappa[labels.dropped] == 0).all()
+    assert ((labels.kappa > 0) & (labels.kappa < 7 / 8))[~labels.dropped].all()
+    fixed = guided_objective(guided()).labels(2)
+    assert torch.equal(labels.y, fixed.y) and fixed.kappa is None
+
+
 def test_labels_are_the_images_own_where_they_are_not_dropped():
     experiment = guided()
     own, data = guided_objective(experiment), Digits().load("train")
-    y, dropped = own.labels(3)
+    y, dropped, _ = own.labels(3)
     true = data.labels[data.positions(3, 12, experiment.seed)]
     assert torch.equal(y[~dropped], true[~dropped])
     assert torch.equal(own.draw(3)[0].x, data.batch(3, 12, experiment.seed, torch.device("cpu")))
@@ -258,9 +271,9 @@ def test_labels_are_the_images_own_where_they_are_not_dropped():
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_labels_of_workers_make_up_the_single_workers(world):
-    whole = guided_objective(guided()).labels(3)
+    whole = guided_objective(guided(**TOLD)).labels(3)
     for rank in range(world):
-        part = guided_objective(guided(), Workers(rank, world)).labels(3)
+        part = guided_objective(guided(**TOLD), Workers(rank, world)).labels(3)
         assert all(torch.equal(a, b[rank::world]) for a, b in zip(part, whole, strict=True))
 
 

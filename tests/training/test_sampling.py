@@ -1,5 +1,7 @@
 """Samples in files of any number, and exported networks that make the same ones."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,9 @@ from tiny import TINY
 from vamf.data.downloads import CIFAR10
 from vamf.metrics.quantize import to_uint8
 from vamf.presets import PRESETS
+from vamf.training.evaluation import protocol
 from vamf.training.export import export
-from vamf.training.inference import load
+from vamf.training.inference import Trained, load
 from vamf.training.loop import Session, train
 from vamf.training.sampling import generator_of, save_samples
 from vamf.training.serving import Served
@@ -83,6 +86,30 @@ def test_classes(trained):
     torch.testing.assert_close(again, by_class[4][:3])
     with pytest.raises(ValueError, match=r"labels must lie in 0, ..., 9; got 10"):
         generator_of(trained, steps=1, seed=0, label=10)
+
+
+def test_a_network_that_is_told_of_a_scale_takes_one():
+    """As 1 - 1 / scale, for samples and in requests; the protocol names it."""
+    changes = {"model.guided": True, "guidance.max_scale": 4.0, "evaluation.guidance_scale": 2.0}
+    experiment, seen = LABELLED.override(changes), []
+    own = Trainer(experiment, experiment.data.load("train"))
+    own.ema.module.register_forward_pre_hook(lambda _, args: seen.append(args[4]))
+    trained = Trained(experiment, own.ema, own.beta, Path("here"), 0)
+    for scale in (None, 1.0, 4.0):
+        generator_of(trained, steps=1, seed=0, label=3, scale=scale)(range(2))
+    Served(trained).images([{"count": 2, "scale": 4}, {"count": 2}])
+    assert [part.tolist() for part in seen] == [[k] * 2 for k in (0.5, 0.0, 0.75, 0.75, 0.5)]
+    assert "1-step samples, guidance scale 2, moving average" in protocol(experiment)
+    with pytest.raises(ValueError, match=r"must lie in \[1, guidance.max_scale\].*; got 5.0 and"):
+        generator_of(trained, steps=1, seed=0, scale=5.0)
+    with pytest.raises(ValueError, match=r"guidance_scale must be at least 1; got 0.5"):
+        Served(trained).images([{"count": 1, "scale": 0.5}])
+
+
+def test_a_network_that_is_told_of_none_takes_none(trained):
+    generator_of(trained, steps=1, seed=0, scale=1.0)
+    with pytest.raises(ValueError, match=r"and be 1 without that; got 2.0 and None"):
+        generator_of(trained, steps=1, seed=0, scale=2.0)
 
 
 def test_a_network_without_classes_takes_no_label(tmp_path):
@@ -188,6 +215,7 @@ def test_requests_take_the_experiments_own_steps(trained):
         ({"count": 1, "seed": float("nan")}, "seed must be a whole number; got nan"),
         ({"count": 1, "label": 12}, r"labels must lie in 0, ..., 9; got 12"),
         ({"count": 1, "steps": 0}, "sampling_steps must be at least 1; got 0"),
+        ({"count": 1, "scale": 3.0}, "and be 1 without that; got 3.0 and None"),
     ],
 )
 def test_requests_that_cannot_be_met_are_refused(trained, row, line):

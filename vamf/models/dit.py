@@ -19,12 +19,13 @@ from vamf.models.layers import (
     Linear,
     attend,
     attend_tangent,
+    check_classes,
     initialise,
     refuse_labels,
     sinusoid,
 )
 from vamf.models.plain import silu_slope
-from vamf.typing import Label, Sample, Time
+from vamf.typing import Label, Sample, Scalars, Time
 
 Values = Sequence[Any]
 Tangents = Sequence[Any]
@@ -202,6 +203,8 @@ class DiTConfig:
     """A second output layer, for the velocity at t: the proxy `head`."""
     classes: int = 0
     """Classes of the labels that it is conditioned on; 0 makes it unconditional."""
+    guided: bool = False
+    """Whether it is told the guidance scale of a sample, which is then chosen in sampling."""
 
     def __post_init__(self) -> None:
         if min(self.patch, self.depth, self.heads) < 1:
@@ -213,8 +216,7 @@ class DiTConfig:
             raise ValueError(
                 f"width must be a multiple of 4 and of heads; got {self.width} and {self.heads}"
             )
-        if self.classes < 0:
-            raise ValueError(f"classes must be at least 0; got {self.classes}")
+        check_classes(self.classes, self.guided)
 
     def build(self, shape: tuple[int, ...]) -> "DiT":
         """The network for images or latents of ``shape`` (channels, height, width)."""
@@ -230,6 +232,7 @@ class DiT(nn.Module):
     """u(z, r, t) on images (batch, channels, height, width), with t and t - r embedded.
 
     With classes the vectors of the labels ``y`` are added to those of the times; None is no class.
+    If guided, so is that of ``kappa`` = 1 - 1 / scale; None is 0.
     """
 
     positions: Tensor
@@ -241,7 +244,7 @@ class DiT(nn.Module):
         grid = positions(shape[1] // p, shape[2] // p, dim)
         self.register_buffer("positions", grid.float(), persistent=False)
         self.time, self.gap = TimeEmbedding(dim), TimeEmbedding(dim)
-        self.labels = ClassEmbedding(config.classes, dim) if config.classes else None
+        self.labels = ClassEmbedding(config.classes, dim, config.guided) if config.classes else None
         if self.labels is not None:
             nn.init.normal_(self.labels.table.weight, std=0.02)
         self.blocks = nn.ModuleList(
@@ -250,28 +253,32 @@ class DiT(nn.Module):
         self.out = Output(dim, shape[0] * p * p)
         self.velocity_head = Output(dim, shape[0] * p * p) if config.velocity_head else None
 
-    def forward(self, z: Sample, r: Time, t: Time, y: Label | None = None) -> Sample:
+    def forward(
+        self, z: Sample, r: Time, t: Time, y: Label | None = None, kappa: Scalars | None = None
+    ) -> Sample:
         pixels = partial(self._pixels, dtype=value_of(z).dtype)
-        return push(pixels, self.out(*self._hidden(z, r, t, y)))
+        return push(pixels, self.out(*self._hidden(z, r, t, y, kappa)))
 
     def velocity(self, z: Sample, t: Time) -> Sample:
         """v(z, t) by the velocity head."""
         assert self.velocity_head is not None
         return self._pixels(self.velocity_head(*self._hidden(z, t, t)), z.dtype)
 
-    def _hidden(self, z: Sample, r: Time, t: Time, y: Label | None = None) -> tuple[Tensor, Tensor]:
+    def _hidden(
+        self, z: Sample, r: Time, t: Time, y: Label | None = None, kappa: Scalars | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The tokens, (batch, patches, width), and the condition, (batch, width)."""
-        condition = push(self._condition, t, r, y)
+        condition = push(self._condition, t, r, y, kappa)
         dtype = self.patches.weight.dtype
         x = push(self._placed, self.patches(push(lambda v: v.to(dtype), z)))
         for block in self.blocks:
             x = block(x, condition)
         return x, condition
 
-    def _condition(self, t: Time, r: Time, y: Label | None) -> Tensor:
+    def _condition(self, t: Time, r: Time, y: Label | None, kappa: Scalars | None) -> Tensor:
         condition = self.time(t) + self.gap(t - r)
         if self.labels is not None:
-            return condition + self.labels(y, len(t))
+            return condition + self.labels(y, len(t), kappa)
         refuse_labels(y)
         return condition
 

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from vamf.flow.derivatives import affine
 from vamf.flow.duals import Dual
 from vamf.models import fused, plain
-from vamf.typing import Label, Time
+from vamf.typing import Label, Scalars, Time
+
+SCALES = 64
+"""Size of the sinusoid of a guidance scale."""
 
 _Affine = TypeVar("_Affine", nn.Linear, nn.Conv2d)
 
@@ -164,18 +167,40 @@ class SelfAttention(nn.Module):
 
 
 class ClassEmbedding(nn.Module):
-    """A learnt vector for each class, and one more for none of them (arXiv 2207.12598)."""
+    """A learnt vector for each class, and one more for none of them (arXiv 2207.12598).
 
-    def __init__(self, classes: int, dim: int) -> None:
+    If ``guided``, two layers over the sinusoid of kappa = 1 - 1 / scale add a vector for the
+    guidance scale (arXiv 2512.02012).
+    """
+
+    def __init__(self, classes: int, dim: int, guided: bool = False) -> None:
         super().__init__()
         self.classes = classes
         self.table = nn.Embedding(classes + 1, dim)
+        layers = initialise(Linear(SCALES, dim)), nn.SiLU(), initialise(Linear(dim, dim))
+        self.scale = nn.Sequential(*layers) if guided else None
 
-    def forward(self, y: Label | None, size: int) -> Tensor:
-        """(size, dim) for class indices (size,); index ``classes``, or None, is no class."""
-        if y is None:
-            return self.table.weight[-1:].expand(size, -1)
-        return self.table(y)
+    def forward(self, y: Label | None, size: int, kappa: Scalars | None = None) -> Tensor:
+        """(size, dim) for class indices (size,); index ``classes``, or None, is no class.
+
+        ``kappa`` is (size,) in [0, 1); None is 0, a scale of 1. Raises ValueError if it is given
+        to an embedding that knows of no scale.
+        """
+        found = self.table.weight[-1:].expand(size, -1) if y is None else self.table(y)
+        if self.scale is None:
+            if kappa is not None:
+                raise ValueError("this network takes no guidance scale; its config is not guided")
+            return found
+        kappa = torch.zeros(size, device=found.device) if kappa is None else kappa
+        return found + self.scale(sinusoid(kappa, SCALES).to(found.dtype))
+
+
+def check_classes(classes: int, guided: bool) -> None:
+    """Raises ValueError for a negative number of classes, or a guidance scale without any."""
+    if classes < 0:
+        raise ValueError(f"classes must be at least 0; got {classes}")
+    if guided and not classes:
+        raise ValueError("a network that is told the guidance scale needs classes; got 0")
 
 
 def refuse_labels(y: Label | None) -> None:

@@ -10,8 +10,15 @@ from torch import Tensor, nn
 
 from vamf.flow.derivatives import push
 from vamf.flow.duals import value_of
-from vamf.models.layers import ClassEmbedding, Linear, initialise, refuse_labels, sinusoid
-from vamf.typing import Label, Sample, Time
+from vamf.models.layers import (
+    ClassEmbedding,
+    Linear,
+    check_classes,
+    initialise,
+    refuse_labels,
+    sinusoid,
+)
+from vamf.typing import Label, Sample, Scalars, Time
 
 
 class MLP(nn.Module):
@@ -28,6 +35,7 @@ class MLP(nn.Module):
         embedding: int,
         velocity_head: bool = False,
         classes: int = 0,
+        guided: bool = False,
     ) -> None:
         super().__init__()
         self.embedding = embedding
@@ -37,28 +45,32 @@ class MLP(nn.Module):
         self.velocity_head = (
             initialise(Linear(widths[-1], dim), gain=1e-5) if velocity_head else None
         )
-        self.labels = ClassEmbedding(classes, embedding) if classes else None
+        self.labels = ClassEmbedding(classes, embedding, guided) if classes else None
 
-    def forward(self, z: Sample, r: Time, t: Time, y: Label | None = None) -> Sample:
-        return push(partial(_like, value_of(z)), self.head(self._hidden(z, r, t, y)))
+    def forward(
+        self, z: Sample, r: Time, t: Time, y: Label | None = None, kappa: Scalars | None = None
+    ) -> Sample:
+        return push(partial(_like, value_of(z)), self.head(self._hidden(z, r, t, y, kappa)))
 
     def velocity(self, z: Sample, t: Time) -> Sample:
         """v(z, t) by the velocity head."""
         assert self.velocity_head is not None
         return _like(z, self.velocity_head(self._hidden(z, t, t)))
 
-    def _hidden(self, z: Sample, r: Time, t: Time, y: Label | None = None) -> Tensor:
-        h = push(self._known, z, t, r, y)
+    def _hidden(
+        self, z: Sample, r: Time, t: Time, y: Label | None = None, kappa: Scalars | None = None
+    ) -> Tensor:
+        h = push(self._known, z, t, r, y, kappa)
         for layer in self.layers:
             h = push(nn.functional.silu, layer(h))
         return h
 
-    def _known(self, z: Sample, t: Time, r: Time, y: Label | None) -> Tensor:
+    def _known(self, z: Sample, t: Time, r: Time, y: Label | None, kappa: Scalars | None) -> Tensor:
         emb_r, emb_t = sinusoid(r, self.embedding), sinusoid(t, self.embedding)
         dtype = self.head.weight.dtype
         parts = [z.flatten(1).to(dtype), emb_t.to(dtype), (emb_t - emb_r).to(dtype)]
         if self.labels is not None:
-            parts.append(self.labels(y, len(z)))
+            parts.append(self.labels(y, len(z), kappa))
         else:
             refuse_labels(y)
         return torch.cat(parts, 1)
@@ -80,16 +92,17 @@ class MLPConfig:
     """A second output layer, for the velocity at t: the proxy `head`."""
     classes: int = 0
     """Classes of the labels that it is conditioned on; 0 makes it unconditional."""
+    guided: bool = False
+    """Whether it is told the guidance scale of a sample, which is then chosen in sampling."""
 
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"hidden needs at least one width, all positive; got {self.hidden}")
         if self.embedding < 2 or self.embedding % 2:
             raise ValueError(f"embedding must be even and at least 2; got {self.embedding}")
-        if self.classes < 0:
-            raise ValueError(f"classes must be at least 0; got {self.classes}")
+        check_classes(self.classes, self.guided)
 
     def build(self, shape: tuple[int, ...]) -> MLP:
         """The network for samples of ``shape``."""
         dim = math.prod(shape)
-        return MLP(dim, self.hidden, self.embedding, self.velocity_head, self.classes)
+        return MLP(dim, self.hidden, self.embedding, self.velocity_head, self.classes, self.guided)

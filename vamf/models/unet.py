@@ -19,13 +19,14 @@ from vamf.models.layers import (
     GroupNorm,
     Linear,
     SelfAttention,
+    check_classes,
     downsample,
     initialise,
     refuse_labels,
     sinusoid,
     upsample,
 )
-from vamf.typing import Label, Sample, Time
+from vamf.typing import Label, Sample, Scalars, Time
 
 Images = Tensor | Dual
 
@@ -112,6 +113,8 @@ class UNetConfig:
     """A second output convolution, for the velocity at t: the proxy `head`."""
     classes: int = 0
     """Classes of the labels that it is conditioned on; 0 makes it unconditional."""
+    guided: bool = False
+    """Whether it is told the guidance scale of a sample, which is then chosen in sampling."""
     augmentations: int = 0
     """Numbers by which it is told of an image's augmentation; 0 tells it nothing."""
 
@@ -127,8 +130,7 @@ class UNetConfig:
             raise ValueError(f"heads must divide the channels of every level; got {self.heads}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1); got {self.dropout}")
-        if self.classes < 0:
-            raise ValueError(f"classes must be at least 0; got {self.classes}")
+        check_classes(self.classes, self.guided)
         if self.augmentations < 0:
             raise ValueError(f"augmentations must be at least 0; got {self.augmentations}")
 
@@ -147,8 +149,9 @@ class UNet(nn.Module):
     """u(z, r, t) on images (batch, channels, height, width), with t and t - r embedded.
 
     With classes the vectors of the labels ``y`` are added to those of the times; None is no class.
-    What is told of the augmentation, ``told`` (batch, augmentations), goes through a linear map and
-    is added to the sinusoid of t; None is an image as it is, and so are zeros.
+    If guided, so is that of ``kappa`` = 1 - 1 / scale; None is 0. What is told of the augmentation,
+    ``told`` (batch, augmentations), goes through a linear map and is added to the sinusoid of t;
+    None is an image as it is, and so are zeros.
     """
 
     def __init__(self, config: UNetConfig, shape: tuple[int, ...]) -> None:
@@ -166,7 +169,7 @@ class UNet(nn.Module):
             if config.velocity_head
             else None
         )
-        self.labels = ClassEmbedding(config.classes, emb) if config.classes else None
+        self.labels = ClassEmbedding(config.classes, emb, config.guided) if config.classes else None
         self.augment = (
             initialise(Linear(config.augmentations, 2 * config.channels, bias=False))
             if config.augmentations
@@ -211,22 +214,27 @@ class UNet(nn.Module):
         return blocks, joins, width
 
     def forward(
-        self, z: Sample, r: Time, t: Time, y: Label | None = None, told: Tensor | None = None
+        self,
+        z: Sample,
+        r: Time,
+        t: Time,
+        y: Label | None = None,
+        kappa: Scalars | None = None,
+        told: Tensor | None = None,
     ) -> Sample:
         if are_carried():
-            return push(partial(_like, value_of(z)), self.conv_out(self._fused(z, r, t, y, told)))
-        return self.conv_out(self._hidden(z, r, t, y, told)).to(z.dtype)
+            hidden = self._fused(z, r, t, y, kappa, told)
+            return push(partial(_like, value_of(z)), self.conv_out(hidden))
+        return self.conv_out(self._hidden(z, r, t, y, kappa, told)).to(z.dtype)
 
     def velocity(self, z: Sample, t: Time) -> Sample:
         """v(z, t) by the velocity head."""
         assert self.velocity_head is not None
-        hidden = self._fused(z, t, t, None, None) if are_carried() else self._hidden(z, t, t)
+        hidden = self._fused(z, t, t) if are_carried() else self._hidden(z, t, t)
         return self.velocity_head(hidden).to(z.dtype)
 
-    def _hidden(
-        self, z: Sample, r: Time, t: Time, y: Label | None = None, told: Tensor | None = None
-    ) -> Tensor:
-        emb = self._embedded(t, r, y, told)
+    def _hidden(self, z: Sample, r: Time, t: Time, *known: Tensor | None) -> Tensor:
+        emb = self._embedded(t, r, *known)
         x = self.conv_in(z.to(self.conv_in.weight.dtype))
         skips = [x]
         for block in self.down:
@@ -236,9 +244,9 @@ class UNet(nn.Module):
             x = block(torch.cat([x, skips.pop()], 1) if join else x, emb)
         return silu(self.norm_out(x))
 
-    def _fused(self, z: Images, r: Time, t: Images, y: Label | None, told: Tensor | None) -> Images:
+    def _fused(self, z: Images, r: Time, t: Images, *known: Tensor | None) -> Images:
         """``_hidden`` in groups of operations that are fast on a GPU."""
-        emb = push(self._embedded, t, r, y, told)
+        emb = push(self._embedded, t, r, *known)
         x, skips = self.conv_in(push(partial(_like, self.conv_in.weight), z)), []
         for block in self.down:
             x, before = block.fused(x, emb)  # type: ignore[operator]
@@ -249,14 +257,21 @@ class UNet(nn.Module):
                 skips.append(before)
         return self.norm_out.fused(x)[0]
 
-    def _embedded(self, t: Time, r: Time, y: Label | None, told: Tensor | None) -> Tensor:
+    def _embedded(
+        self,
+        t: Time,
+        r: Time,
+        y: Label | None = None,
+        kappa: Scalars | None = None,
+        told: Tensor | None = None,
+    ) -> Tensor:
         dtype, channels = self.conv_in.weight.dtype, self.config.channels
         times = [sinusoid(s, 2 * channels, endpoint=True).to(dtype) for s in (t, t - r)]
         if self.augment is not None and told is not None:
             times[0] = times[0] + self.augment(told.to(dtype))
         known = torch.cat(times, 1)
         if self.labels is not None:
-            known = known + self.labels(y, len(t))
+            known = known + self.labels(y, len(t), kappa)
         else:
             refuse_labels(y)
         return silu(self.map1(silu(self.map0(known))))

@@ -27,9 +27,9 @@ def save_model(exported: Path, out: Path) -> None:
 
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"a folder for an MLflow model must be empty; got files in {out}")
-    count, *optional = serving.COLUMNS
-    columns = [ColSpec("long", count)]
-    columns += [ColSpec("long", name, required=False) for name in optional]
+    columns = [
+        ColSpec(kind, name, required=name == "count") for name, kind in serving.COLUMNS.items()
+    ]
     needed = ["torch", "numpy", "pillow", "safetensors", "pydantic", "jaxtyping"]
     needed += ["diffusers"] if isinstance(read_export(exported)[0].data, Latents) else []
     save(

@@ -24,7 +24,7 @@ from vamf.metrics.distances import Generate, Measurement
 from vamf.random import generator, seed_of
 from vamf.training.objective import draw
 from vamf.training.trainer import Trainer
-from vamf.typing import AverageVelocity, Beta, BetaAt, Label, Sample, Velocity
+from vamf.typing import AverageVelocity, Beta, BetaAt, Label, Sample, Scalars, Velocity
 
 Metrics = dict[str, Measurement]
 
@@ -61,10 +61,17 @@ def generate_from(
             y = classes(evaluation.seed, indices, number, device) if number else None
             if y is not None and label is not None:
                 y = torch.full_like(y, label)
-            own = u if y is None else with_labels(u, y)
+            own = u if y is None else with_labels(u, y, _kappa(experiment, e))
             return decode(_sampled(own, experiment, e, indices))
 
     return generate
+
+
+def _kappa(experiment: Experiment, e: Sample) -> Scalars | None:
+    """1 - 1 / scale of samples from noise ``e``, if the network is told of it."""
+    if not experiment.model.guided:
+        return None
+    return e.new_full((len(e),), 1 - 1 / experiment.evaluation.guidance_scale)
 
 
 def _sampled(u: AverageVelocity, experiment: Experiment, e: Sample, indices: range) -> Sample:
@@ -99,9 +106,10 @@ def protocol(experiment: Experiment) -> str:
     """What two distances must share to be compared, in words: figure, steps, weights and noise."""
     evaluation = experiment.evaluation
     how = "" if evaluation.sampler == "average" else f" {evaluation.sampler}"
+    scale = f", guidance scale {evaluation.guidance_scale:g}" if experiment.model.guided else ""
     decoded = f", decoded by {data.vae}" if isinstance(data := experiment.data, Latents) else ""
     return (
-        f"{evaluation.distance.key}, {evaluation.sampling_steps}-step{how} samples, "
+        f"{evaluation.distance.key}, {evaluation.sampling_steps}-step{how} samples{scale}, "
         f"moving average {experiment.ema}, evaluation seed {evaluation.seed}{decoded}"
     )
 

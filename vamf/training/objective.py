@@ -128,10 +128,11 @@ class Objective(nn.Module):
         if guidance is None or labels is None:
             return u, v_hat, Guided(None, beta)
         z, v_cond = interpolate(draws.x, draws.e, draws.t)
-        known = draws.n_equal if self._steady else 0
+        without = draws.n_equal if self._steady else 0
         own = boundary_velocity(u)
-        guided = guidance(own, v_hat, z, draws.t, v_cond, labels, beta, known)
-        return with_labels(u, labels.y), with_labels(v_hat, labels.y), guided
+        guided = guidance(own, v_hat, z, draws.t, v_cond, labels, beta, without)
+        known = labels.y, labels.kappa
+        return with_labels(u, *known), with_labels(v_hat, *known), guided
 
     def _informed(self, told: torch.Tensor | None) -> tuple[AverageVelocity, Velocity]:
         """The network and the proxy, told of the step's augmentation if there is one."""
@@ -158,8 +159,12 @@ class Objective(nn.Module):
         assert e.guidance is not None and isinstance(self.dataset, Labelled)
         y = self.dataset.labels_of(step, e.batch, e.seed, device)
         g = generator(e.seed, "labels", step, device=device)
-        labels = drop_labels(y, e.model.classes, e.guidance.dropout, g)
-        return Labels(*(part[rank::world] for part in labels))
+        y, dropped, _ = drop_labels(y, e.model.classes, e.guidance.dropout, g)
+        kappa = e.guidance.draw_kappa(e.batch, generator(e.seed, "scales", step, device=device))
+        mine = slice(rank, None, world)
+        if kappa is not None:
+            kappa = kappa.masked_fill(dropped, 0)[mine]
+        return Labels(y[mine], dropped[mine], kappa)
 
     def beta(self, step: int, t: Time) -> Beta:
         """beta in the given step, counted from 0, of samples at times ``t``."""

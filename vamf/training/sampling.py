@@ -29,16 +29,22 @@ def check_label(trained: Trained, label: int | None) -> None:
 
 
 def generator_of(
-    trained: Trained, *, steps: int | None, seed: int, label: int | None = None
+    trained: Trained,
+    *,
+    steps: int | None,
+    seed: int,
+    label: int | None = None,
+    scale: float | None = None,
 ) -> Callable[[range], torch.Tensor]:
     """A function from sample indices to samples on the CPU, each a function of (seed, index).
 
-    ``steps`` of None are the experiment's. Raises ValueError for fewer than one step, and for a
-    label that the network does not know.
+    ``steps`` and the guidance ``scale`` of None are the experiment's. Raises ValueError for fewer
+    than one step, for a label that the network does not know, and for a scale that it was not
+    trained with.
     """
     check_label(trained, label)
-    changes = {"evaluation.seed": seed}
-    changes |= {} if steps is None else {"evaluation.sampling_steps": steps}
+    chosen = {"seed": seed, "sampling_steps": steps, "guidance_scale": scale}
+    changes = {f"evaluation.{name}": value for name, value in chosen.items() if value is not None}
     experiment = trained.experiment.override(changes)
     device = next(trained.ema.parameters()).device
     generate = generate_from(trained.ema, experiment, trained.shape, device, label)

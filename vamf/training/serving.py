@@ -14,8 +14,9 @@ from vamf.training.sampling import generator_of, in_parts
 MOST = 10_000
 """Images that one request may ask for."""
 
-COLUMNS = ("count", "seed", "label", "steps")
-"""What a row of a request may hold; only the first is needed."""
+WHOLE = ("count", "seed", "label", "steps")
+COLUMNS = {**dict.fromkeys(WHOLE, "long"), "scale": "double"}
+"""What a row of a request may hold, in MLflow's types; only the first is needed."""
 
 
 class Served:
@@ -33,26 +34,28 @@ class Served:
     def images(self, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """The images of all rows, (n, height, width, channels) uint8; or points, (n, dim).
 
-        A row holds ``count``, and if need be ``seed`` (0), ``label`` (-1, random classes) and
-        ``steps`` (the experiment's own). The same row gives the same images, and a larger count
-        begins with those of a smaller one. Raises ValueError for columns or values that are not
-        these.
+        A row holds ``count``, and if need be ``seed`` (0), ``label`` (-1, random classes), and
+        ``steps`` and the guidance ``scale`` (the experiment's own). The same row gives the same
+        images, and a larger count begins with those of a smaller one. Raises ValueError for columns
+        or values that are not these.
         """
         return np.concatenate([self._row(row) for row in rows])
 
     def _row(self, row: Mapping[str, Any]) -> np.ndarray:
         unknown = sorted(set(row) - set(COLUMNS))
         if unknown or "count" not in row:
-            raise ValueError(f"a request holds count, and perhaps seed, label, steps; got {[*row]}")
-        own = self.trained.experiment.evaluation.sampling_steps
+            names = ", ".join([*COLUMNS][1:])
+            raise ValueError(f"a request holds count, and perhaps {names}; got {[*row]}")
+        own = self.trained.experiment.evaluation
         count, seed, label, steps = (
             _whole(name, row.get(name, default))
-            for name, default in zip(COLUMNS, (None, 0, -1, own), strict=True)
+            for name, default in zip(WHOLE, (None, 0, -1, own.sampling_steps), strict=True)
         )
         if not 1 <= count <= MOST:
             raise ValueError(f"count must lie in 1, ..., {MOST}; got {count}")
         chosen = None if label == -1 else label
-        generate = generator_of(self.trained, steps=steps, seed=seed, label=chosen)
+        scale = float(row.get("scale", own.guidance_scale))
+        generate = generator_of(self.trained, steps=steps, seed=seed, label=chosen, scale=scale)
         return _as_array(torch.cat(list(in_parts(generate, count))))
 
 
