@@ -216,6 +216,8 @@ def test_requests_take_the_experiments_own_steps(trained):
         ({"count": 1, "label": 12}, r"labels must lie in 0, ..., 9; got 12"),
         ({"count": 1, "steps": 0}, "sampling_steps must be at least 1; got 0"),
         ({"count": 1, "scale": 3.0}, "and be 1 without that; got 3.0 and None"),
+        ({"count": 1, "scale": None}, "scale must be a number; got None"),
+        ({"count": 1, "scale": "much"}, "scale must be a number; got 'much'"),
     ],
 )
 def test_requests_that_cannot_be_met_are_refused(trained, row, line):

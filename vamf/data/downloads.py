@@ -1,5 +1,6 @@
 """MNIST and CIFAR-10 as torchvision keeps them: one local folder, and a download if asked for."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ ROOT = Path("data")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
+class Published(ABC):
     """A published data set of ten classes, in torchvision's layout below ``root``."""
 
     root: Path = ROOT
@@ -40,9 +41,9 @@ class Published:
         """
         return _load(self, split)
 
+    @abstractmethod
     def read(self, split: Split) -> ImageSet:
         """``load``, from disk."""
-        raise NotImplementedError
 
 
 @cache

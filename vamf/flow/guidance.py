@@ -120,8 +120,8 @@ class Guidance:
         """
         guided = self.omega * v_cond
         if kappa is not None or self.omega + self.cfg_kappa != 1:
-            none = 1 - self.omega - (self.cfg_kappa if kappa is None else expand_like(kappa, z))
-            guided = guided + none * v(z, t)
+            null = 1 - self.omega - (self.cfg_kappa if kappa is None else expand_like(kappa, z))
+            guided = guided + null * v(z, t)
         if self._takes_own(kappa) and without < len(z):
             given = [a[without:] for a in (z, t, y, kappa) if a is not None]
             own = self.cfg_kappa if kappa is None else expand_like(given[-1], z)

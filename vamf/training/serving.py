@@ -54,7 +54,7 @@ class Served:
         if not 1 <= count <= MOST:
             raise ValueError(f"count must lie in 1, ..., {MOST}; got {count}")
         chosen = None if label == -1 else label
-        scale = float(row.get("scale", own.guidance_scale))
+        scale = _number("scale", row.get("scale", own.guidance_scale))
         generate = generator_of(self.trained, steps=steps, seed=seed, label=chosen, scale=scale)
         return _as_array(torch.cat(list(in_parts(generate, count))))
 
@@ -67,6 +67,14 @@ def _whole(name: str, value: Any) -> int:
     except (TypeError, ValueError, OverflowError):
         pass
     raise ValueError(f"{name} must be a whole number; got {value!r}")
+
+
+def _number(name: str, value: Any) -> float:
+    """A number of a request."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a number; got {value!r}") from None
 
 
 def _as_array(samples: torch.Tensor) -> np.ndarray:
