@@ -20,6 +20,9 @@ from vamf.flow.duals import Dual, are_carried, last, linearly, value_of
 from vamf.models import plain
 
 TRITON = find_spec("triton") is not None
+PROGRAMS = 128
+"""Shapes and numbers for which a group is compiled; by default torch has eight, and one process
+may train several experiments. Others are computed without being compiled."""
 HALF = math.sqrt(0.5)
 """Of two summands of variance 1, what makes the variance of their sum 1 again."""
 
@@ -168,7 +171,7 @@ class Group:
     """A function of tensors (batch, ...) that keeps samples apart, and its tangent, also of duals.
 
     ``tangent`` takes the function's arguments and, for each, its own tangent or, of a number, None.
-    Where duals are carried on a GPU, both are compiled.
+    Where duals are carried on a GPU, both are compiled, for each shape and number on its own.
     """
 
     def __init__(self, function: Callable[..., Tensor], tangent: Callable[..., Tensor]) -> None:
@@ -176,7 +179,9 @@ class Group:
 
     @cached_property
     def _compiled(self) -> tuple[Callable[..., Tensor], ...]:
-        return tuple(torch.compile(f, fullgraph=True, dynamic=False) for f in self._plain)
+        limits = torch._dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, PROGRAMS)
+        return tuple(torch.compile(f, dynamic=False) for f in self._plain)
 
     def __call__(self, *args: Any) -> Any:
         if not are_carried():
