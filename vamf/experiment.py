@@ -208,9 +208,15 @@ class Experiment:
 
     def _check_compute(self) -> None:
         if self.compute.precision == "bfloat16" and self.proxy == "head":
-            raise ValueError("bfloat16 needs a proxy without a head of its own; got proxy head")
+            raise ValueError(
+                "bfloat16 needs a proxy without a head of its own; got proxy head: use another, or "
+                "compute.precision float32"
+            )
         if self.compute.compile and self.loss.alpha is not None:
-            raise ValueError("loss.alpha makes another program of every step: it is not compiled")
+            raise ValueError(
+                "loss.alpha makes another program of every step: it is not compiled; use "
+                "compute.compile false"
+            )
 
     def _check_ddpm(self) -> None:
         denoises = self.evaluation.sampler in ("ancestral", "ddim")

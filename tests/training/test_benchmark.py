@@ -39,15 +39,18 @@ def test_compiled_steps_are_warm_when_cuda_graphs_are_captured(monkeypatch):
 
 def test_variants_are_those_of_the_preset():
     plain = variants(TOY)
-    assert len(plain) == 5 and not any(e.compute.compile for e, _ in plain.values())
-    assert [e.beta.value for e, loss in plain.values() if loss is None] == [0, 0, 0.5]
+    assert len(plain) == 6 and not any(e.compute.compile for e, _ in plain.values())
+    own = [e for e, loss in plain.values() if loss is None]
+    assert [e.beta.value for e in own] == [0, 0, 0.5, 0]
+    assert [e.times.prob_equal for e in own] == [1, 0.25, 0.25, 0.75]
     compiled = variants(TOY.override({"compute.compile": True}))
+    assert [*compiled][4:] == [*plain]
     assert [name for name, (e, _) in compiled.items() if e.compute.compile] == [
-        f"{name}, compiled" for name in [*plain][:3]
+        f"{name}, compiled" for name in [*plain][:4]
     ]
     # Those that know no labels are left out; a DDPM has no beta.
-    assert len(variants(PRESETS["cifar10_cond"])) == 3
-    assert [*variants(PRESETS["cifar10_ddpm"])] == ["DDPM"]
+    assert len(variants(PRESETS["cifar10_cond"])) == 8
+    assert [*variants(PRESETS["cifar10_ddpm"])] == ["DDPM, compiled", "DDPM"]
 
 
 def test_what_does_not_fit_is_said(monkeypatch):
@@ -62,7 +65,7 @@ def test_what_does_not_fit_is_said(monkeypatch):
     monkeypatch.setattr(bench_steps, "_step", scarce)
     table = bench_steps.steps(Subject(TOY, CPU, 1))
     assert table.notes == ("MeanFlow by the textbook: out of memory at batch 8",)
-    assert sum(row.unit == "ms" for row in table.rows.values()) == 4
+    assert sum(row.unit == "ms" for row in table.rows.values()) == 5
     monkeypatch.setattr(bench_steps, "variants", lambda _: {"a": (TOY, bench_steps._with_graph)})
     with pytest.raises(ValueError, match="no step fits into memory at batch 8"):
         bench_steps.steps(Subject(TOY, CPU, 1))

@@ -11,6 +11,7 @@ import torch
 
 from vamf.cluster import bench_runs
 from vamf.experiment import Experiment
+from vamf.models.fused import require_compiler
 from vamf.training import bench_evaluation, bench_loop, bench_steps, numerics, stand_ins
 from vamf.training.bench_steps import Subject
 from vamf.training.benchmark import Row, Table
@@ -47,7 +48,7 @@ class Bench:
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """Where to compute."""
     compile: bool = False
-    """Time, or check, compiled steps too: minutes of compilation."""
+    """Time, or check, compiled steps too, also of a preset that is not compiled."""
     check: bool = False
     """Compare every precision with float64 instead, on one step's draws."""
     checkpoint: Path | None = None
@@ -79,7 +80,12 @@ class Bench:
         if self.threads:
             torch.set_num_threads(self.threads)
         device = torch.device(self.device)
-        experiment = experiment.override({"batch": self.batch or experiment.batch})
+        compiled = self.compile or experiment.compute.compile
+        if compiled:
+            require_compiler(device)
+        experiment = experiment.override(
+            {"batch": self.batch or experiment.batch, "compute.compile": compiled}
+        )
         here = f"{preset}, batch {experiment.batch}, {machine(device)}"
         print(here + (f"\nbefore: {then}" if then else ""), flush=True)
         with tempfile.TemporaryDirectory() as place:
@@ -88,7 +94,7 @@ class Bench:
                 print(note, flush=True)
             experiment = experiment.override(settings)
             if self.check:
-                found = numerics.check(experiment, self.checkpoint, device, self.compile)
+                found = numerics.check(experiment, self.checkpoint, device, compiled)
                 print(numerics.told(found))
                 return {name: deviation._asdict() for name, deviation in found.items()}
             tables = self._measured(preset, experiment, device, before)
@@ -99,8 +105,7 @@ class Bench:
         self, preset: str, experiment: Experiment, device: torch.device, before: Before
     ) -> dict[str, Table]:
         """All sections, each printed as soon as it is known."""
-        compute = {"compute.compile": self.compile or experiment.compute.compile}
-        subject = Subject(experiment.override(compute), device, self.repeats)
+        subject = Subject(experiment, device, self.repeats)
         threads, workers = torch.get_num_threads(), self.workers or (1, 2)
         measures: dict[Section, Callable[[], Table]] = {
             "step": lambda: bench_steps.steps(subject),

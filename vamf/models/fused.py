@@ -6,9 +6,13 @@ its output once, forwards, with the tangent, and backwards. They are written twi
 """
 
 import math
+import os
+import shutil
+import sysconfig
 from collections.abc import Callable
 from functools import cached_property, partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +29,20 @@ PROGRAMS = 128
 may train several experiments. Others are computed without being compiled."""
 HALF = math.sqrt(0.5)
 """Of two summands of variance 1, what makes the variance of their sum 1 again."""
+
+
+def require_compiler(device: torch.device) -> None:
+    """Raises ValueError unless kernels can be made for this device: on a GPU Triton compiles C."""
+    if device.type != "cuda" or not TRITON:
+        return
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    if not compiler or not header.exists():
+        raise ValueError(
+            "compiled steps on a GPU need a C compiler (gcc, clang, or CC's) and Python's headers; "
+            f"got {compiler or 'no compiler'} and {header if header.exists() else f'no {header}'}; "
+            "install them (gcc, python3-dev), or set compute.compile to false"
+        )
 
 
 class Normalisation(NamedTuple):

@@ -29,6 +29,9 @@ from vamf.typing import expand_like
 WARM_UP = {False: 2, True: 6}
 """Rounds before a step is timed, eager or compiled: CUDA graphs are captured from the fourth on."""
 
+SHARES = (0.25, 0.75)
+"""Shares of samples with r = t whose steps are compared, beside the experiment's own."""
+
 TOGETHER = {"cuda": 16}
 """Steps between two synchronisations; one on the CPU, where nothing runs ahead."""
 
@@ -71,27 +74,33 @@ def trainer_of(experiment: Experiment, device: torch.device) -> Trainer:
 def variants(experiment: Experiment) -> dict[str, tuple[Experiment, Callable | None]]:
     """Experiments whose steps differ in their loss, some by a loss that is given beside it.
 
-    Compiled ones too if the experiment is compiled. Of a DDPM there is only one.
+    Of a compiled experiment compiled ones come first, then the same eagerly. Flow matching leads
+    either, as what the others are compared with. Of a DDPM there is only one.
     """
     eager = experiment.override({"compute.compile": False})
-    compiled = experiment.compute.compile
     if experiment.ddpm is not None:
-        found: dict[str, tuple[Experiment, Callable | None]] = {"DDPM": (eager, None)}
-        return found | ({"DDPM, compiled": (experiment, None)} if compiled else {})
-    plain = replace(eager, beta=BetaSchedule(value=0.0))
-    flow = plain.override({"times.prob_equal": 1.0})
-    three = {
-        "flow matching (r = t throughout)": flow,
-        "MeanFlow, beta = 0": plain,
-        "MeanFlow, beta = 0.5": plain.override({"beta.value": 0.5}),
-    }
-    found = {name: (variant, None) for name, variant in three.items()}
-    if experiment.guidance is None:
+        losses = {"DDPM": eager}
+    else:
+        plain = replace(eager, beta=BetaSchedule(value=0.0))
+        losses = {
+            "flow matching (r = t throughout)": plain.override({"times.prob_equal": 1.0}),
+            "MeanFlow, beta = 0": plain,
+            "MeanFlow, beta = 0.5": plain.override({"beta.value": 0.5}),
+        } | {
+            f"MeanFlow, beta = 0, r = t for {share:.0%}": plain.override(
+                {"times.prob_equal": share}
+            )
+            for share in SHARES
+            if share != experiment.times.prob_equal
+        }
+    found: dict[str, tuple[Experiment, Callable | None]] = {}
+    if experiment.compute.compile:
+        on = {"compute.compile": True}
+        found = {f"{name}, compiled": (own.override(on), None) for name, own in losses.items()}
+    found |= {name: (own, None) for name, own in losses.items()}
+    if experiment.ddpm is None and experiment.guidance is None:
         found["MeanFlow, r = t through the jvp too"] = plain, _whole_batch
         found["MeanFlow by the textbook"] = plain, _with_graph
-    if compiled:
-        on = {"compute.compile": True}
-        found |= {f"{name}, compiled": (v.override(on), None) for name, v in three.items()}
     return found
 
 

@@ -19,6 +19,7 @@ from vamf.distributed import Workers
 from vamf.experiment import Experiment
 from vamf.files import write_whole
 from vamf.metrics.distances import Measurement
+from vamf.models.fused import require_compiler
 from vamf.training import agreement
 from vamf.training.evaluation import Metrics, evaluate, generate_from
 from vamf.training.landscapes import plot_landscape, save_landscape
@@ -157,7 +158,10 @@ def _asked(
 
 def _prepare(experiment: Experiment, session: Session) -> Trainer:
     """A trainer at step 0, once all workers are known to train the same experiment."""
-    workers, dataset = session.workers, experiment.data.load("train")
+    workers = session.workers
+    if experiment.compute.compile:
+        require_compiler(workers.device)
+    dataset = experiment.data.load("train")
     if workers.world > 1:
         agreement.agree(workers, agreement.setting(experiment, dataset))
     if isinstance(dataset, ImageSet):
