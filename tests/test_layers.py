@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("vamf.precision",),
     ("vamf.typing", "vamf.values", "vamf.random", "vamf.distributed", "vamf.files", "vamf.redact"),
-    ("vamf.store",),
+    ("vamf.store", "vamf.cache"),
     ("vamf.flow",),
     ("vamf.diagnostics",),
     ("vamf.models", "vamf.data"),

@@ -1,5 +1,6 @@
 """Image files as pixels: which there are, how they are cut to size, and which are of no use."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,8 +19,8 @@ R = TypeVar("R")
 
 Crop = Literal["centre", "exact"]
 
-THREADS = 8
-"""Pillow lets go of the interpreter while it decodes."""
+THREADS = min(8, os.cpu_count() or 1)
+"""Pillow lets go of the interpreter while it decodes; more threads than cores are slower."""
 NAMED = 3
 """Files of no use that a message names."""
 
@@ -142,12 +143,12 @@ def parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         return list(pool.map(function, items))
 
 
-def read_all(files: Sequence[Path], cut: Cut, skip: bool) -> tuple[Pixels, list[int]]:
-    """All files' pixels, (n, channels, size, size), and the places of those that were readable.
+def decode(files: Sequence[Path], cut: Cut) -> tuple[Pixels, list[str]]:
+    """All files' pixels, (n, channels, size, size), and what is wrong with each, or nothing.
 
-    Raises ValueError, naming the first files, unless all are or ``skip``.
+    Those of files that are of no use are 0.
     """
-    images = torch.empty(len(files), cut.channels, cut.size, cut.size, dtype=torch.uint8)
+    images = torch.zeros(len(files), cut.channels, cut.size, cut.size, dtype=torch.uint8)
 
     def read(index: int) -> str:
         try:
@@ -156,7 +157,4 @@ def read_all(files: Sequence[Path], cut: Cut, skip: bool) -> tuple[Pixels, list[
             return str(error)
         return ""
 
-    complaints = parallel(read, range(len(files)))
-    tell([line for line in complaints if line], len(files), skip)
-    good = [index for index, line in enumerate(complaints) if not line]
-    return (images if len(good) == len(files) else images[good]), good
+    return images, parallel(read, range(len(files)))

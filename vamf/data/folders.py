@@ -9,7 +9,8 @@ from typing import ClassVar, Literal
 import torch
 
 from vamf.data.dataset import Images, ImageSet, Split, check_labels
-from vamf.data.files import Crop, Cut, image_files, read_all, usable
+from vamf.data.decoded import decoded
+from vamf.data.files import Crop, Cut, image_files, tell, usable
 from vamf.data.streaming import FileSet
 from vamf.flow.oracle import EmpiricalVelocity
 from vamf.typing import Label
@@ -19,8 +20,9 @@ from vamf.typing import Label
 class ImageFolder:
     """Images below a folder: flat, or one subfolder a class, numbered by name.
 
-    Decoded images that fit live in memory, on the device, as uint8; larger sets are read from disk
-    batch by batch, ahead of the steps that need them.
+    Decoded images that fit live in memory, on the device, as uint8; what takes long to decode is
+    kept in VAMF_CACHE for other processes. Larger sets are read from disk batch by batch, ahead of
+    the steps that need them.
     """
 
     has_velocity: ClassVar[bool] = False
@@ -98,8 +100,13 @@ def _load(folder: ImageFolder, root: Path) -> Images:
     if len(files) * folder.channels * folder.size**2 > folder.memory_gb * 2**30:
         files = usable(files, cut, skip)
         return FileSet(files, cut, _labels(root, files, names), skip)
-    images, good = read_all(files, cut, skip)
-    return ImageSet(images, _labels(root, [files[i] for i in good], names))
+    images, complaints = decoded(root, files, cut)
+    bad = [line for line in complaints if line]
+    tell(bad, len(files), skip)
+    if bad:
+        good = [index for index, line in enumerate(complaints) if not line]
+        images, files = images[good], [files[index] for index in good]
+    return ImageSet(images, _labels(root, files, names))
 
 
 def class_names(root: Path, files: Sequence[Path], classes: int) -> list[str]:

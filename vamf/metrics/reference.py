@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vamf import cache
 from vamf.data.dataset import Images
 from vamf.distributed import Workers
 from vamf.files import write_whole
-from vamf.metrics import cache
 from vamf.metrics.extractors import Extractor
 from vamf.metrics.gathering import gather
 from vamf.metrics.statistics import FeatureStatistics

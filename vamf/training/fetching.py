@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from errno import ENOENT
 from pathlib import Path
 
-from vamf.metrics import cache
+from vamf import cache
 from vamf.store import Store
 from vamf.training.manifest import MANIFEST, STATE, damage
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.optim.swa_utils import AveragedModel
 
+from vamf import cache
 from vamf.data import vae
 from vamf.data.dataset import Labelled
 from vamf.data.latents import Latents
@@ -15,7 +16,6 @@ from vamf.diagnostics.adaptive import Adapted
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
 from vamf.flow.tangents import boundary_velocity
-from vamf.metrics import cache
 from vamf.metrics.cnn import SHIPPED
 from vamf.metrics.distances import FrechetDistance, Measurement
 from vamf.metrics.extractors import ClassifierExtractor

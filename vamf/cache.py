@@ -21,10 +21,10 @@ def folder() -> Path:
     return Path(os.environ.get("VAMF_CACHE") or Path(home) / "vamf")
 
 
-def place(key: Mapping[str, str], suffix: str) -> Path:
-    """Where the file of this key lies, whether it is there or not."""
+def place(key: Mapping[str, str], suffix: str, kind: str = "reference") -> Path:
+    """Where the file of this key lies among those of its kind, whether it is there or not."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    return folder() / "reference" / f"{digest}{suffix}"
+    return folder() / kind / f"{digest}{suffix}"
 
 
 @contextmanager

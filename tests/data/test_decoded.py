@@ -1,0 +1,97 @@
+"""Decoded images are kept for the same files, and for no others."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pictures import write_images
+
+from vamf.data import decoded, files
+from vamf.data.decoded import decoded as look
+from vamf.data.files import Cut, image_files
+
+CUT = Cut(size=8, channels=3, crop="exact")
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("VAMF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(decoded, "WORTH_S", 0.0)
+    pixels = np.random.RandomState(0).randint(0, 256, (6, 8, 8, 3)).astype("u1")
+    write_images(tmp_path / "images", pixels)
+    (tmp_path / "images" / "broken.png").write_bytes(b"no image")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The names of the files that are decoded."""
+    names: list[str] = []
+    decode = Cut.__call__
+
+    def noted(cut, path):
+        names.append(path.name)
+        return decode(cut, path)
+
+    monkeypatch.setattr(Cut, "__call__", noted)
+    return names
+
+
+def seen(root: Path, cut: Cut = CUT):
+    return look(root, image_files(root), cut)
+
+
+def test_a_second_look_decodes_nothing(root, opened, capsys):
+    images, complaints = seen(root)
+    assert len(opened) == 7 and "decoded 7 files" in capsys.readouterr().out
+    again, told = seen(root)
+    assert len(opened) == 7 and torch.equal(again, images) and told == complaints
+    direct, said = files.decode(image_files(root), CUT)
+    assert torch.equal(direct, images) and said == complaints
+    assert [bool(line) for line in complaints] == [False] * 6 + [True]
+    assert "broken.png is no image" in complaints[-1] and not images[-1].any()
+    again[0] = 0  # it is the caller's own
+    assert not torch.equal(seen(root)[0], again)
+
+
+@pytest.mark.parametrize("change", ["content", "time", "name", "more", "cut", "root"])
+def test_other_files_are_decoded(root, opened, change):
+    seen(root)
+    first, cut = root / "000000.png", CUT
+    stat = first.stat()
+    if change == "content":
+        first.write_bytes((root / "000001.png").read_bytes() + b" ")
+        os.utime(first, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    elif change == "time":
+        os.utime(first, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    elif change == "name":
+        first.rename(root / "a.png")
+    elif change == "more":
+        (root / "b.png").write_bytes(first.read_bytes())
+    elif change == "cut":
+        cut = Cut(size=4, channels=3, crop="centre")
+    else:
+        root = root.rename(root.with_name("other"))
+    before = len(opened)
+    images, _ = seen(root, cut)
+    assert len(opened) == before + len(images)
+
+
+def test_what_is_damaged_or_cannot_be_kept_is_decoded(root, opened, tmp_path, monkeypatch, capsys):
+    images, _ = seen(root)
+    (kept,) = (tmp_path / "cache" / "pixels").glob("*.npz")
+    content = bytearray(kept.read_bytes())
+    content[len(content) // 3] ^= 1
+    kept.write_bytes(content)
+    assert torch.equal(seen(root)[0], images) and len(opened) == 14
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VAMF_CACHE", str(tmp_path / "file"))
+    assert torch.equal(seen(root)[0], images) and len(opened) == 21
+
+
+def test_what_is_decoded_at_once_is_not_kept(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(decoded, "WORTH_S", 60.0)
+    seen(root)
+    assert not [*(tmp_path / "cache").rglob("*.npz")] and not capsys.readouterr().out

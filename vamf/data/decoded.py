@@ -1,0 +1,70 @@
+"""Decoded images of a folder, kept on disk: who needs them next decodes nothing."""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+
+from vamf import cache
+from vamf.data.files import Cut, decode
+from vamf.files import write_whole
+from vamf.typing import Pixels
+
+WORTH_S = 5.0
+"""What is decoded sooner is not kept."""
+VERSION = "1"
+"""Of what is kept and how files are cut: another one is never read."""
+
+
+def decoded(root: Path, files: Sequence[Path], cut: Cut) -> tuple[Pixels, list[str]]:
+    """``decode``, or what it gave for the same files below ``root``: a run's workers and a search's
+    trials are processes that all need them.
+
+    Files are the same if their names, sizes and times of change are. One process of a machine
+    decodes while others wait.
+    """
+    path = cache.place(_key(root, files, cut), ".npz", "pixels")
+    if (found := _read(path)) is not None:
+        return found
+    with cache.alone(path) as writable:
+        if (found := _read(path)) is not None:
+            return found
+        start = time.monotonic()
+        images, complaints = decode(files, cut)
+        if writable and time.monotonic() - start >= WORTH_S:
+            _write(path, images, complaints)
+    return images, complaints
+
+
+def _key(root: Path, files: Sequence[Path], cut: Cut) -> dict[str, str]:
+    seen = hashlib.sha256()
+    for path in files:
+        stat = path.stat()
+        seen.update(f"{path.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    how = {name: str(value) for name, value in asdict(cut).items()}
+    return {"root": str(root.resolve()), "files": seen.hexdigest(), "version": VERSION, **how}
+
+
+def _read(path: Path) -> tuple[Pixels, list[str]] | None:
+    """What is kept, or None if it is not there, or damaged: zip files have checksums."""
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            return torch.from_numpy(kept["images"]), kept["complaints"].tolist()
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        return None
+
+
+def _write(path: Path, images: Pixels, complaints: Sequence[str]) -> None:
+    pixels, told = images.numpy(), np.array(complaints)
+    try:
+        write_whole(path, lambda file: np.savez(file, images=pixels, complaints=told))
+    except OSError as error:
+        print(f"decoded images were not kept: {error}", flush=True)
+        return
+    size = images.nbytes / 2**20
+    print(f"decoded {len(images)} files; their pixels, {size:.0f} MiB, are in {path}", flush=True)
