@@ -90,6 +90,7 @@ def test_images_are_measured(arguments, tmp_path, monkeypatch, capsys):
     assert "fd_mnist_cnn64_v1_n50_train" in (out := capsys.readouterr().out) or "pass  it" in out
 
 
+@pytest.mark.slow  # 64 samples' own gradients, as the README asks for
 @pytest.mark.parametrize("arguments", commands("probe"), ids=" ".join)
 def test_landscapes_are_measured(arguments, run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

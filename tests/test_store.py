@@ -76,6 +76,7 @@ def test_objects_are_written_listed_read_and_deleted(store: Store, tmp_path: Pat
     assert store.names() == ["ab"]
 
 
+@pytest.mark.slow  # patience with a server that is not there
 def test_a_store_of_no_use_is_told_in_one_line(s3: Server) -> None:
     address = f"endpoint_override={s3.address}&region=us-east-1"
     nobody = f"endpoint_override=http://127.0.0.1:{free_ports(1)[0]}&region=us-east-1"

@@ -131,6 +131,7 @@ def work(rank, folder):
         torch.save(found, folder / f"{rank}.pt")
 
 
+@pytest.mark.slow  # two processes that each import torch
 def test_two_workers_measure_as_one_does(tmp_path, monkeypatch):
     """At first together, then with rank 0's file."""
     monkeypatch.setenv("VAMF_CACHE", str(tmp_path / "cache"))
@@ -161,6 +162,7 @@ def random_weights(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow  # Inception on a CPU
 def test_fid_equals_torch_fidelity_with_random_weights(random_weights, monkeypatch):
     """Features to float32 rounding; of the distance what so few images leave of their eigenvalues.
 

@@ -31,6 +31,7 @@ triton_only = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is 
         ),
     ],
 )
+@pytest.mark.slow  # Triton's interpreter
 def test_the_kernels_agree_with_the_plain_functions(device):
     """In a process of its own: whether Triton interprets is settled when it is imported."""
     interpreted = {"TRITON_INTERPRET": "1"} if device == "cpu" else {}

@@ -28,7 +28,7 @@ TOY = PRESETS["toy"].override(
     }
 )
 DROPOUT = PRESETS["digits"].override(
-    {"model.channels": 8, "model.blocks": 1, "model.dropout": 0.3, "batch": 16, "steps": 20}
+    {"model.channels": 8, "model.blocks": 1, "model.dropout": 0.3, "batch": 8, "steps": 20}
 )
 PLAN = Probe(pairs=2, bins=3)
 
@@ -44,7 +44,7 @@ def weights(own):
 @pytest.mark.parametrize("experiment", [TOY, DROPOUT], ids=["toy", "dropout"])
 def test_probing_leaves_training_bit_identical(experiment):
     plain, probed = trainer(experiment), trainer(experiment)
-    for _ in range(3):
+    for _ in range(2):
         plain.train_step()
         probed.probe(PLAN)
         probed.train_step()
