@@ -18,6 +18,7 @@ from vamf.cluster.failures import RunFailed
 from vamf.cluster.scaling import Scaling
 from vamf.cluster.sweeps import NothingFound
 from vamf.experiment import Experiment
+from vamf.presets import PRESETS
 from vamf.redact import redacted
 from vamf.store import Place, Store, place
 from vamf.training.trainer import NonFiniteLoss
@@ -117,6 +118,19 @@ def search_spaces() -> dict[str, Any]:
     """The modules in ``tune_spaces``, by name."""
     names = [module.name for module in pkgutil.iter_modules(tune_spaces.__path__)]
     return {name: importlib.import_module(f"tune_spaces.{name}") for name in names}
+
+
+def varied(argv: Sequence[str], space: str) -> tuple[list[str], str | None]:
+    """`[SPACE [PRESET]] [options]` as `SPACE [options]`, by default ``space``, and the preset.
+
+    Exits with one line for an unknown preset.
+    """
+    space, *rest = argv if argv and not argv[0].startswith("--") else (space, *argv)
+    if not rest or rest[0].startswith("-"):
+        return [space, *rest], None
+    preset, *options = rest
+    guarded(lambda: one_of(preset, PRESETS, "preset"))
+    return [space, *options], preset
 
 
 def resumes(argv: Sequence[str]) -> bool:

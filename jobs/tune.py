@@ -1,4 +1,4 @@
-"""Search beta: ``python -m jobs.tune``, ``python -m jobs.tune schedules --trials 30 --seeds 2``."""
+"""Search beta: ``python -m jobs.tune``, ``python -m jobs.tune schedules mnist --trials 30``."""
 
 import sys
 from dataclasses import dataclass, field
@@ -37,10 +37,10 @@ def main(argv: list[str]) -> None:
 
 def new(argv: list[str]) -> Sweep | None:
     """A new search; None if its experiment was only to be shown."""
-    argv = argv if argv and not argv[0].startswith("--") else ["constant", *argv]
-    defaults = {name: Options(experiment=PRESETS[s.PRESET]) for name, s in SPACES.items()}
+    argv, preset = cli.varied(argv, "constant")
+    defaults = {n: Options(experiment=PRESETS[preset or s.PRESET]) for n, s in SPACES.items()}
     name, options = cli.parse(Options, defaults, argv, "search space")
-    plan = sweeps.Plan(SPACES[name], name, options.trials, options.seeds, options.halving)
+    plan = sweeps.Plan(SPACES[name], name, options.trials, options.seeds, options.halving, preset)
     experiment = cli.guarded(options.resolved)
     cli.guarded(lambda: sweeps.check(plan, experiment))
     if options.dry_run:

@@ -89,7 +89,7 @@ class Swept:
 def swept(
     space: Space, directory: Path, uri: str, *, trials: int, seeds: int, workers: int
 ) -> Swept:
-    plan = sweeps.Plan(space, "test", trials, seeds)
+    plan = sweeps.Plan(space, "test", trials, seeds, preset="tiny")
     sweep = sweeps.new(plan, TINY, directory, uri, Scaling(workers=workers, gpus=0))
     found, files = sweeps.run(space, sweep)
     return Swept(sweep, found, files, report(sweep, found, files))
@@ -174,6 +174,7 @@ def test_mlflow_has_the_search_above_its_trials(four: Swept) -> None:
     assert parent.data.metrics["search/hypervolume"] == pytest.approx(four.found.hypervolume)
     best = four.found.best
     assert best is not None
+    assert parent.data.tags["preset"] == four.sweep.preset == "tiny"
     assert parent.data.tags["best"] == f"trial {best.number}, {best.label}"
     names = {f.path for f in client.list_artifacts(parent.info.run_id)}
     assert names == {"pareto.png", "best_samples.png", "trials.md"}

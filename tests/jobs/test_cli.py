@@ -71,8 +71,17 @@ def test_unknown_names_come_with_the_nearest(capsys: pytest.CaptureFixture[str])
     assert line == "unknown preset 'digist'; did you mean 'digits'?"
     line = mistake(tune, ["schedule"], capsys)
     assert line == "unknown search space 'schedule'; did you mean 'schedules'?"
+    line = mistake(tune, ["constant", "minst", "--trials", "3"], capsys)
+    assert line == "unknown preset 'minst'; did you mean 'mnist'?"
     line = mistake(train, ["zzz"], capsys)
     assert line == f"unknown preset 'zzz'; known: {', '.join(presets.PRESETS)}"
+
+
+@pytest.mark.parametrize("argv", [["of_time", "mnist"], ["of_time", "mnist", "--batch", "256"]])
+def test_any_preset_can_be_searched(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    tune.main([*argv, "--dry-run"])
+    shown = json.loads(capsys.readouterr().out)
+    assert Experiment.from_dict(shown) == presets.PRESETS["mnist"]
 
 
 @pytest.mark.parametrize(

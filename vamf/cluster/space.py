@@ -17,7 +17,7 @@ class Space(Protocol):
     """A module of search: which settings are drawn, and what is minimised."""
 
     PRESET: str
-    """Name of the preset to vary."""
+    """Name of the preset to vary, unless another one is asked for."""
     OBJECTIVES: Sequence[str]
     """Figures to minimise, two or more; ``eval/distance`` is the preset's own distance."""
     POINTS: Sequence[Mapping[str, Any]]

@@ -44,6 +44,8 @@ class Plan:
     """Trainings for each point."""
     halving: Halving = field(default_factory=Halving)
     """Which trials end early."""
+    preset: str | None = None
+    """Name of the preset that is varied; by default the space's own."""
 
 
 def new(plan: Plan, experiment: Experiment, directory: Path, uri: str, scaling: Scaling) -> Sweep:
@@ -56,12 +58,13 @@ def new(plan: Plan, experiment: Experiment, directory: Path, uri: str, scaling: 
     experiment.prepare()
     scaling = connect.prepare(scaling, directory.parent, uri, cluster=True)
     directory.mkdir(parents=True)
+    preset = plan.preset or plan.space.PRESET
     parent = tracking.create(
         uri,
         name=directory.name,
         params={"trials": plan.trials, "seeds": plan.seeds, **experiment.flatten()},
         tags={
-            "preset": plan.space.PRESET,
+            "preset": preset,
             "space": plan.name,
             "objectives": ", ".join(objectives),
             "git.commit": tracking.git_commit() or "unknown",
@@ -73,7 +76,7 @@ def new(plan: Plan, experiment: Experiment, directory: Path, uri: str, scaling: 
         directory=directory,
         space=plan.name,
         experiment=experiment,
-        preset=plan.space.PRESET,
+        preset=preset,
         objectives=objectives,
         trials=plan.trials,
         seeds=plan.seeds,
