@@ -8,12 +8,13 @@ import torch
 from jobs import bench
 from vamf.experiment import Compute
 from vamf.flow.derivatives import textbook_derivative
-from vamf.models import plain
+from vamf.models import fused, plain
 from vamf.presets import PRESETS
 from vamf.random import generator
 from vamf.training import numerics
 from vamf.training.loop import Session, train
 from vamf.training.numerics import check, deviations, self_test
+from vamf.training.precision import require
 from vamf.training.trainer import Trainer
 
 TOY = PRESETS["toy"].override({"model.hidden": (16, 16), "model.embedding": 8, "batch": 32})
@@ -90,6 +91,35 @@ def test_what_cannot_be_is_refused():
     anchored = TOY.override({"loss.anchor.weight": 0.1})
     with pytest.raises(ValueError, match="MeanFlowLoss with at most its weight set"):
         check(anchored, None, torch.device("cpu"), compiled=False)
+
+
+def test_a_gpu_without_a_compiler_is_told_before_anything_starts(monkeypatch, tmp_path):
+    """As in images that hold what runs, but nothing that compiles."""
+    gpu, compiled = torch.device("cuda"), Compute(compile=True)
+    monkeypatch.setattr(fused, "TRITON", True)
+    monkeypatch.setenv("CC", "some-compiler")
+    monkeypatch.setattr(fused.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    with pytest.raises(ValueError, match=r"got some-compiler and no .*Python\.h"):
+        require(compiled, gpu)
+    (tmp_path / "Python.h").touch()
+    require(compiled, gpu)
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match=r"need a C compiler.*got no compiler.*compute\.compile"):
+        require(compiled, gpu)
+    require(Compute(), gpu)
+    require(compiled, torch.device("cpu"))
+
+
+def test_a_gpu_without_bfloat16_is_told(monkeypatch):
+    gpu, rounded = torch.device("cuda"), Compute(precision="bfloat16")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    with pytest.raises(ValueError, match=r"capability 8\.0 or more; got Tesla T4: set compute"):
+        require(rounded, gpu)
+    require(Compute(), gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    require(rounded, gpu)
 
 
 COMPILED = {"compute.compile": True}

@@ -11,10 +11,10 @@ import torch
 
 from vamf.cluster import bench_runs
 from vamf.experiment import Experiment
-from vamf.models.fused import require_compiler
 from vamf.training import bench_evaluation, bench_loop, bench_steps, numerics, stand_ins
 from vamf.training.bench_steps import Subject
 from vamf.training.benchmark import Row, Table
+from vamf.training.precision import require
 
 Section = Literal["step", "sampling", "evaluation", "start", "checkpoint", "data", "scaling"]
 
@@ -81,11 +81,10 @@ class Bench:
             torch.set_num_threads(self.threads)
         device = torch.device(self.device)
         compiled = self.compile or experiment.compute.compile
-        if compiled:
-            require_compiler(device)
         experiment = experiment.override(
             {"batch": self.batch or experiment.batch, "compute.compile": compiled}
         )
+        require(experiment.compute, device)
         here = f"{preset}, batch {experiment.batch}, {machine(device)}"
         print(here + (f"\nbefore: {then}" if then else ""), flush=True)
         with tempfile.TemporaryDirectory() as place:

@@ -19,12 +19,12 @@ from vamf.distributed import Workers
 from vamf.experiment import Experiment
 from vamf.files import write_whole
 from vamf.metrics.distances import Measurement
-from vamf.models.fused import require_compiler
 from vamf.training import agreement
 from vamf.training.evaluation import Metrics, evaluate, generate_from
 from vamf.training.landscapes import plot_landscape, save_landscape
 from vamf.training.numerics import self_test
 from vamf.training.pictures import pictured, save_picture
+from vamf.training.precision import require
 from vamf.training.restoring import Note, checkpoints, restore
 from vamf.training.saving import Saver
 from vamf.training.trainer import Trainer
@@ -159,8 +159,7 @@ def _asked(
 def _prepare(experiment: Experiment, session: Session) -> Trainer:
     """A trainer at step 0, once all workers are known to train the same experiment."""
     workers = session.workers
-    if experiment.compute.compile:
-        require_compiler(workers.device)
+    require(experiment.compute, workers.device)
     dataset = experiment.data.load("train")
     if workers.world > 1:
         agreement.agree(workers, agreement.setting(experiment, dataset))

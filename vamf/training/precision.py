@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from vamf.experiment import Compute
 from vamf.flow.duals import are_carried
+from vamf.models.fused import require_compiler
 from vamf.typing import AverageVelocity, Label, Sample, Time
 
 
@@ -55,6 +56,19 @@ def _cast(tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> tuple[Ten
     to = [torch.empty_like(a, dtype=dtype) for a, dtype in zip(tensors, dtypes, strict=True)]
     torch._foreach_copy_(to, list(tensors))
     return tuple(to)
+
+
+def require(compute: Compute, device: torch.device) -> None:
+    """Raises ValueError, before anything is read or computed, if this GPU cannot compute so."""
+    if device.type != "cuda":
+        return
+    if compute.precision == "bfloat16" and torch.cuda.get_device_capability(device) < (8, 0):
+        raise ValueError(
+            "bfloat16 needs a GPU of compute capability 8.0 or more; got "
+            f"{torch.cuda.get_device_name(device)}: set compute.precision to float32"
+        )
+    if compute.compile:
+        require_compiler()
 
 
 def allow(compute: Compute) -> None:
