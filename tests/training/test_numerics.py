@@ -9,7 +9,7 @@ from jobs import bench
 from vamf.experiment import Compute
 from vamf.flow.derivatives import textbook_derivative
 from vamf.models import fused, plain
-from vamf.presets import PRESETS
+from vamf.presets import FAST, PRESETS
 from vamf.random import generator
 from vamf.training import numerics
 from vamf.training.loop import Session, train
@@ -53,6 +53,20 @@ def test_every_precision_is_near_float64(experiment, proxy):
     # Rounding of 2^-9 in some ten layers: bfloat16 is used, and no more than that is lost.
     assert 1e-4 < rounded.dudt < 0.2 and rounded.cosine > 0.98
     assert rounded.norm == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("experiment", [TOY, DIGITS], ids=["toy", "digits"])
+def test_the_gradient_at_initialisation_is_that_of_float64(experiment):
+    """In the mode of the presets for GPUs; rounding of 2^-9 turns it by less than 1 / 22."""
+    own = trainer(experiment, lively=False)
+    assert deviations(own, (FAST,))[FAST].cosine > 0.999
+
+
+def test_a_guided_network_is_compared_without_labels():
+    over = {"guidance.omega": 2.0, "model.classes": 10, "proxy": "ema"}
+    own = trainer(DIGITS.override(over))
+    found = deviations(own, (FAST,))[FAST]
+    assert 1e-4 < found.dudt < 0.2 and found.cosine > 0.98
 
 
 def test_checking_leaves_training_as_it_was():
@@ -153,11 +167,11 @@ def test_compiled_numbers_are_near_float64(precision, bound):
     assert found.norm == pytest.approx(1, abs=10 * bound)
 
 
-FAST = COMPILED | ROUNDED
+BOTH = COMPILED | ROUNDED
 
 
 @pytest.mark.parametrize("experiment", [TOY, DIGITS], ids=["toy", "digits"])
-@pytest.mark.parametrize("over", [ROUNDED, COMPILED, FAST], ids=["rounded", "compiled", "both"])
+@pytest.mark.parametrize("over", [ROUNDED, COMPILED, BOTH], ids=["rounded", "compiled", "both"])
 def test_a_mode_passes_its_own_test_and_trains_as_without_it(experiment, over):
     one, other = (trainer(experiment.override(over | {"batch": 7})) for _ in range(2))
     self_test(one)
@@ -168,7 +182,7 @@ def test_a_mode_passes_its_own_test_and_trains_as_without_it(experiment, over):
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_the_test_of_a_mode_takes_any_share_of_equal_times(share):
-    self_test(trainer(DIGITS.override(FAST | {"times.prob_equal": share})))
+    self_test(trainer(DIGITS.override(BOTH | {"times.prob_equal": share})))
 
 
 @pytest.mark.parametrize("wrong", ["tangent", "gradient"])
@@ -188,12 +202,12 @@ def test_a_mode_that_computes_something_else_refuses_to_train(monkeypatch, tmp_p
     else:
         monkeypatch.setattr(plain, "normalise_backward", other_gradient)
     with pytest.raises(ValueError, match=r"a step in bfloat16, compiled must be that of float64"):
-        train(DIGITS.override(FAST | {"steps": 2}), Session(directory=tmp_path))
+        train(DIGITS.override(BOTH | {"steps": 2}), Session(directory=tmp_path))
     train(DIGITS.override({"steps": 2}), Session(directory=tmp_path))  # which has nothing of it
 
 
 def test_a_network_whose_derivative_is_not_that_of_its_values_refuses_to_train(monkeypatch):
-    own = trainer(DIGITS.override(FAST))
+    own = trainer(DIGITS.override(BOTH))
     monkeypatch.setattr(
         numerics, "textbook_derivative", lambda *args: (v := textbook_derivative(*args), 2 * v[1])
     )

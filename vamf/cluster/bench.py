@@ -93,6 +93,8 @@ class Bench:
                 print(note, flush=True)
             experiment = experiment.override(settings)
             if self.check:
+                if experiment.guidance:
+                    print("without labels and guidance")
                 found = numerics.check(experiment, self.checkpoint, device, compiled)
                 print(numerics.told(found))
                 return {name: deviation._asdict() for name, deviation in found.items()}

@@ -75,11 +75,15 @@ def deviations(trainer: Trainer, modes: tuple[Compute, ...]) -> dict[Compute, De
     """Compares modes at the trainer's weights, on the draws of its next step, without dropout.
 
     The exact step is computed in float64 by ``torch.func.jvp`` as it stands, for the whole batch.
-    The trainer's precision is set again at the end. Raises ValueError for a loss with more terms.
+    A network that is guided is compared without labels. The trainer's precision is set again at the
+    end. Raises ValueError for a loss with more terms, or a DDPM's.
     """
-    loss = trainer.experiment.loss
-    if trainer.experiment.guidance or loss != MeanFlowLoss(weight=loss.weight):
-        raise ValueError("precisions are compared for a MeanFlowLoss with at most its weight set")
+    loss, ddpm = trainer.experiment.loss, trainer.experiment.ddpm
+    if ddpm or loss != MeanFlowLoss(weight=loss.weight):
+        raise ValueError(
+            "precisions are compared for a MeanFlowLoss with at most its weight set; "
+            f"got {ddpm or loss}"
+        )
     draws, _ = trainer.objective.draw(trainer.step)
     beta = trainer.beta(draws.t)
     exact = _exact(trainer, draws, beta, loss)
