@@ -53,8 +53,16 @@ def test_variants_are_those_of_the_preset():
     assert [*variants(PRESETS["cifar10_ddpm"])] == ["DDPM, compiled", "DDPM"]
 
 
-def test_what_does_not_fit_is_said(monkeypatch):
-    """Memory ends in one variant; the others are timed."""
+@pytest.mark.parametrize("alone", [False, True])
+def test_what_does_not_fit_is_said(monkeypatch, alone):
+    """Memory ends in one variant; the others are timed, in turn or each alone."""
+    monkeypatch.setattr(bench_steps, "ALONE", {"cpu"} if alone else {})
+    timed, time = [], bench_steps.time_steps
+    monkeypatch.setattr(
+        bench_steps,
+        "time_steps",
+        lambda steps, *a, **k: timed.append(len(steps)) or time(steps, *a, **k),
+    )
     make = bench_steps._step
 
     def scarce(experiment, device, loss):
@@ -66,6 +74,7 @@ def test_what_does_not_fit_is_said(monkeypatch):
     table = bench_steps.steps(Subject(TOY, CPU, 1))
     assert table.notes == ("MeanFlow by the textbook: out of memory at batch 8",)
     assert sum(row.unit == "ms" for row in table.rows.values()) == 5
+    assert timed == ([1] * 5 if alone else [5])
     monkeypatch.setattr(bench_steps, "variants", lambda _: {"a": (TOY, bench_steps._with_graph)})
     with pytest.raises(ValueError, match="no step fits into memory at batch 8"):
         bench_steps.steps(Subject(TOY, CPU, 1))

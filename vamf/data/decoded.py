@@ -15,7 +15,7 @@ from vamf.data.files import Cut, decode
 from vamf.files import write_whole
 from vamf.typing import Pixels
 
-WORTH_S = 5.0
+WORTH_S = 1.0
 """What is decoded sooner is not kept."""
 VERSION = "1"
 """Of what is kept and how files are cut: another one is never read."""

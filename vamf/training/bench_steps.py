@@ -32,6 +32,9 @@ WARM_UP = {False: 2, True: 6}
 SHARES = (0.25, 0.75)
 """Shares of samples with r = t whose steps are compared, beside the experiment's own."""
 
+ALONE = {"cuda"}
+"""Kinds of devices on which no two variants are held at once: their graphs keep memory."""
+
 TOGETHER = {"cuda": 16}
 """Steps between two synchronisations; one on the CPU, where nothing runs ahead."""
 
@@ -144,19 +147,28 @@ def warm_up(step: Step, compiled: bool) -> None:
 
 
 def steps(subject: Subject) -> Table:
-    """Milliseconds of the variants of a step, timed in turn, and what memory each takes."""
-    device, ready, memory, notes = subject.device, {}, {}, []
+    """Milliseconds of the variants of a step, and what memory each takes.
+
+    Timed in turn, as a CPU is slower at times; on a GPU one after another, as each may fill it.
+    """
+    device, alone = subject.device, subject.device.type in ALONE
+    held: dict[str, Step] = {}
+    seconds: dict[str, float] = {}
+    memory, notes = {}, []
     for name, (experiment, loss) in variants(subject.experiment).items():
         try:
-            ready[name], memory[name] = _ready(experiment, loss, device)
+            held[name], memory[name] = _ready(experiment, loss, device)
+            if alone:
+                seconds |= _timed(held, subject)
         except torch.OutOfMemoryError:
             notes.append(f"{name}: out of memory at batch {experiment.batch}")
-        if device.type == "cuda":  # or what one has held is missing to the next
+        if alone:
+            held.clear()
             gc.collect()
             torch.cuda.empty_cache()
-    if not ready:
+    seconds |= _timed(held, subject) if held else {}
+    if not seconds:
         raise ValueError(f"no step fits into memory at batch {subject.experiment.batch}")
-    seconds = time_steps(ready, device, subject.repeats, together=subject.together)
     first = next(iter(seconds.values()))
     rows = {
         name: Row(value=s * 1e3, unit="ms", ratio=s / first, mib=memory[name])
@@ -165,6 +177,10 @@ def steps(subject: Subject) -> Table:
     if device.type != "cuda":
         rows["peak memory of the process"] = Row(value=process_memory(), unit="MiB")
     return Table(rows=rows, notes=tuple(notes))
+
+
+def _timed(held: dict[str, Step], subject: Subject) -> dict[str, float]:
+    return time_steps(held, subject.device, subject.repeats, together=subject.together)
 
 
 def _ready(
