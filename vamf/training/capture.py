@@ -70,8 +70,10 @@ class Captured:
         """None where a step waits for the device, as a proxy may: it is only slower."""
         own: Inputs = tree_map_only(Tensor, torch.clone, inputs)
         graph = torch.cuda.CUDAGraph()
+        # Another thread, which writes a checkpoint, may wait for the device meanwhile.
+        mode, aside = "thread_local", self._aside
         try:
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._aside):
+            with torch.cuda.graph(graph, pool=self._pool, stream=aside, capture_error_mode=mode):
                 terms = self._step(own)
         except RuntimeError as error:
             for parameter in self._parameters:
