@@ -5,16 +5,20 @@ import math
 import pytest
 import torch
 
+from vamf.diagnostics import variance
 from vamf.diagnostics.variance import (
     GAP,
     TIMES,
     evaluation_draws,
     flat_gradient,
+    mean_gradient,
     sample_losses,
     trace_with_error,
     variance_with_error,
 )
+from vamf.flow.losses import Draws, MeanFlowLoss
 from vamf.flow.path import interpolate
+from vamf.models.mlp import MLPConfig
 from vamf.random import generator
 from vamf.typing import expand_like
 
@@ -139,3 +143,32 @@ def test_flat_gradient_joins_the_parameters_in_order():
     gradient = flat_gradient((a**2).sum() + 3 * b, [a, b])
     assert gradient.tolist() == [2, 4, 6, 8, 3]
     assert a.grad is None and b.grad is None  # what training accumulates stays untouched
+
+
+@pytest.mark.parametrize("n_equal", [0, 3, 5, 11])
+@pytest.mark.parametrize("part", [1, 4, 32])
+def test_the_gradient_of_a_batch_is_that_of_its_parts(monkeypatch, n_equal, part):
+    """By the training's own loss; a batch that fits as it is trained need not fit eagerly."""
+    monkeypatch.setattr(variance, "PART", part)
+    net = MLPConfig(hidden=(8,), embedding=4).build((2,)).double()
+    torch.nn.init.normal_(net.head.weight, generator=generator("head"))
+    x, e = normal(2, 11, 2)
+    t = normal(11, key="t").sigmoid()
+    r = torch.cat([t[:n_equal], 0.5 * t[n_equal:]])
+    draws, seen = Draws(x, e, r, t, n_equal), []
+
+    def v_hat(z, t):
+        return z**2
+
+    net.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    found = mean_gradient(net, draws, lambda t: 0.3, v_hat)
+    assert max(seen) == min(part, 11)
+    loss = MeanFlowLoss()(net, draws, beta=0.3, v_hat=v_hat).loss / 2
+    torch.testing.assert_close(found, flat_gradient(loss, net.parameters()))
+
+
+def test_the_trace_of_large_gradients_is_taken_piece_by_piece(monkeypatch):
+    gradients = normal(5, 11)
+    whole = trace_with_error(gradients)
+    monkeypatch.setattr(variance, "COLUMNS", 4)
+    assert trace_with_error(gradients) == pytest.approx(whole, rel=1e-12)

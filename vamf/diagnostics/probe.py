@@ -8,12 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from vamf.diagnostics.landscape import SCALARS, Tables
+from vamf.diagnostics.variance import COLUMNS, PART
 from vamf.flow.derivatives import directional_derivative
 from vamf.flow.losses import AdaptiveWeight, Draws, path_derivative, squared_norm
 from vamf.typing import AverageVelocity, BetaAt, Sample, Scalars, Velocity, expand_like
-
-COLUMNS = 2**22
-"""Gradient entries that are multiplied at a time, in float64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,16 +199,17 @@ def _pull(probed: Probed, draws: Draws, z: Sample, seeds: Tensor, where: Tensor)
     size = sum(p.numel() for p in probed.parameters)
     pulled = torch.zeros(len(seeds), len(where), size, device=z.device, dtype=z.dtype)
     for bin, mine in enumerate(where):
-        if not mine.any():
-            continue
-        value = probed.u(z[mine], draws.r[mine], draws.t[mine])
-        for row, seed in enumerate(seeds[:, mine]):
-            gradients = torch.autograd.grad(
-                value, list(probed.parameters), seed, retain_graph=True, allow_unused=True
-            )
-            flat = [
-                torch.zeros_like(p).flatten() if g is None else g.flatten()
-                for g, p in zip(gradients, probed.parameters, strict=True)
-            ]
-            pulled[row, bin] = torch.cat(flat)
+        for part in mine.nonzero().flatten().split(PART):
+            if not len(part):
+                continue
+            value = probed.u(z[part], draws.r[part], draws.t[part])
+            for row, seed in enumerate(seeds[:, part]):
+                gradients = torch.autograd.grad(
+                    value, list(probed.parameters), seed, retain_graph=True, allow_unused=True
+                )
+                flat = [
+                    torch.zeros_like(p).flatten() if g is None else g.flatten()
+                    for g, p in zip(gradients, probed.parameters, strict=True)
+                ]
+                pulled[row, bin] += torch.cat(flat)
     return pulled

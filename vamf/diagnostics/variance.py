@@ -6,12 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from vamf.flow.losses import Draws, path_derivative, squared_norm
-from vamf.typing import AverageVelocity, Beta, Sample, Scalars, Velocity
+from vamf.typing import AverageVelocity, Beta, BetaAt, Sample, Scalars, Velocity
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 """The times t at which the loss variance is taken."""
 GAP = 0.25
 """t - r there; r stays at or above 0."""
+COLUMNS = 2**22
+"""Gradient entries that are held in float64 at a time, of each gradient."""
+PART = 32
+"""Samples of a gradient that are in memory at once: what a compiled step in bfloat16 has room for,
+or all workers together, an eager one in float32 has not."""
 
 
 def evaluation_draws(x: Sample, e: Sample, t: float) -> Draws:
@@ -42,6 +47,17 @@ def variance_with_error(losses: Scalars) -> tuple[float, float]:
     return s2.item(), spread.sqrt().item()
 
 
+def mean_gradient(net: nn.Module, draws: Draws, beta: BetaAt, v_hat: Velocity) -> Tensor:
+    """The gradient of a batch's mean |V(beta) - v_cond|^2 / d, (parameters,), part by part."""
+    total = torch.zeros((), device=draws.x.device)
+    for part in draws.parts(PART):
+        z, v_cond, correction = path_derivative(net, part, beta(part.t), v_hat)
+        residual = net(z, part.r, part.t) + correction - v_cond
+        loss = squared_norm(residual).sum() / (len(draws.x) * residual[0].numel())
+        total = total + flat_gradient(loss, net.parameters())
+    return total
+
+
 def flat_gradient(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
     """The gradient of ``loss`` as one vector, (parameters,); 0 where it does not depend on one."""
     gradients = torch.autograd.grad(loss, list(parameters), materialize_grads=True)
@@ -55,8 +71,9 @@ def trace_with_error(gradients: Tensor) -> tuple[float, float]:
     needs K >= 3 and is NaN below. Leaving out g_k takes K / (K - 1) |g_k - mean|^2 from the sum.
     """
     k, parameters = gradients.shape
-    centred = gradients.double() - gradients.double().mean(0)
-    norms = centred.square().sum(1)
+    norms = torch.zeros(k, dtype=torch.float64, device=gradients.device)
+    for columns in gradients.split(COLUMNS, dim=1):
+        norms += (columns.double() - columns.double().mean(0)).square().sum(1)
     total = norms.sum() / (k - 1) / parameters
     if k < 3:
         return total.item(), float("nan")

@@ -1,5 +1,6 @@
 """The Mean Flow objective with a mixed tangent, and the terms that go with it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -28,6 +29,12 @@ class Draws(NamedTuple):
     """The later time, r <= t."""
     n_equal: int = 0
     """The first ``n_equal`` samples have r = t and need no derivative."""
+
+    def parts(self, size: int) -> Iterator["Draws"]:
+        """The batch in order, in parts of at most ``size`` samples."""
+        for start in range(0, len(self.x), size):
+            x, e, r, t = (a[start : start + size] for a in self[:4])
+            yield Draws(x, e, r, t, min(max(self.n_equal - start, 0), size))
 
 
 @dataclass(frozen=True, kw_only=True)

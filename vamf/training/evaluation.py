@@ -9,7 +9,7 @@ from vamf.data.latents import Latents
 from vamf.diagnostics.variance import (
     TIMES,
     evaluation_draws,
-    flat_gradient,
+    mean_gradient,
     sample_losses,
     trace_with_error,
     variance_with_error,
@@ -17,7 +17,7 @@ from vamf.diagnostics.variance import (
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
 from vamf.flow.guidance import with_labels
-from vamf.flow.losses import Draws, path_derivative, squared_norm
+from vamf.flow.losses import Draws
 from vamf.flow.samplers import euler, heun, sample
 from vamf.flow.tangents import boundary_velocity
 from vamf.metrics.distances import Generate, Measurement
@@ -148,7 +148,7 @@ def loss_variance(
 
 
 def gradient_variance(
-    net: nn.Module, v_hat: Velocity, beta: Beta | BetaAt, experiment: Experiment, workers: Workers
+    net: nn.Module, v_hat: Velocity, beta: float | BetaAt, experiment: Experiment, workers: Workers
 ) -> Metrics:
     """Trace of the covariance of a batch's mean gradient, per parameter, unconditional.
 
@@ -156,16 +156,14 @@ def gradient_variance(
     that ``loss_variance`` takes, unweighted and per dimension; with the trained weights.
     """
     k, device = experiment.evaluation.gradient_batches, workers.device
+    at = beta if callable(beta) else lambda _: beta
     size = sum(p.numel() for p in net.parameters())
     gradients = torch.zeros(k, size, device=device)
     for index in workers.mine(k):
         draws = _fresh(experiment, index, device)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed_of(experiment.evaluation.seed, "dropout", index))
-            z, v_cond, correction = path_derivative(net, draws, _at(beta, draws), v_hat)
-            residual = net(z, draws.r, draws.t) + correction - v_cond
-        loss = squared_norm(residual).mean() / residual[0].numel()
-        gradients[index] = flat_gradient(loss, net.parameters())
+            gradients[index] = mean_gradient(net, draws, at, v_hat)
     return {"gradient_variance": Measurement(*trace_with_error(workers.sum(gradients)))}
 
 
