@@ -112,7 +112,7 @@ def test_a_gpu_without_a_compiler_is_told_before_anything_starts(monkeypatch, tm
     gpu, compiled = torch.device("cuda"), Compute(compile=True)
     monkeypatch.setattr(fused, "TRITON", True)
     monkeypatch.setenv("CC", "some-compiler")
-    monkeypatch.setattr(fused.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    monkeypatch.setattr(fused.sysconfig, "get_paths", lambda _: {"include": str(tmp_path)})
     with pytest.raises(ValueError, match=r"got some-compiler and no .*Python\.h"):
         require(compiled, gpu)
     (tmp_path / "Python.h").touch()

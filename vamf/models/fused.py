@@ -36,11 +36,13 @@ def require_compiler() -> None:
     if not TRITON:
         return
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
-    if not compiler or not header.exists():
+    schemes = (sysconfig.get_default_scheme(), "posix_prefix")  # Debian's own is not Triton's
+    headers = [Path(sysconfig.get_paths(scheme)["include"]) / "Python.h" for scheme in schemes]
+    header = next((path for path in headers if path.exists()), None)
+    if not (compiler and header):
         raise ValueError(
             "compiled steps on a GPU need a C compiler (gcc, clang, or CC's) and Python's headers; "
-            f"got {compiler or 'no compiler'} and {header if header.exists() else f'no {header}'}; "
+            f"got {compiler or 'no compiler'} and {header or f'no {headers[0]}'}; "
             "install them (gcc, python3-dev), or set compute.compile to false"
         )
 
