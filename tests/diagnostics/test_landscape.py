@@ -252,6 +252,16 @@ def test_gram_in_parts_is_the_product(monkeypatch):
     torch.testing.assert_close(gram(a, b), a.double() @ b.double().T)
 
 
+def test_gradients_of_parts_of_a_batch_make_the_same_landscape(monkeypatch):
+    net = network()
+    probed = Probed(net, list(net.parameters()), boundary_velocity(network(1)))
+    whole = tables(probed, 2, (0.0, 0.5, 1.0), 32, mixed_draws)
+    monkeypatch.setattr("vamf.diagnostics.variance.NUMBERS", 10)  # five points
+    parts = tables(probed, 2, (0.0, 0.5, 1.0), 32, mixed_draws)
+    torch.testing.assert_close(parts.covariance, whole.covariance)
+    torch.testing.assert_close(parts.crossed, whole.crossed)
+
+
 @pytest.mark.parametrize("wrong", [{"pairs": 1}, {"every": 0}, {"bins": 0}])
 def test_a_probe_too_small_for_a_variance_is_refused(wrong):
     with pytest.raises(ValueError, match="at least"):

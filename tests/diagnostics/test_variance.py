@@ -149,7 +149,7 @@ def test_flat_gradient_joins_the_parameters_in_order():
 @pytest.mark.parametrize("part", [1, 4, 32])
 def test_the_gradient_of_a_batch_is_that_of_its_parts(monkeypatch, n_equal, part):
     """By the training's own loss; a batch that fits as it is trained need not fit eagerly."""
-    monkeypatch.setattr(variance, "PART", part)
+    monkeypatch.setattr(variance, "NUMBERS", 2 * part)
     net = MLPConfig(hidden=(8,), embedding=4).build((2,)).double()
     torch.nn.init.normal_(net.head.weight, generator=generator("head"))
     x, e = normal(2, 11, 2)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vamf.diagnostics.landscape import SCALARS, Tables
-from vamf.diagnostics.variance import COLUMNS, PART
+from vamf.diagnostics.variance import COLUMNS, at_once
 from vamf.flow.derivatives import directional_derivative
 from vamf.flow.losses import AdaptiveWeight, Draws, path_derivative, squared_norm
 from vamf.typing import AverageVelocity, BetaAt, Sample, Scalars, Velocity, expand_like
@@ -199,7 +199,7 @@ def _pull(probed: Probed, draws: Draws, z: Sample, seeds: Tensor, where: Tensor)
     size = sum(p.numel() for p in probed.parameters)
     pulled = torch.zeros(len(seeds), len(where), size, device=z.device, dtype=z.dtype)
     for bin, mine in enumerate(where):
-        for part in mine.nonzero().flatten().split(PART):
+        for part in mine.nonzero().flatten().split(at_once(z)):
             if not len(part):
                 continue
             value = probed.u(z[part], draws.r[part], draws.t[part])

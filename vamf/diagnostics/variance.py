@@ -14,9 +14,9 @@ GAP = 0.25
 """t - r there; r stays at or above 0."""
 COLUMNS = 2**22
 """Gradient entries that are held in float64 at a time, of each gradient."""
-PART = 32
-"""Samples of a gradient that are in memory at once: what a compiled step in bfloat16 has room for,
-or all workers together, an eager one in float32 has not."""
+NUMBERS = 2**17
+"""Numbers of the samples whose graph is in memory at once, 42 images of CIFAR-10: an eager step in
+float32 has no room for a batch that is trained in bfloat16, or by all workers together."""
 
 
 def evaluation_draws(x: Sample, e: Sample, t: float) -> Draws:
@@ -47,10 +47,15 @@ def variance_with_error(losses: Scalars) -> tuple[float, float]:
     return s2.item(), spread.sqrt().item()
 
 
+def at_once(x: Sample) -> int:
+    """How many of the samples ``x`` a gradient is taken of at once."""
+    return max(1, NUMBERS // x[0].numel())
+
+
 def mean_gradient(net: nn.Module, draws: Draws, beta: BetaAt, v_hat: Velocity) -> Tensor:
     """The gradient of a batch's mean |V(beta) - v_cond|^2 / d, (parameters,), part by part."""
     total = torch.zeros((), device=draws.x.device)
-    for part in draws.parts(PART):
+    for part in draws.parts(at_once(draws.x)):
         z, v_cond, correction = path_derivative(net, part, beta(part.t), v_hat)
         residual = net(z, part.r, part.t) + correction - v_cond
         loss = squared_norm(residual).sum() / (len(draws.x) * residual[0].numel())
