@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from pictures import write_images
+from PIL import Image
 
 from vamf.data import decoded, files
 from vamf.data.decoded import decoded as look
@@ -43,17 +44,34 @@ def seen(root: Path, cut: Cut = CUT):
     return look(root, image_files(root), cut)
 
 
-def test_a_second_look_decodes_nothing(root, opened, capsys):
+def test_a_second_look_decodes_nothing_but_what_was_of_no_use(root, opened, capsys):
     images, complaints = seen(root)
     assert len(opened) == 7 and "decoded 7 files" in capsys.readouterr().out
     again, told = seen(root)
-    assert len(opened) == 7 and torch.equal(again, images) and told == complaints
+    assert opened[7:] == ["broken.png"] and torch.equal(again, images) and told == complaints
     direct, said = files.decode(image_files(root), CUT)
     assert torch.equal(direct, images) and said == complaints
     assert [bool(line) for line in complaints] == [False] * 6 + [True]
     assert "broken.png is no image" in complaints[-1] and not images[-1].any()
     again[0] = 0  # it is the caller's own
     assert not torch.equal(seen(root)[0], again)
+
+
+def test_a_file_that_could_not_be_read_for_a_while_is_read(root, monkeypatch):
+    """Its name, size and time of change are as before."""
+    whole = Image.open
+
+    def failing(path, *args):
+        if path.name == "000002.png":
+            raise OSError("input/output error")
+        return whole(path, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", failing)
+        images, complaints = seen(root)
+    assert "input/output error" in complaints[2] and not images[2].any()
+    images, complaints = seen(root)
+    assert not complaints[2] and torch.equal(images[2], CUT(root / "000002.png"))
 
 
 @pytest.mark.parametrize("change", ["content", "time", "name", "more", "cut", "root"])

@@ -25,15 +25,16 @@ def decoded(root: Path, files: Sequence[Path], cut: Cut) -> tuple[Pixels, list[s
     """``decode``, or what it gave for the same files below ``root``: a run's workers and a search's
     trials are processes that all need them.
 
-    Files are the same if their names, sizes and times of change are. One process of a machine
-    decodes while others wait.
+    Files are the same if their names, sizes and times of change are; those that were of no use are
+    tried again, as the fault may have been the disk's. One process of a machine decodes while
+    others wait.
     """
     path = cache.place(_key(root, files, cut), ".npz", "pixels")
     if (found := _read(path)) is not None:
-        return found
+        return _tried_again(*found, files, cut)
     with cache.alone(path) as writable:
         if (found := _read(path)) is not None:
-            return found
+            return _tried_again(*found, files, cut)
         start = time.monotonic()
         images, complaints = decode(files, cut)
         if writable and time.monotonic() - start >= WORTH_S:
@@ -57,6 +58,16 @@ def _read(path: Path) -> tuple[Pixels, list[str]] | None:
             return torch.from_numpy(kept["images"]), kept["complaints"].tolist()
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None
+
+
+def _tried_again(
+    images: Pixels, complaints: list[str], files: Sequence[Path], cut: Cut
+) -> tuple[Pixels, list[str]]:
+    bad = [index for index, line in enumerate(complaints) if line]
+    images[bad], told = decode([files[index] for index in bad], cut)
+    for index, line in zip(bad, told, strict=True):
+        complaints[index] = line
+    return images, complaints
 
 
 def _write(path: Path, images: Pixels, complaints: Sequence[str]) -> None:

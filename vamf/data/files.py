@@ -20,7 +20,7 @@ R = TypeVar("R")
 Crop = Literal["centre", "exact"]
 
 THREADS = min(8, os.cpu_count() or 1)
-"""Pillow lets go of the interpreter while it decodes; more threads than cores are slower."""
+"""Pillow lets go of the interpreter while it decodes; of small files more are slower than these."""
 NAMED = 3
 """Files of no use that a message names."""
 
