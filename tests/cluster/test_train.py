@@ -60,7 +60,7 @@ def test_two_workers_measure_what_one_measures(twins: Twins) -> None:
 def test_two_workers_probe_the_landscape_that_one_probes(twins: Twins) -> None:
     """Of three pairs of batches one worker takes two, the other one."""
     one, two = (
-        json.loads((run / "landscape" / "step_00000010.json").read_text())["total"]
+        json.loads((run / "landscape" / "step_00000020.json").read_text())["total"]
         for run in (twins.one, twins.two)
     )
     assert one.keys() == two.keys() and "conditional/mse" in one

@@ -14,7 +14,7 @@ CHANGES = {
     "evaluation.every": 10,
     "checkpoint.every": 1,
     "checkpoint.keep": 40,
-    "probe.every": 10,
+    "probe.every": 20,
     "probe.pairs": 3,
     "probe.bins": 2,
 }
