@@ -44,6 +44,8 @@ def test_the_kernels_agree_with_the_plain_functions(device):
         timeout=300,
         check=False,
     )
+    if "only 0-dimensional arrays can be converted" in done.stderr:
+        pytest.skip("Triton < 3.7 interprets no loops with NumPy >= 2.4 (triton-lang/triton #9171)")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "the kernels agree" in done.stdout
 

@@ -79,7 +79,7 @@ class Generated:
         self, step: int, size: int, seed: int, device: torch.device, part: slice = WHOLE
     ) -> Sample:
         """Fresh samples keyed by (seed, step), drawn on the CPU and moved to ``device``."""
-        return self.draw(size, generator("data", seed, step))[part].to(device)
+        return to_device(self.draw(size, generator("data", seed, step))[part], device)
 
     def draw(self, n: int, generator: torch.Generator) -> Sample:
         """n fresh samples on the CPU."""
@@ -123,13 +123,13 @@ class ImageSet:
         self, step: int, size: int, seed: int, device: torch.device, part: slice = WHOLE
     ) -> Sample:
         """The images at ``positions(step, size, seed)``, moved to ``device``."""
-        return to_float(self.images[self.positions(step, size, seed)[part]]).to(device)
+        return to_device(to_float(self.images[self.positions(step, size, seed)[part]]), device)
 
     def labels_of(
         self, step: int, size: int, seed: int, device: torch.device, part: slice = WHOLE
     ) -> Label:
         """The labels of ``batch`` with the same arguments, (size,)."""
-        return self.labels[self.positions(step, size, seed)[part]].to(device)
+        return to_device(self.labels[self.positions(step, size, seed)[part]], device)
 
     def draw(self, n: int, generator: torch.Generator) -> Sample:
         """n images, independent and uniform, hence with repetitions."""
@@ -145,6 +145,13 @@ class ImageSet:
         """BLAKE2 of all pixels, which labels do not enter."""
         pixels = self.images.cpu().contiguous().numpy()
         return hashlib.blake2b(pixels.data, digest_size=16).hexdigest()
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """On ``device``; a GPU fetches from pinned memory, for which the host does not wait."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def to_float(images: Pixels) -> Sample:

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from vamf import values
 from vamf.data import vae
-from vamf.data.dataset import WHOLE, Split, check_labels, require_positive
+from vamf.data.dataset import WHOLE, Split, check_labels, require_positive, to_device
 from vamf.data.files import require_folder
 from vamf.data.folders import ImageFolder
 from vamf.data.order import Order
 from vamf.data.shards import INDEX, Index, Shards
-from vamf.data.streaming import Ahead, to_device
+from vamf.data.streaming import Ahead
 from vamf.flow.oracle import EmpiricalVelocity
 from vamf.random import generator
 from vamf.typing import Label, Sample
@@ -185,7 +185,7 @@ class LatentSet:
         self, step: int, size: int, seed: int, device: torch.device, part: slice = WHOLE
     ) -> Label:
         """The labels of ``batch`` with the same arguments."""
-        return self.labels[self._order.positions(step, size, seed)[part]].to(device)
+        return to_device(self.labels[self._order.positions(step, size, seed)[part]], device)
 
     def draw(self, n: int, generator: torch.Generator) -> Sample:
         """n latents of independent uniform images, each with a draw of its own; on the CPU."""

@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from vamf.data.dataset import WHOLE, require_positive, to_float
+from vamf.data.dataset import WHOLE, require_positive, to_device, to_float
 from vamf.data.files import Cut, Unreadable
 from vamf.data.order import Order
 from vamf.typing import Label, Pixels, Sample
@@ -44,14 +44,15 @@ class Ahead:
     ) -> None:
         """``places`` of (step, size, seed) are what a batch holds; ``read`` gives that of one."""
         self._places, self._read = places, read
-        self._pool = ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1)))
+        self._threads = min(16, 2 * (os.cpu_count() or 1))
+        self._pool = ThreadPoolExecutor(self._threads)
         self._coming: dict[Batch, list[Future[Tensor]]] = {}
         self._waited, self._since = 0.0, time.monotonic()
 
     def batch(self, step: int, size: int, seed: int, part: slice) -> Tensor:
         """What lies at the places of this part of the batch, stacked; later ones are begun."""
         start = time.monotonic()
-        found = torch.stack([f.result() for f in self._request(step, size, seed, part)])
+        found = torch.cat([f.result() for f in self._request(step, size, seed, part)])
         self._waited += time.monotonic() - start
         self._coming.pop(_key(step, size, seed, part), None)
         for later in range(step + 1, step + 1 + AHEAD):
@@ -64,13 +65,21 @@ class Ahead:
             while len(self._coming) > AHEAD:  # of another run, or an evaluation
                 for future in self._coming.pop(next(iter(self._coming))):
                     future.cancel()
-            places = self._places(step, size, seed)[part].tolist()
-            self._coming[key] = [self._pool.submit(self._read, place) for place in places]
+            self._coming[key] = self._begin(self._places(step, size, seed)[part].tolist())
         return self._coming[key]
+
+    def _begin(self, places: Sequence[int]) -> list[Future[Tensor]]:
+        """A part for each thread: one call for each place would keep the main thread busy."""
+        many = -(-len(places) // self._threads)
+        starts = range(0, len(places), many)
+        return [self._pool.submit(self._stack, places[k : k + many]) for k in starts]
+
+    def _stack(self, places: Sequence[int]) -> Tensor:
+        return torch.stack([self._read(place) for place in places])
 
     def read(self, places: Sequence[int]) -> Tensor:
         """What lies at these places, stacked."""
-        return torch.stack(list(self._pool.map(self._read, places)))
+        return torch.cat([part.result() for part in self._begin(places)])
 
     def waiting_share(self) -> float:
         """The share of the time since the last call that went into waiting for files."""
@@ -82,13 +91,6 @@ class Ahead:
 
 def _key(step: int, size: int, seed: int, part: slice) -> Batch:
     return step, size, seed, (part.start, part.stop, part.step)
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Pinned memory lets a GPU fetch a batch while the host goes on."""
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
 
 
 class FileSet:
@@ -139,7 +141,7 @@ class FileSet:
         self, step: int, size: int, seed: int, device: torch.device, part: slice = WHOLE
     ) -> Label:
         """The labels of ``batch`` with the same arguments."""
-        return self.labels[self._order.positions(step, size, seed)[part]].to(device)
+        return to_device(self.labels[self._order.positions(step, size, seed)[part]], device)
 
     def draw(self, n: int, generator: torch.Generator) -> Sample:
         """n images, independent and uniform, hence with repetitions; on the CPU."""

@@ -68,7 +68,8 @@ def evaluation(subject: Subject) -> Table:
         stand_in = extractor if notes else None
         per_second = _features_a_second(extractor, subject)
         rows[f"features of {extractor.id}"] = Row(value=per_second, unit="images/s")
-        made = timed(_generating(experiment, trainer), device) / AT_ONCE
+        generating = {"": _generating(experiment, trainer)}
+        made = time_steps(generating, device, 1)[""] / AT_ONCE
         expected = distance.samples * (made + 1 / per_second)
         if expected > TOO_LONG_S:
             return Table(

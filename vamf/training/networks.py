@@ -16,7 +16,23 @@ def build_networks(
         torch.manual_seed(seed_of(experiment.seed, "weights"))
         net = experiment.model.build(shape)
     net = net.to(device)
-    ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(experiment.ema))
-    ema.requires_grad_(False).eval()
-    ema.n_averaged.fill_(1)  # the average starts at the initial weights
-    return net, ema
+    return net, MovingAverage(net, experiment.ema)
+
+
+class MovingAverage(AveragedModel):
+    """The exponential moving average of a network's weights, from the initial ones on.
+
+    The base class copies the count of averages to the device, and waits for the device to do that.
+    """
+
+    def __init__(self, net: nn.Module, decay: float) -> None:
+        average = get_ema_multi_avg_fn(decay)
+        super().__init__(net, multi_avg_fn=average)
+        self.requires_grad_(False).eval()
+        self.n_averaged.fill_(1)  # the initial weights
+        self._average = average
+
+    def update_parameters(self, model: nn.Module) -> None:
+        """One step towards the weights of ``model``; nothing waits for the device."""
+        self._average(tuple(self.parameters()), tuple(model.parameters()), self.n_averaged)
+        self.n_averaged += 1
