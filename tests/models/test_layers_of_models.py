@@ -9,6 +9,7 @@ from torch import nn
 from vamf.flow.derivatives import total_derivative
 from vamf.models.layers import (
     Conv2d,
+    Dropout,
     GroupNorm,
     Linear,
     SelfAttention,
@@ -218,3 +219,27 @@ def test_gradients_of_the_tangent_are_torchs(ours, theirs, shape):
         found.append(torch.autograd.grad(loss, list(module.parameters())))
     for mine, other in zip(*found, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("moving_weights", [False, True], ids=["input", "input and weights"])
+def test_the_tangent_of_a_group_norm_is_torchs(moving_weights):
+    ours = GroupNorm(12).double()
+    theirs = nn.GroupNorm(ours.groups, 12, ours.eps).double()
+    for parameter, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        parameter.data = other.data = normal(12)
+    x, v = normal(3, 12, 5, 5, 1)[..., 0] + 3, normal(3, 12, 5, 5, 2)[..., 1]
+    with torch.no_grad():
+        mine, other = (derivative(module, x, v, moving_weights) for module in (ours, theirs))
+    torch.testing.assert_close(mine, other, rtol=1e-11, atol=1e-11)  # float64 rounding
+
+
+def test_dropout_drops_the_tangents_of_what_it_drops():
+    x, v = (normal(400, 6, k)[..., 0] for k in (1, 2))
+    with torch.no_grad():
+        y, dy = derivative(Dropout(0.25), x, v, moving_weights=False)
+        still, same = derivative(Dropout(0.25).eval(), x, v, moving_weights=False)
+    kept = y / x
+    torch.testing.assert_close(dy / v, kept, rtol=1e-12, atol=0)
+    assert torch.equal(still, x) and torch.equal(same, v)
+    torch.testing.assert_close(kept.round(decimals=9).unique(), torch.tensor([0, 4 / 3]).double())
+    assert 0.7 < (kept > 0).double().mean() < 0.8  # of 2,400: a standard deviation is 0.009

@@ -73,11 +73,15 @@ def test_jvp_is_the_central_difference(config, shape):
 
 
 @MODEL
-def test_the_derivative_is_torchs_to_the_bit(config, shape):
-    net, (z, v, r, t, _) = build(config, shape).eval(), draws(shape)
-    with torch.no_grad():
+@pytest.mark.parametrize("graph", [False, True])
+def test_the_derivative_is_torchs(config, shape, graph):
+    net, (z, v, r, t, _) = build(config, shape).double().eval(), draws(shape, dtype=torch.float64)
+    with torch.set_grad_enabled(graph):
         ours, torchs = (f(net, z, r, t, v) for f in (total_derivative, textbook_derivative))
-    assert torch.equal(ours[0], torchs[0]) and torch.equal(ours[1], torchs[1])
+    assert torch.equal(ours[0], torchs[0])
+    rounding = 1e-12 * torchs[1].abs().max().item()
+    torch.testing.assert_close(ours[1], torchs[1], rtol=1e-11, atol=rounding)
+    assert ours[1].requires_grad == torchs[1].requires_grad == graph
 
 
 @MODEL

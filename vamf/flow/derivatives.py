@@ -103,12 +103,26 @@ def affine(
     """
     if isinstance(x, Dual):
         return linearly(x, whole, linear)
+    weights = () if weight is None else (weight,)
+    return by_formula(x, weights, whole, lambda primal, dx: (whole(primal), linear(dx)))
+
+
+def by_formula(
+    x: Tensor,
+    weights: Iterable[Tensor],
+    whole: Callable[[Tensor], Tensor],
+    both: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+) -> Tensor:
+    """``whole(x)``, in forward mode by ``both(x, dx)``, which returns it and its tangent.
+
+    Where a weight has a tangent, and in ``textbook_derivative``, torch's own rules are used.
+    """
     if not _in_jvp:
         return whole(x)
     primal, tangent = forward_ad.unpack_dual(x, level=LEVEL)
-    if tangent is None or (weight is not None and _has_tangent(weight)):
+    if tangent is None or any(map(_has_tangent, weights)):
         return whole(x)
-    return forward_ad.make_dual(whole(primal), linear(tangent), level=LEVEL)
+    return forward_ad.make_dual(*both(primal, tangent), level=LEVEL)
 
 
 def _has_tangent(x: Tensor) -> bool:

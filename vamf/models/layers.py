@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vamf.flow.derivatives import affine
+from vamf.flow.derivatives import affine, by_formula
 from vamf.flow.duals import Dual
 from vamf.models import fused, plain
 from vamf.typing import Label, Scalars, Time
@@ -31,7 +31,12 @@ def sinusoid(t: Time, dim: int, *, endpoint: bool = False) -> Tensor:
     """
     half = dim // 2
     exponents = torch.arange(half, device=t.device, dtype=t.dtype) / (half - endpoint)
-    phase = t[:, None] * torch.pow(1e-4, exponents)
+    frequencies = torch.pow(1e-4, exponents)
+
+    def apply(t: Time) -> Tensor:
+        return t[:, None] * frequencies
+
+    phase = affine(t, None, apply, apply)
     return torch.cat([phase.sin(), phase.cos()], dim=1)
 
 
@@ -63,7 +68,21 @@ class GroupNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():  # what is done with tangents leaves no graph
+            return self._normalise(x)
+        return by_formula(x, self.parameters(), self._normalise, self._both)
+
+    def _normalise(self, x: Tensor) -> Tensor:
         return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+
+    def _both(self, x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
+        """By two kernels: without the weight, the Jacobian is symmetric, as a gradient takes it."""
+        x, dx, aten = x.contiguous(), dx.contiguous(), torch.ops.aten  # as they want it on a GPU
+        how = (*x.shape[:2], x[0, 0].numel(), self.groups)
+        y, *moments = aten.native_group_norm(x, self.weight, self.bias, *how, self.eps)
+        wanted = [True, False, False]
+        dn, _, _ = aten.native_group_norm_backward(dx, x, *moments, None, *how, wanted)
+        return y, dn * self.weight[:, None, None]
 
     def fused(
         self,
@@ -78,6 +97,33 @@ class GroupNorm(nn.Module):
         """dropout(silu(forward(x + shift + offset))), and copies of x: ``fused.normalise``."""
         how = fused.Normalisation(self.groups, self.eps, activate, dropout)
         return fused.normalise(x, shift, offset, self.weight, self.bias, how, copies)
+
+
+class Dropout(nn.Dropout):
+    """torch's, cheaper in forward mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        drops = self.training and self.p > 0
+        return by_formula(x, (), super().forward, self._both) if drops else x
+
+    def _both(self, x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
+        kept = torch.empty_like(x).bernoulli_(1 - self.p).div_(1 - self.p)
+        return x * kept, dx * kept
+
+
+def scaled(x: Tensor, factor: float) -> Tensor:
+    """x factor; torch's own forward mode makes a tangent of the number first, on the slow path."""
+    apply = partial(torch.mul, other=factor)
+    return affine(x, None, apply, apply)
+
+
+def silu(x: Tensor) -> Tensor:
+    """x sigmoid(x)."""
+    return by_formula(x, (), F.silu, _silu_both)
+
+
+def _silu_both(x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
+    return F.silu(x), torch.ops.aten.silu_backward(dx, x)
 
 
 def _resampled(x: Tensor, up: bool) -> Tensor:
@@ -100,7 +146,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     The softmax is taken in at least float32.
     """
-    logits = torch.einsum("bhqc,bhkc->bhqk", q, k / math.sqrt(q.shape[-1]))
+    logits = torch.einsum("bhqc,bhkc->bhqk", q, scaled(k, 1 / math.sqrt(q.shape[-1])))
     weights = logits.to(torch.promote_types(q.dtype, torch.float32)).softmax(-1).to(q.dtype)
     return torch.einsum("bhqk,bhkc->bhqc", weights, v)
 

@@ -16,6 +16,7 @@ from vamf.models.layers import (
     check_classes,
     initialise,
     refuse_labels,
+    silu,
     sinusoid,
 )
 from vamf.typing import Label, Sample, Scalars, Time
@@ -62,7 +63,7 @@ class MLP(nn.Module):
     ) -> Tensor:
         h = push(self._known, z, t, r, y, kappa)
         for layer in self.layers:
-            h = push(nn.functional.silu, layer(h))
+            h = push(silu, layer(h))
         return h
 
     def _known(self, z: Sample, t: Time, r: Time, y: Label | None, kappa: Scalars | None) -> Tensor:

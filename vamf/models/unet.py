@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
 from vamf.flow.derivatives import push
 from vamf.flow.duals import Dual, are_carried, joined, linearly, value_of
@@ -16,6 +15,7 @@ from vamf.models import fused
 from vamf.models.layers import (
     ClassEmbedding,
     Conv2d,
+    Dropout,
     GroupNorm,
     Linear,
     SelfAttention,
@@ -23,6 +23,8 @@ from vamf.models.layers import (
     downsample,
     initialise,
     refuse_labels,
+    scaled,
+    silu,
     sinusoid,
     upsample,
 )
@@ -59,7 +61,7 @@ class Block(nn.Module):
         self.conv0 = initialise(Conv2d(channels, out, 3, padding=1))
         self.conv1 = initialise(Conv2d(out, out, 3, padding=1), gain=OUT_GAIN)
         self.affine = initialise(Linear(emb, out))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         adapt = channels != out or resample is not None
         self.skip = initialise(Conv2d(channels, out, 1)) if adapt else nn.Identity()
         self.attention = SelfAttention(out, heads, OUT_GAIN) if heads else None
@@ -87,9 +89,9 @@ class Block(nn.Module):
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.conv0(self._resize(silu(self.norm0(x))))
         h = silu(self.norm1(h + self.affine(emb)[:, :, None, None]))
-        x = (self.conv1(self.dropout(h)) + self.skip(self._resize(x))) * math.sqrt(0.5)
+        x = scaled(self.conv1(self.dropout(h)) + self.skip(self._resize(x)), math.sqrt(0.5))
         if self.attention is not None:
-            x = self.attention(x) * math.sqrt(0.5)
+            x = scaled(self.attention(x), math.sqrt(0.5))
         return x
 
 
