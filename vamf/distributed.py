@@ -32,16 +32,17 @@ class Workers(NamedTuple):
             dist.all_reduce(tensor)
         return tensor
 
-    def average(self, tensors: Sequence[Tensor]) -> None:
-        """Averages each of the tensors over all workers, in place and by one message.
+    def averaged(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The mean of each of the tensors over all workers, by one message.
 
         Each lies in memory without gaps, in an order of axes that is the same on every worker.
         """
         if self.world == 1:
-            return
+            return tensors
         flat = [t.detach().as_strided((t.numel(),), (1,)) for t in tensors]
         joined = self.sum(torch.cat(flat)).div_(self.world)
-        torch._foreach_copy_(flat, joined.split([len(t) for t in flat]))
+        parts = zip(tensors, joined.split([len(t) for t in flat]), strict=True)
+        return [part.as_strided(t.shape, t.stride(), part.storage_offset()) for t, part in parts]
 
     def gather(self, text: str) -> list[str]:
         """What every worker gives, by rank; every worker gets it."""

@@ -28,3 +28,14 @@ def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Gene
     stream with probability 2^-32.
     """
     return torch.Generator(device=device).manual_seed(seed_of(*key))
+
+
+def seed_default(seed: int, device: torch.device) -> None:
+    """Seeds what torch draws from where it is given no generator, as dropout on ``device`` does.
+
+    ``torch.manual_seed`` takes 0.3 ms to note for GPUs, also where none is in use, who called it.
+    """
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)

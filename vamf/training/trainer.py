@@ -15,7 +15,7 @@ from vamf.diagnostics.ratios import Figures
 from vamf.distributed import Workers
 from vamf.experiment import Experiment, Optimiser
 from vamf.flow.losses import LossTerms
-from vamf.random import seed_of
+from vamf.random import seed_default, seed_of
 from vamf.training.capture import captured
 from vamf.training.networks import build_networks
 from vamf.training.objective import Objective
@@ -118,7 +118,8 @@ class Trainer:
         """One step of the optimiser and of the moving average; nothing waits for the device."""
         e = self.experiment
         self._adapt()
-        torch.manual_seed(seed_of(e.seed, "dropout", self.workers.rank, self.step))
+        dropout = seed_of(e.seed, "dropout", self.workers.rank, self.step)
+        seed_default(dropout, self.workers.device)
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(e.optim, self.step, e.steps)
         self.optimiser.zero_grad()
@@ -134,11 +135,17 @@ class Trainer:
         terms: LossTerms
         if self._captured is not None:
             terms = self._captured(self.objective.inputs(self.step))
-            self.workers.average([p.grad for p in self.net.parameters() if p.grad is not None])
+            self._average_gradients()
             return terms
         terms = self._wrapped(self.step)
         terms.loss.backward()
         return terms
+
+    def _average_gradients(self) -> None:
+        found = [(p, p.grad) for p in self.net.parameters() if p.grad is not None]
+        means = self.workers.averaged([gradient for _, gradient in found])
+        for (parameter, _), mean in zip(found, means, strict=True):
+            parameter.grad = mean
 
     def collect(self) -> dict[str, float]:
         """Means over the steps since the last call, over all workers.
