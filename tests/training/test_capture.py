@@ -3,25 +3,33 @@
 import pytest
 import torch
 from group import member
+from latents import write_latents
 from torch.nn.parallel import DistributedDataParallel
 
 from vamf.distributed import Workers
 from vamf.presets import PRESETS
 from vamf.training import capture, trainer
+from vamf.training.bench_steps import trainer_of
 from vamf.training.trainer import Trainer
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 
 SMALL = {"model.channels": 16, "model.dropout": 0.1, "batch": 8, "proxy": "ema"}
 FAST = {"compute.compile": True, "compute.precision": "bfloat16"}
+LATENTS = {
+    **{"model.width": 16, "model.depth": 1, "model.heads": 2, "model.classes": 3, "batch": 8},
+    **{"data.vae": "some/vae", "data.size": 4, "data.resolution": 8, "data.classes": 3},
+}
 
 
-def trained(monkeypatch, warm_up, steps=8, **over):
+def digits(**over):
+    return PRESETS["digits"].override(SMALL | FAST | over)
+
+
+def trained(monkeypatch, warm_up, experiment):
     monkeypatch.setattr(capture, "WARM_UP", warm_up)
-    experiment = PRESETS["digits"].override(SMALL | FAST | over)
-    device = torch.device("cuda")
-    own = Trainer(experiment, experiment.data.load("train").to(device), Workers(device=device))
-    for _ in range(steps):
+    own = trainer_of(experiment, torch.device("cuda"))
+    for _ in range(8):
         own.train_step()
     return own
 
@@ -66,15 +74,22 @@ def test_gradients_of_captured_steps_are_averaged(tmp_path):
 @pytest.mark.parametrize("over", [{}, {"beta.end": 0.0, "beta.shape": "linear"}])
 def test_captured_steps_are_those_that_are_not(monkeypatch, over):
     """To the bit, dropout and a beta that moves included."""
-    graphs, usual = (trained(monkeypatch, n, **over) for n in (3, 99))
+    graphs, usual = (trained(monkeypatch, n, digits(**over)) for n in (3, 99))
     for a, b in zip(graphs.net.parameters(), usual.net.parameters(), strict=True):
         assert torch.equal(a, b)
     assert graphs.collect() == usual.collect()
 
 
+def on_latents(folder):
+    write_latents(folder)
+    return PRESETS["imagenet_dit_b4"].override(LATENTS | {"data.root": str(folder)})
+
+
 @on_a_gpu
-def test_nothing_in_a_step_waits_for_the_device(monkeypatch):
-    own = trained(monkeypatch, 3)
+@pytest.mark.parametrize("read", [False, True], ids=["digits on the GPU", "latents on the disk"])
+def test_nothing_in_a_step_waits_for_the_device(monkeypatch, tmp_path, read):
+    experiment = on_latents(tmp_path / "latents") if read else digits()
+    own = trained(monkeypatch, 3, experiment)
     torch.cuda.set_sync_debug_mode("error")
     try:
         own.train_step()
