@@ -20,6 +20,10 @@ PROGRAM = Path(__file__).parent / "interpreted.py"
 triton_only = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed here")
 
 
+def release(package):
+    return tuple(map(int, import_module(package).__version__.split(".")[:2]))
+
+
 @triton_only
 @pytest.mark.parametrize(
     "device",
@@ -34,6 +38,8 @@ triton_only = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is 
 @pytest.mark.slow  # Triton's interpreter
 def test_the_kernels_agree_with_the_plain_functions(device):
     """In a process of its own: whether Triton interprets is settled when it is imported."""
+    if device == "cpu" and release("triton") < (3, 7) and release("numpy") >= (2, 4):
+        pytest.skip("Triton < 3.7 interprets no loops with NumPy >= 2.4 (triton-lang/triton #9171)")
     interpreted = {"TRITON_INTERPRET": "1"} if device == "cpu" else {}
     done = subprocess.run(
         [sys.executable, PROGRAM, device],
@@ -44,8 +50,6 @@ def test_the_kernels_agree_with_the_plain_functions(device):
         timeout=300,
         check=False,
     )
-    if "only 0-dimensional arrays can be converted" in done.stderr:
-        pytest.skip("Triton < 3.7 interprets no loops with NumPy >= 2.4 (triton-lang/triton #9171)")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "the kernels agree" in done.stdout
 

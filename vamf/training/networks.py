@@ -26,13 +26,12 @@ class MovingAverage(AveragedModel):
     """
 
     def __init__(self, net: nn.Module, decay: float) -> None:
-        average = get_ema_multi_avg_fn(decay)
-        super().__init__(net, multi_avg_fn=average)
+        super().__init__(net, multi_avg_fn=get_ema_multi_avg_fn(decay))
         self.requires_grad_(False).eval()
         self.n_averaged.fill_(1)  # the initial weights
-        self._average = average
 
     def update_parameters(self, model: nn.Module) -> None:
         """One step towards the weights of ``model``; nothing waits for the device."""
-        self._average(tuple(self.parameters()), tuple(model.parameters()), self.n_averaged)
+        assert self.multi_avg_fn is not None
+        self.multi_avg_fn(tuple(self.parameters()), tuple(model.parameters()), self.n_averaged)
         self.n_averaged += 1
