@@ -73,6 +73,7 @@ class GroupNorm(nn.Module):
         return by_formula(x, self.parameters(), self._normalise, self._both)
 
     def _normalise(self, x: Tensor) -> Tensor:
+        x = x.contiguous()  # torch 2.11's forward mode takes no other; a GPU's kernels copy anyway
         return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
 
     def _both(self, x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
