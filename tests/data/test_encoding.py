@@ -68,7 +68,7 @@ def test_latents_are_the_posteriors_of_the_images_and_of_their_mirror_images(
         with torch.no_grad():
             posterior = theirs.encode(flipped.float() / 127.5 - 1).latent_dist
         expected = torch.cat([posterior.mean, posterior.logvar], 1)
-        stored = torch.stack([found.shards.read(place, view) for place in range(10)])
+        stored = found.shards.read(np.arange(10), np.full(10, view))
         torch.testing.assert_close(stored, expected, rtol=1e-4, atol=1e-5)
     index = Index.load(tmp_path / "out")
     assert index.scaling == theirs.config.scaling_factor == 0.18215
@@ -190,7 +190,8 @@ def test_images_of_no_use_are_refused_or_replaced(photos, network, tmp_path, cap
     encode.main([*argv, "--damaged", "skip"])
     assert "skipped, file 1 of no use" in capsys.readouterr().out
     shards = declared(tmp_path / "out", photos, network).load("train").shards
-    assert torch.equal(shards.read(5, 0), shards.read(6, 0))  # the next one of its class
+    bad, following = shards.read(np.array([5, 6]), np.array([0, 0]))
+    assert torch.equal(bad, following)  # the next one of its class
     assert "must hold at least one; got none" in refused(
         [str(tmp_path / "out"), "--vae", str(network)], capsys
     )

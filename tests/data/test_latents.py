@@ -90,8 +90,8 @@ def test_draws_are_of_the_given_generator(folder):
 def test_batches_are_read_ahead_and_no_shard_is_read_whole(folder, monkeypatch):
     data = latents(folder[0]).load("train")
     assert all(isinstance(part, np.memmap) for part in data.shards._moments)
-    read, read_one = [], data.shards.read
-    monkeypatch.setattr(data.shards, "read", lambda *view: read.append(view) or read_one(*view))
+    read, read_some = [], data.shards.read
+    monkeypatch.setattr(data.shards, "read", lambda *some: read.append(some) or read_some(*some))
     data.batch(0, 1, 0, CPU)
     data._ahead._pool.shutdown(wait=True)
     assert len(read) == 5  # one image of this batch, and of four more
@@ -191,9 +191,9 @@ def test_one_wrong_bit_is_found_when_its_row_is_read(folder):
     path.write_bytes(content)
     data = latents(root).load("train")
     shards = Shards(root)
-    assert shards.read(7, 0).shape == (8, 4, 4)
+    assert shards.read(np.array([7]), np.array([0])).shape == (1, 8, 4, 4)
     with pytest.raises(ValueError, match=r"moments-00001.npy is damaged: row 3 is not as it was"):
-        shards.read(7, 1)
+        shards.read(np.array([7]), np.array([1]))
     with pytest.raises(ValueError, match="row 3 is not as it was written"):
         for step in range(20):
             data.batch(step, 10, 0, CPU)

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,9 @@ from vamf.data.streaming import Ahead
 from vamf.flow.oracle import EmpiricalVelocity
 from vamf.random import generator
 from vamf.typing import Label, Sample
+
+THREADS = 4
+"""Parts of a batch that are read at once: disks take several requests, and nothing is decoded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +148,7 @@ class LatentSet:
         """``mirror`` takes the mirror image's moments half of the times."""
         self.shards, self.mirror, self.labels = shards, mirror, shards.labels
         self._order = Order(len(self.labels))
-        self._ahead = Ahead(self._views, self._read)
+        self._ahead = Ahead(self._views, self._read, THREADS)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -174,8 +178,8 @@ class LatentSet:
     def _coins(self, n: int, g: torch.Generator) -> Tensor:
         return torch.randint(2, (n,), generator=g, device=g.device).cpu() * self.mirror
 
-    def _read(self, view: int) -> Tensor:
-        return self.shards.read(*divmod(view, 2))
+    def _read(self, views: Sequence[int]) -> Tensor:
+        return self.shards.read(*np.divmod(views, 2))
 
     def _drawn(self, moments: Tensor, noise: Sample) -> Sample:
         mean, log_variance = moments.float().chunk(2, dim=1)

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,12 +41,18 @@ class Ahead:
     """
 
     def __init__(
-        self, places: Callable[[int, int, int], Tensor], read: Callable[[int], Tensor]
+        self,
+        places: Callable[[int, int, int], Tensor],
+        read: Callable[[Sequence[int]], Tensor],
+        threads: int,
     ) -> None:
-        """``places`` of (step, size, seed) are what a batch holds; ``read`` gives that of one."""
-        self._places, self._read = places, read
-        self._threads = min(16, 2 * (os.cpu_count() or 1))
-        self._pool = ThreadPoolExecutor(self._threads)
+        """``places`` of (step, size, seed) are what a batch holds; ``read`` gives some, stacked.
+
+        Each of the ``threads`` reads a part of a batch at once: one call for each place would keep
+        the main thread from its work. ``read`` stacks by numpy, as torch starts further threads.
+        """
+        self._places, self._read, self._threads = places, read, threads
+        self._pool = ThreadPoolExecutor(threads)
         self._coming: dict[Batch, list[Future[Tensor]]] = {}
         self._waited, self._since = 0.0, time.monotonic()
 
@@ -69,13 +76,9 @@ class Ahead:
         return self._coming[key]
 
     def _begin(self, places: Sequence[int]) -> list[Future[Tensor]]:
-        """A part for each thread: one call for each place would keep the main thread busy."""
         many = -(-len(places) // self._threads)
         starts = range(0, len(places), many)
-        return [self._pool.submit(self._stack, places[k : k + many]) for k in starts]
-
-    def _stack(self, places: Sequence[int]) -> Tensor:
-        return torch.stack([self._read(place) for place in places])
+        return [self._pool.submit(self._read, places[k : k + many]) for k in starts]
 
     def read(self, places: Sequence[int]) -> Tensor:
         """What lies at these places, stacked."""
@@ -100,7 +103,8 @@ class FileSet:
         """``skip`` names a damaged file and puts the next good one of its class in its place."""
         self.files, self.cut, self.labels, self.skip = list(files), cut, labels, skip
         self._order = Order(len(files))
-        self._ahead = Ahead(self._order.positions, self._read)
+        threads = min(16, 2 * (os.cpu_count() or 1))
+        self._ahead = Ahead(self._order.positions, self._read, threads)
         self._named: set[Path] = set()
 
     def __len__(self) -> int:
@@ -120,7 +124,10 @@ class FileSet:
         """
         return to_float(to_device(self._ahead.batch(step, size, seed, part), device))
 
-    def _read(self, place: int) -> Pixels:
+    def _read(self, places: Sequence[int]) -> Pixels:
+        return torch.from_numpy(np.stack([self._one(place).numpy() for place in places]))
+
+    def _one(self, place: int) -> Pixels:
         for other in (*range(place, len(self)), *range(place)):
             if self.labels[other] != self.labels[place]:
                 continue
