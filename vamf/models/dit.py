@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, layer_norm, silu
+from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention, silu
 
 from vamf.flow.derivatives import push
 from vamf.flow.duals import value_of
@@ -152,7 +152,13 @@ def _mix_tangent(values: Values, tangents: Tangents) -> Tensor:
     return _tokens(attend_tangent(_heads(*values), _heads(tangents[0], values[1])))
 
 
-_mixed = Group(_mix, _mix_tangent)
+def _mix_bare(qkv: Tensor, heads: int) -> Tensor:
+    """``_mix`` by a kernel of torch's, which has no forward mode."""
+    q, k, v = _heads(qkv, heads)
+    return _tokens(scaled_dot_product_attention(q, k, v))
+
+
+_mixed = Group(_mix, _mix_tangent, _mix_bare)
 
 
 class TransformerBlock(nn.Module):

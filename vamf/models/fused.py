@@ -191,11 +191,17 @@ class Group:
     """A function of tensors (batch, ...) that keeps samples apart, and its tangent, also of duals.
 
     ``tangent`` takes the function's arguments and, for each, its own tangent or, of a number, None.
-    Where duals are carried on a GPU, both are compiled, for each shape and number on its own.
+    ``bare`` takes the function's place for values that need neither tangent nor graph. Where duals
+    are carried on a GPU, all are compiled, for each shape and number on its own.
     """
 
-    def __init__(self, function: Callable[..., Tensor], tangent: Callable[..., Tensor]) -> None:
-        self._plain = (function, tangent)
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        tangent: Callable[..., Tensor],
+        bare: Callable[..., Tensor] | None = None,
+    ) -> None:
+        self._plain = (function, tangent, bare or function)
 
     @cached_property
     def _compiled(self) -> tuple[Callable[..., Tensor], ...]:
@@ -206,9 +212,11 @@ class Group:
     def __call__(self, *args: Any) -> Any:
         if not are_carried():
             return self._plain[0](*args)
-        function, tangent = self._compiled if value_of(args[0]).is_cuda else self._plain
-        value = function(*map(value_of, args))
+        function, tangent, bare = self._compiled if value_of(args[0]).is_cuda else self._plain
         duals = [a for a in args if isinstance(a, Dual)]
+        if not (duals or torch.is_grad_enabled()):
+            return bare(*args)
+        value = function(*map(value_of, args))
         if not duals:
             return value
         with torch.no_grad():

@@ -13,6 +13,7 @@ from vamf.random import generator
 from vamf.training.bench_steps import Subject, trainer_of
 from vamf.training.benchmark import Row, Step, Table, time_steps, timed
 from vamf.training.evaluation import evaluate, generate_from, gradient_variance, loss_variance
+from vamf.training.networks import as_sampled
 from vamf.training.stand_ins import Untrained
 from vamf.training.trainer import Trainer
 
@@ -50,7 +51,7 @@ def _at_once(experiment: Experiment) -> int:
 
 def _generating(experiment: Experiment, trainer: Trainer) -> Step:
     shape, device = experiment.data.shape, trainer.workers.device
-    generate = generate_from(trainer.ema, experiment, shape, device)
+    generate = generate_from(as_sampled(trainer.ema), experiment, shape, device)
     return lambda: generate(range(_at_once(experiment)))
 
 
@@ -114,7 +115,8 @@ def _whole(trainer: Trainer, stand_in: Extractor | None) -> Step:
     if stand_in is None:
         return lambda: evaluate(trainer)
     e, workers, shape = trainer.experiment, trainer.workers, trainer.dataset.shape
-    generate = generate_from(trainer.ema, e, shape, workers.device)
+    u = as_sampled(trainer.ema)
+    generate = generate_from(u, e, shape, workers.device)
     samples = e.evaluation.distance.samples
 
     def pixels(indices: range) -> torch.Tensor:
@@ -124,7 +126,7 @@ def _whole(trainer: Trainer, stand_in: Extractor | None) -> Step:
         made = gather(stand_in, pixels, samples, BLOCKS, workers, keep=False)
         frechet_with_error(made.blocks, made.blocks[0].statistics())
         if e.ddpm is None:
-            loss_variance(trainer.ema, boundary_velocity(trainer.ema), trainer.beta, e, workers)
+            loss_variance(u, boundary_velocity(u), trainer.beta, e, workers)
             gradient_variance(trainer.net, trainer.v_hat, trainer.beta, e, workers)
 
     return whole

@@ -22,6 +22,7 @@ from vamf.flow.samplers import euler, heun, sample
 from vamf.flow.tangents import boundary_velocity
 from vamf.metrics.distances import Generate, Measurement
 from vamf.random import generator, seed_of
+from vamf.training.networks import as_sampled
 from vamf.training.objective import draw
 from vamf.training.trainer import Trainer
 from vamf.typing import AverageVelocity, Beta, BetaAt, Label, Sample, Scalars, Velocity
@@ -184,9 +185,9 @@ def evaluate(trainer: Trainer) -> Metrics:
     Of a DDPM that is the distance: what depends on beta it does not have.
     """
     e, workers, beta = trainer.experiment, trainer.workers, trainer.beta
-    own = boundary_velocity(trainer.ema)  # whichever network serves as proxy in training
-    measured = distance(trainer.ema, e, workers)
-    if e.ddpm is None:
-        measured |= loss_variance(trainer.ema, own, beta, e, workers)
+    u = as_sampled(trainer.ema)
+    measured = distance(u, e, workers)
+    if e.ddpm is None:  # its own velocity is the proxy, whichever serves in training
+        measured |= loss_variance(u, boundary_velocity(u), beta, e, workers)
         measured |= gradient_variance(trainer.net, trainer.v_hat, beta, e, workers)
     return {f"eval/{name}": measurement for name, measurement in measured.items()}

@@ -22,6 +22,7 @@ from vamf.metrics.distances import Measurement
 from vamf.training import agreement
 from vamf.training.evaluation import Metrics, evaluate, generate_from
 from vamf.training.landscapes import plot_landscape, save_landscape
+from vamf.training.networks import as_sampled
 from vamf.training.numerics import self_test
 from vamf.training.pictures import pictured, save_picture
 from vamf.training.precision import require
@@ -246,7 +247,7 @@ def _write(
     experiment, step, shape = trainer.experiment, trainer.step, trainer.dataset.shape
     if evaluated:
         path = session.directory / "samples" / f"step_{step:08d}.png"
-        generate = generate_from(trainer.ema, experiment, shape, session.workers.device)
+        generate = generate_from(as_sampled(trainer.ema), experiment, shape, session.workers.device)
         save_picture(generate(pictured(shape)).cpu(), path)
         session.picture(path, step)
     session.log(figures, step)

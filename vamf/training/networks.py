@@ -1,5 +1,7 @@
 """The network of an experiment and its moving average."""
 
+import copy
+
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -35,3 +37,14 @@ class MovingAverage(AveragedModel):
         assert self.multi_avg_fn is not None
         self.multi_avg_fn(tuple(self.parameters()), tuple(model.parameters()), self.n_averaged)
         self.n_averaged += 1
+
+
+def as_sampled(net: nn.Module) -> nn.Module:
+    """The network, or a copy of it that is faster to sample from, of the same weights.
+
+    Convolutions in float32, as all that is measured is computed in, are a quarter faster on a GPU
+    without channels last, as compiled networks are trained.
+    """
+    if all(p.is_contiguous() or not p.is_cuda for p in net.parameters()):
+        return net
+    return copy.deepcopy(net).to(memory_format=torch.contiguous_format)

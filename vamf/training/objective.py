@@ -1,6 +1,7 @@
 """The objective as a module: what DistributedDataParallel wraps."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from vamf.flow.tangents import boundary_velocity
 from vamf.flow.times import count_equal, draw_times
 from vamf.flow.trace import draw_signs
 from vamf.random import generator
-from vamf.training.precision import in_precision
+from vamf.training.precision import in_precision, rounding_once
 from vamf.typing import AverageVelocity, Beta, BetaAt, Sample, Time, Velocity
 
 
@@ -82,7 +83,8 @@ class Objective(nn.Module):
 
     def terms(self, inputs: Inputs) -> LossTerms:
         """The loss of a step: a function of tensors, which waits for none of them."""
-        with carrying(self.experiment.compute.compile):
+        compiled = self.experiment.compute.compile
+        with carrying(compiled), rounding_once() if compiled else nullcontext():
             return self._terms(*inputs)
 
     def _terms(

@@ -1,6 +1,7 @@
 """In which numbers a network is computed; its weights and their optimiser stay in float32."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -27,11 +28,32 @@ def in_precision(net: nn.Module, compute: Compute) -> AverageVelocity:
     names = [name for name, _ in net.named_parameters()]
 
     def rounded(z: Sample, r: Time, t: Time, *y: Label) -> Sample:
-        weights = _Rounded.apply if are_carried() else _each
-        found = dict(zip(names, weights(*net.parameters()), strict=True))
-        return functional_call(net, found, (z, r, t, *y))
+        kept = {} if _kept is None else _kept
+        if id(net) not in kept:
+            weights = _Rounded.apply if are_carried() else _each
+            with nullcontext() if _kept is None else torch.enable_grad():  # for calls to come
+                kept[id(net)] = dict(zip(names, weights(*net.parameters()), strict=True))
+        return functional_call(net, kept[id(net)], (z, r, t, *y))
 
     return rounded
+
+
+_kept: dict[int, dict[str, Tensor]] | None = None
+"""Rounded weights of networks, by their identity, where they are to be kept."""
+
+
+@contextmanager
+def rounding_once() -> Iterator[None]:
+    """Within, a network's weights, which must not change meanwhile, are rounded at one call of it.
+
+    Of duals, or of what is computed like them.
+    """
+    global _kept
+    before, _kept = _kept, {}
+    try:
+        yield
+    finally:
+        _kept = before
 
 
 def _each(*weights: Tensor) -> tuple[Tensor, ...]:
