@@ -183,6 +183,14 @@ def test_missing_and_damaged_shards_are_named(folder):
         latents(root).load("train")
 
 
+def test_views_of_many_shards_are_read_in_the_order_in_which_they_are_asked_for(folder):
+    root, moments = folder
+    images, views = np.array([9, 0, 5, 9, 0, 4]), np.array([1, 0, 1, 0, 0, 1])
+    shards = Shards(root)
+    for _ in range(2):
+        assert torch.equal(shards.read(images, views), moments[images, views])
+
+
 def test_one_wrong_bit_is_found_when_its_row_is_read(folder):
     root, _ = folder
     path = root / "moments-00001.npy"

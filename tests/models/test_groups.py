@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch._dynamo import config as compiling
 
-from vamf.models import fused
+from vamf.flow.duals import Dual, carrying
+from vamf.models import dit, fused
+from vamf.random import generator
 
 
 @pytest.fixture
@@ -38,3 +40,27 @@ def test_one_process_trains_experiments_of_many_shapes(group):
 def test_beyond_its_programs_a_group_is_computed_all_the_same(group, monkeypatch):
     monkeypatch.setattr(fused, "PROGRAMS", 4)
     computed(group, 12)
+
+
+def test_a_value_that_needs_neither_tangent_nor_graph_has_a_way_of_its_own():
+    group = fused.Group(lambda x: 2 * x, lambda _, tangents: 2 * tangents[0], lambda x: 3 * x)
+    one = torch.ones(1)
+    with carrying():
+        assert group(one).item() == 2
+        with torch.no_grad():
+            assert group(one).item() == 3
+            assert group(Dual(one, one)).value.item() == 2
+    with torch.no_grad():
+        assert group(one).item() == 2
+
+
+def test_attention_without_a_graph_is_attention():
+    """By torch's kernel; with a graph in plain operations."""
+    g = generator("attention")
+    qkv = torch.randn(3, 16, 24, generator=g, dtype=torch.float64, requires_grad=True)
+    with carrying():
+        plain = dit._mixed(qkv, 2)
+        with torch.no_grad():
+            bare = dit._mixed(qkv, 2)
+    assert plain.requires_grad and not bare.requires_grad
+    torch.testing.assert_close(bare, plain.detach(), rtol=1e-12, atol=1e-12)

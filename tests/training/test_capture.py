@@ -10,6 +10,7 @@ from vamf.distributed import Workers
 from vamf.presets import PRESETS
 from vamf.training import capture, trainer
 from vamf.training.bench_steps import trainer_of
+from vamf.training.networks import as_sampled
 from vamf.training.trainer import Trainer
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
@@ -95,3 +96,12 @@ def test_nothing_in_a_step_waits_for_the_device(monkeypatch, tmp_path, read):
         own.train_step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@on_a_gpu
+def test_what_is_sampled_from_has_the_same_weights_without_channels_last():
+    own = trainer_of(digits(), torch.device("cuda"))
+    copy = as_sampled(own.ema)
+    pairs = list(zip(own.ema.parameters(), copy.parameters(), strict=True))
+    assert all(torch.equal(a, b) and b.is_contiguous() for a, b in pairs)
+    assert not all(a.is_contiguous() for a, _ in pairs) and as_sampled(copy) is copy

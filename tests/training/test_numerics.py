@@ -1,6 +1,7 @@
 """Precisions and compilation change how a step is computed, not what it computes."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -8,13 +9,14 @@ import torch
 from jobs import bench
 from vamf.experiment import Compute
 from vamf.flow.derivatives import textbook_derivative
+from vamf.flow.duals import carrying
 from vamf.models import fused, plain
 from vamf.presets import FAST, PRESETS
 from vamf.random import generator
-from vamf.training import numerics
+from vamf.training import numerics, precision
 from vamf.training.loop import Session, train
 from vamf.training.numerics import check, deviations, self_test
-from vamf.training.precision import require
+from vamf.training.precision import in_precision, require, rounding_once
 from vamf.training.trainer import Trainer
 
 TOY = PRESETS["toy"].override({"model.hidden": (16, 16), "model.embedding": 8, "batch": 32})
@@ -95,6 +97,29 @@ def test_bfloat16_trains_float32_weights(proxy):
     way, other = weights(own) - start, weights(exact) - start
     assert not torch.equal(way, other)
     assert torch.cosine_similarity(way, other, dim=0) > 0.9  # Adam magnifies small gradients
+
+
+def test_weights_that_are_rounded_once_have_the_gradient_of_those_rounded_at_every_call(
+    monkeypatch,
+):
+    """To the bit, though a pass without a graph comes first."""
+    net = trainer(TOY).net
+    u = in_precision(net, FAST)
+    z, t = torch.randn(8, 2, generator=generator("z")), torch.full((8,), 0.5)
+    found, calls, cast = [], [], precision._cast
+    monkeypatch.setattr(precision, "_cast", lambda *args: calls.append(1) or cast(*args))
+    for rounding in (nullcontext, rounding_once):
+        calls.clear()
+        with carrying(), rounding():
+            with torch.no_grad():
+                before = u(z, t, t)
+            loss = (u(z, t, t) - 2 * before).square().sum()
+        found.append((loss, *torch.autograd.grad(loss, list(net.parameters()))))
+        assert len(calls) == 3 - (rounding is rounding_once)  # and once backwards
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    with torch.no_grad():
+        next(net.parameters()).add_(1)
+        assert not torch.equal(u(z, t, t), before)  # kept no longer
 
 
 def test_what_cannot_be_is_refused():
