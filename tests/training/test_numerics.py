@@ -243,7 +243,8 @@ def test_a_network_whose_derivative_is_not_that_of_its_values_refuses_to_train(m
 def test_the_job_checks_and_compares(tmp_path, capsys):
     bench.main(["toy", "--batch", "16", "--check", "--out", str(tmp_path / "check.json")])
     told = capsys.readouterr().out
-    assert "toy, batch 16, " in told and "bfloat16" in told and "gradient cosine" in told
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    assert f"toy, batch 16, {where}" in told and "bfloat16" in told and "gradient cosine" in told
     assert json.loads((tmp_path / "check.json").read_text())["float32"]["cosine"] > 0.999
     with pytest.raises(SystemExit):
         bench.main(["toy", "--baseline", str(tmp_path / "check.json")])
