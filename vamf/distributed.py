@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vamf.memory import memory_of
+
 
 class Workers(NamedTuple):
     """Rank of this process, how many work together, and where this one computes."""
@@ -36,13 +38,24 @@ class Workers(NamedTuple):
         """The mean of each of the tensors over all workers, by one message.
 
         Each lies in memory without gaps, in an order of axes that is the same on every worker.
+        Tensors that lie side by side are replaced by their means.
         """
         if self.world == 1:
             return tensors
+        memory = memory_of(tensors)
+        if memory is not None:
+            self._average(memory)
+            return tensors
         flat = [t.detach().as_strided((t.numel(),), (1,)) for t in tensors]
-        joined = self.sum(torch.cat(flat)).div_(self.world)
+        joined = self._average(torch.cat(flat))
         parts = zip(tensors, joined.split([len(t) for t in flat]), strict=True)
         return [part.as_strided(t.shape, t.stride(), part.storage_offset()) for t, part in parts]
+
+    def _average(self, tensor: Tensor) -> Tensor:
+        if self.device.type != "cuda":
+            return self.sum(tensor).div_(self.world)
+        dist.all_reduce(tensor, dist.ReduceOp.AVG)
+        return tensor
 
     def gather(self, text: str) -> list[str]:
         """What every worker gives, by rank; every worker gets it."""

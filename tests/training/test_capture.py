@@ -7,6 +7,7 @@ from latents import write_latents
 from torch.nn.parallel import DistributedDataParallel
 
 from vamf.distributed import Workers
+from vamf.memory import memory_of
 from vamf.presets import PRESETS
 from vamf.training import capture, trainer
 from vamf.training.bench_steps import trainer_of
@@ -47,10 +48,11 @@ class Usual:
         return terms
 
 
-def halves(rank, folder):
+def halves(rank, folder, precision):
     """One of two workers: three steps averaged by DistributedDataParallel, then as captured."""
     torch.set_num_threads(1)
-    experiment = PRESETS["digits"].override(SMALL | {"compute.compile": True})
+    compute = {"compute.compile": True, "compute.precision": precision}
+    experiment = PRESETS["digits"].override(SMALL | compute)
     with member(rank, folder):
         for name, captured in (("hooks", lambda _: None), ("afterwards", Usual)):
             trainer.captured = captured
@@ -58,13 +60,17 @@ def halves(rank, folder):
             own = Trainer(experiment, data, workers, DistributedDataParallel)
             for _ in range(3):
                 own.train_step()
+            if captured is Usual:
+                gradients = [p.grad for p in own.net.parameters()]
+                assert (memory_of(gradients) is not None) == (precision == "bfloat16")
             torch.save(own.state_dict(), folder / f"{name}{rank}.pt")
 
 
 @pytest.mark.slow  # two processes that each import torch
-def test_gradients_of_captured_steps_are_averaged(tmp_path):
-    """To the bit: a half of each is exact."""
-    torch.multiprocessing.spawn(halves, (tmp_path,), nprocs=2)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_gradients_of_captured_steps_are_averaged(tmp_path, precision):
+    """To the bit: a half of each is exact. Those of rounded weights are not copied for it."""
+    torch.multiprocessing.spawn(halves, (tmp_path, precision), nprocs=2)
     names = ("hooks0", "hooks1", "afterwards0", "afterwards1")
     first, *others = (torch.load(tmp_path / f"{name}.pt")["net"] for name in names)
     for other in others:

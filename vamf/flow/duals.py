@@ -74,11 +74,3 @@ def linearly(
     with torch.no_grad():
         tangent = linear(x.tangent)
     return Dual(whole(x.value), tangent)
-
-
-def joined(x: Tensor | Dual, y: Tensor | Dual) -> Tensor | Dual:
-    """Two of them behind one another along the second axis, both with a tangent or neither."""
-    if isinstance(x, Dual) and isinstance(y, Dual):
-        tangent = torch.cat([x.tangent, y.tangent], 1)
-        return Dual(torch.cat([x.value, y.value], 1), tangent)
-    return torch.cat([value_of(x), value_of(y)], 1)

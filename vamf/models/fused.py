@@ -9,24 +9,28 @@ import math
 import os
 import shutil
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from importlib.util import find_spec
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from vamf.flow.duals import Dual, are_carried, last, linearly, value_of
 from vamf.models import plain
+from vamf.models.halving import convolution
 
 TRITON = find_spec("triton") is not None
 PROGRAMS = 128
 """Shapes and numbers for which a group is compiled; by default torch has eight, and one process
 may train several experiments. Others are computed without being compiled."""
+LAST = torch.channels_last
 HALF = math.sqrt(0.5)
 """Of two summands of variance 1, what makes the variance of their sum 1 again."""
 
@@ -137,24 +141,99 @@ def _tangent(x: Tensor | Dual | None) -> Tensor | None:
     return x.tangent if isinstance(x, Dual) else None
 
 
+class Room:
+    """Memory for images that are to lie behind one another along the channels of one.
+
+    Whoever makes one of them may write it there, so that nothing is copied to join them. It serves
+    one pass, in which each image is written once; their tangents have a room within of their own.
+    """
+
+    def __init__(self, *channels: int) -> None:
+        self._channels = channels
+        self._whole: dict[str, Tensor] = {}
+        self._written: set[tuple[str, int]] = set()
+
+    def place(self, index: int, like: Tensor, what: str) -> Tensor:
+        """Where to write the image ``index``, of the size of another; (batch, channels, H, W)."""
+        self._written.add((what, index))
+        return self._parts(like, what)[index]
+
+    def join(self, parts: Sequence[Tensor], what: str) -> Tensor:
+        """All of them; those that were not written here are copied."""
+        for index, (to, part) in enumerate(zip(self._parts(parts[0], what), parts, strict=True)):
+            if (what, index) not in self._written:
+                to.copy_(part)
+        return self._whole.pop(what)
+
+    def _parts(self, like: Tensor, what: str) -> list[Tensor]:
+        if what not in self._whole:
+            size = len(like), sum(self._channels), *like.shape[2:]
+            new = torch.empty(size, dtype=like.dtype, device=like.device, memory_format=LAST)
+            self._whole[what] = new
+        whole, starts = self._whole[what], accumulate(self._channels, initial=0)
+        memory, strides, (n, _, *pixels) = whole.untyped_storage(), whole.stride(), whole.shape
+        # No views, of which torch would say that others' writing has changed them.
+        return [
+            whole.new_empty(0).set_(memory, start, (n, c, *pixels), strides)
+            for start, c in zip(starts, self._channels, strict=False)
+        ]
+
+
+class Place(NamedTuple):
+    """Where in a room an image is to be written."""
+
+    room: Room
+    part: int
+
+
 class _Residual(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, y: Tensor, bias: Tensor, place: Place | None) -> Tensor:
         ctx.save_for_backward(bias)
-        return _written(x).halfway(x, y, bias, HALF)
+        return _halfway(x, y, bias, place, "value")
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         back, gb = _written(g).halfway_backward(g, *ctx.saved_tensors, HALF)
-        return back, back, gb
+        return back, back, gb, None
 
 
-def residual(x: Tensor | Dual, y: Tensor | Dual, bias: Tensor) -> Tensor | Dual:
+def _halfway(x: Tensor, y: Tensor, bias: Tensor | None, place: Place | None, what: str) -> Tensor:
+    to = None if place is None else place.room.place(place.part, x, what)
+    return _written(x).halfway(x, y, bias, HALF, to)
+
+
+def residual(
+    x: Tensor | Dual, y: Tensor | Dual, bias: Tensor, place: Place | None = None
+) -> Tensor | Dual:
     """(x + y + bias) sqrt(1/2), ``bias`` (C,); both with a tangent or neither."""
-    value = _Residual.apply(value_of(x), value_of(y), bias)
+    value = _Residual.apply(value_of(x), value_of(y), bias, place)
     if isinstance(x, Dual) and isinstance(y, Dual):
-        return Dual(value, _written(x.tangent).halfway(x.tangent, y.tangent, None, HALF))
+        return Dual(value, _halfway(x.tangent, y.tangent, None, place, "tangent"))
+    return value
+
+
+class _Joined(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, room: Room) -> Tensor:
+        ctx.channels = x.shape[1], y.shape[1]
+        return room.join((x, y), "value")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
+        return *g.split(ctx.channels, 1), None
+
+
+def joined(x: Tensor | Dual, y: Tensor | Dual, room: Room) -> Tensor | Dual:
+    """Two images behind one another along the channels; both with a tangent or neither.
+
+    ``room`` is where one or both of them may have been written.
+    """
+    value = _Joined.apply(value_of(x), value_of(y), room)
+    if isinstance(x, Dual) and isinstance(y, Dual):
+        return Dual(value, room.join((x.tangent, y.tangent), "tangent"))
     return value
 
 
@@ -183,8 +262,20 @@ def _resample(up: bool, x: Tensor) -> Tensor:
 
 def convolve(x: Tensor | Dual, conv: nn.Conv2d) -> Tensor | Dual:
     """A convolution whose bias is left to what follows."""
-    plain = partial(conv._conv_forward, weight=conv.weight, bias=None)
+    plain = partial(convolution, conv)
     return linearly(x, plain, plain)
+
+
+def mix_channels(x: Tensor | Dual, conv: nn.Conv2d) -> Tensor | Dual:
+    """A convolution of 1x1 with its bias, as the product of matrices that it is."""
+    weight = conv.weight.flatten(1)
+
+    def linear(x: Tensor, bias: Tensor | None = None) -> Tensor:
+        last = x.permute(0, 2, 3, 1)
+        mixed = F.linear(last.reshape(-1, last.shape[-1]), weight, bias)
+        return mixed.view(*last.shape[:3], -1).permute(0, 3, 1, 2)
+
+    return linearly(x, partial(linear, bias=conv.bias), linear)
 
 
 class Group:

@@ -199,12 +199,12 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + self.proj(self._mixed(self.qkv(self.norm(x))))
 
-    def fused(self, x: Tensor | Dual) -> Tensor | Dual:
+    def fused(self, x: Tensor | Dual, place: fused.Place | None = None) -> Tensor | Dual:
         """``forward``, times sqrt(1/2), in groups of operations that are fast on a GPU."""
         h, x = self.norm.fused(x, activate=False, copies=1)
-        mixed = _mixed_last(self.qkv(h), self.heads)
+        mixed = _mixed_last(fused.mix_channels(h, self.qkv), self.heads)
         assert self.proj.bias is not None
-        return fused.residual(x, fused.convolve(mixed, self.proj), self.proj.bias)
+        return fused.residual(x, fused.convolve(mixed, self.proj), self.proj.bias, place)
 
     def _mixed(self, qkv: Tensor) -> Tensor:
         b, c, h, w = qkv.shape

@@ -114,10 +114,12 @@ def normalise_backward(
     return gx.to(x.dtype), gs, go, gw, gb
 
 
-def halfway(x: Tensor, y: Tensor, bias: Tensor | None, half: float) -> Tensor:
-    """(x + y + bias) half."""
-    total = _wide(x) + y if bias is None else _wide(x) + y + _at(bias[None])
-    return (total * half).to(x.dtype)
+def halfway(
+    x: Tensor, y: Tensor, bias: Tensor | None, half: float, to: Tensor | None = None
+) -> Tensor:
+    """(x + y + bias) half, written ``to`` another image."""
+    total = (_wide(x) + y if bias is None else _wide(x) + y + _at(bias[None])) * half
+    return total.to(x.dtype) if to is None else to.copy_(total)
 
 
 def halfway_backward(g: Tensor, bias: Tensor, half: float) -> tuple[Tensor, Tensor]:

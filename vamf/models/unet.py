@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vamf.flow.derivatives import push
-from vamf.flow.duals import Dual, are_carried, joined, linearly, value_of
+from vamf.flow.duals import Dual, are_carried, linearly, value_of
 from vamf.models import fused
 from vamf.models.layers import (
     ClassEmbedding,
@@ -73,7 +73,9 @@ class Block(nn.Module):
             return fused.resample(x, up=self.resample == "up")
         return upsample(x) if self.resample == "up" else downsample(x)
 
-    def fused(self, x: Images, emb: Images) -> tuple[Images, Images]:
+    def fused(
+        self, x: Images, emb: Images, place: fused.Place | None = None
+    ) -> tuple[Images, Images]:
         """``forward`` in groups of operations that are fast on a GPU, and x for others to use."""
         h, x, before = self.norm0.fused(x, copies=2)
         h = fused.convolve(self._resize(h), self.conv0)
@@ -83,8 +85,9 @@ class Block(nn.Module):
         h, x, bias = fused.convolve(h, self.conv1), self._resize(x), _bias(self.conv1)
         if isinstance(self.skip, Conv2d):
             x, bias = fused.convolve(x, self.skip), bias + _bias(self.skip)
-        x = fused.residual(h, x, bias)
-        return x if self.attention is None else self.attention.fused(x), before
+        if self.attention is None:
+            return fused.residual(h, x, bias, place), before
+        return self.attention.fused(fused.residual(h, x, bias), place), before
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.conv0(self._resize(silu(self.norm0(x))))
@@ -200,18 +203,20 @@ class UNet(nn.Module):
 
     def _decoder(
         self, size: int, skips: list[int], width: int
-    ) -> tuple[nn.ModuleList, list[bool], int]:
+    ) -> tuple[nn.ModuleList, list[tuple[int, int] | None], int]:
         blocks = nn.ModuleList([self._block(width, width, attend=True), self._block(width, width)])
-        skips, joins = list(skips), [False, False]
+        skips = list(skips)
+        joins: list[tuple[int, int] | None] = [None, None]  # of a block's input: channels
         for level, multiplier in reversed(list(enumerate(self.config.multipliers))):
             out, attend = self.config.channels * multiplier, size >> level in self.config.attention
             if level < len(self.config.multipliers) - 1:
                 blocks.append(self._block(width, width, "up"))
-                joins.append(False)
+                joins.append(None)
             for index in range(self.config.blocks + 1):
                 last = index == self.config.blocks
-                blocks.append(self._block(width + skips.pop(), out, attend=attend and last))
-                joins.append(True)
+                skip = skips.pop()
+                blocks.append(self._block(width + skip, out, attend=attend and last))
+                joins.append((width, skip))
                 width = out
         return blocks, joins, width
 
@@ -250,11 +255,16 @@ class UNet(nn.Module):
         """``_hidden`` in groups of operations that are fast on a GPU."""
         emb = push(self._embedded, t, r, *known)
         x, skips = self.conv_in(push(partial(_like, self.conv_in.weight), z)), []
-        for block in self.down:
-            x, before = block.fused(x, emb)  # type: ignore[operator]
+        rooms = [None if join is None else fused.Room(*join) for join in self.joins]
+        behind = [fused.Place(room, 1) for room in reversed(rooms) if room]
+        for block, place in zip(self.down, behind[1:], strict=True):  # the first image is conv_in's
+            x, before = block.fused(x, emb, place)  # type: ignore[operator]
             skips.append(before)
-        for index, (block, join) in enumerate(zip(self.up, self.joins, strict=True)):
-            x, before = block.fused(joined(x, skips.pop()) if join else x, emb)  # type: ignore[operator]
+        before_them = [room and fused.Place(room, 0) for room in (*rooms[1:], None)]
+        for index, block in enumerate(self.up):
+            if room := rooms[index]:
+                x = fused.joined(x, skips.pop(), room)
+            x, before = block.fused(x, emb, before_them[index])  # type: ignore[operator]
             if not index:
                 skips.append(before)
         return self.norm_out.fused(x)[0]

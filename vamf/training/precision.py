@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from vamf.experiment import Compute
 from vamf.flow.duals import are_carried
+from vamf.memory import side_by_side
 from vamf.models.fused import require_compiler
 from vamf.typing import AverageVelocity, Label, Sample, Time
 
@@ -61,22 +62,25 @@ def _each(*weights: Tensor) -> tuple[Tensor, ...]:
 
 
 class _Rounded(Function):
-    """The same by a few kernels in all, which ``torch.func`` has no derivatives of."""
+    """The same by a few kernels in all, which ``torch.func`` has no derivatives of.
+
+    The weights' gradients lie side by side: workers average them by one message.
+    """
 
     @staticmethod
     def forward(ctx: Any, *weights: Tensor) -> tuple[Tensor, ...]:
-        ctx.dtypes = [weight.dtype for weight in weights]
-        return _cast(weights, [torch.bfloat16] * len(weights))
+        ctx.weights = [weight.detach() for weight in weights]
+        to = [torch.empty_like(weight, dtype=torch.bfloat16) for weight in weights]
+        return _cast(weights, to)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        return _cast(gradients, ctx.dtypes)
+        return _cast(gradients, side_by_side(ctx.weights, ctx.weights[0].dtype))
 
 
-def _cast(tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> tuple[Tensor, ...]:
-    to = [torch.empty_like(a, dtype=dtype) for a, dtype in zip(tensors, dtypes, strict=True)]
-    torch._foreach_copy_(to, list(tensors))
+def _cast(tensors: Sequence[Tensor], to: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    torch._foreach_copy_(list(to), list(tensors))
     return tuple(to)
 
 

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vamf.models.kernels.rows import CHANNELS, LAST, PIXELS, SPAN, SUMMED, rows
+from vamf.models.kernels.rows import CHANNELS, LAST, SUM, WRITE, rows
 
 
 @triton.jit
@@ -189,9 +189,9 @@ def _apply(
             tl.store(dy + row * C + c[None, :], moved, mask=mask)
 
 
-def grid(x: Tensor) -> tuple[int, int, int, int]:
+def grid(x: Tensor, span: int) -> tuple[int, int, int, int]:
     n, c, height, width = x.shape
-    return n, c, height * width, triton.cdiv(height * width, SPAN)
+    return n, c, height * width, triton.cdiv(height * width, span)
 
 
 def normalise(
@@ -210,13 +210,12 @@ def normalise(
     dropout: float,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """As ``plain.normalise``; the last are its coefficients in one tensor."""
-    (x, ldx), (n, c, p, spans) = rows(x), grid(x)
+    (x, ldx), (n, c, p, spans) = rows(x), grid(x, SUM["SPAN"])
     own, ldd = (x, ldx) if d is None else rows(d)
     still, size = 0 if d is None else n - len(d), n * c
     sums = torch.empty(spans, 4, n, c, device=x.device, dtype=torch.float32)
     out = torch.empty(7, n, c, device=x.device, dtype=torch.float32)
     blocks = triton.cdiv(c, CHANNELS)
-    tile = {"BC": CHANNELS, "BP": PIXELS}
     _sums[n, blocks, spans](
         x,
         own,
@@ -229,9 +228,8 @@ def normalise(
         c,
         size,
         TANGENT=d is not None,
-        SPAN=SPAN,
         BC=CHANNELS,
-        BP=SUMMED,
+        **SUM,
     )
     each = c // groups
     flags = {"SHIFT": shift is not None, "TANGENT": d is not None, "MOVING": moving is not None}
@@ -260,7 +258,8 @@ def normalise(
     )
     y = torch.empty_like(x, memory_format=LAST)
     dy = y if d is None else torch.empty_like(own, memory_format=LAST)
-    _apply[n, triton.cdiv(p, PIXELS), blocks](
+    tile = WRITE if d is None else WRITE | {"BP": 16}  # two images are read, and written
+    _apply[n, triton.cdiv(p, tile["BP"]), blocks](
         x,
         own,
         x if kept is None else kept,
@@ -277,6 +276,7 @@ def normalise(
         SILU=activate,
         DROP=kept is not None,
         TANGENT=d is not None,
+        BC=CHANNELS,
         **tile,
     )
     return y, None if d is None else dy, out[:5]

@@ -6,7 +6,11 @@ import triton.language as tl
 from torch import Tensor
 
 from vamf.models.kernels.normalisation import grid, silu_slope
-from vamf.models.kernels.rows import CHANNELS, LAST, NARROW, PIXELS, SPAN, SUMMED, add_up, rows
+from vamf.models.kernels.rows import CHANNELS, LAST, NARROW, WRITE, add_up, rows
+
+SUM = {"SPAN": 256, "BP": 16, "num_warps": 4}
+SUM_SMALL = {"SPAN": 64, "BP": 32, "num_warps": 2}
+"""As ``rows.SUM``, and of images that have fewer pixels than that."""
 
 
 @triton.jit
@@ -185,7 +189,8 @@ def normalise_backward(
     dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As ``plain.normalise_backward``."""
-    (g, ldg), (x, ldx), (n, c, p, spans) = rows(g), rows(x), grid(x)
+    summed = SUM if x[0, 0].numel() >= SUM["SPAN"] else SUM_SMALL
+    (g, ldg), (x, ldx), (n, c, p, spans) = rows(g), rows(x), grid(x, summed["SPAN"])
     (more, ldm), (others, ldo) = [rows(b) for b in (*beside, x, x)][:2]
     size, scale, blocks = n * c, 1 / (1 - dropout), triton.cdiv(c, CHANNELS)
     sums = torch.empty(spans, 2, n, c, device=x.device, dtype=torch.float32)
@@ -205,8 +210,7 @@ def normalise_backward(
         n,
         c,
         p,
-        SPAN=SPAN,
-        BP=SUMMED,
+        **summed,
         **flags,
     )
     each, gshift = c // groups, torch.empty(n, c, device=x.device, dtype=weight.dtype)
@@ -225,7 +229,7 @@ def normalise_backward(
         BJ=triton.next_power_of_2(each),
     )
     gx = torch.empty_like(x, memory_format=LAST)
-    _apply_backward[n, triton.cdiv(p, PIXELS), blocks](
+    _apply_backward[n, triton.cdiv(p, WRITE["BP"]), blocks](
         g,
         more,
         others,
@@ -243,7 +247,7 @@ def normalise_backward(
         c,
         p,
         BESIDE=len(beside),
-        BP=PIXELS,
+        **WRITE,
         **flags,
     )
     totals = torch.empty(3, c, device=x.device, dtype=weight.dtype)

@@ -5,12 +5,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vamf.models.kernels.rows import CHANNELS, LAST, NARROW, PIXELS, SPAN, SUMMED, add_up, rows
+from vamf.models.kernels.rows import CHANNELS, LAST, NARROW, SUM, WRITE, add_up, rows
 
 
 @triton.jit
 def _halfway(
-    x, y, bias, out, ldx, ldy, M, C, half, BIAS: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr
+    x,
+    y,
+    bias,
+    out,
+    ldx,
+    ldy,
+    ldo,
+    M,
+    C,
+    half,
+    BIAS: tl.constexpr,
+    BC: tl.constexpr,
+    BP: tl.constexpr,
 ):
     row = (tl.program_id(0).to(tl.int64) * BP + tl.arange(0, BP))[:, None]
     c = tl.program_id(1) * BC + tl.arange(0, BC)
@@ -19,7 +31,7 @@ def _halfway(
     total += tl.load(y + row * ldy + c[None, :], mask=mask, other=0).to(tl.float32)
     if BIAS:
         total += tl.load(bias + c, mask=c < C, other=0).to(tl.float32)[None, :]
-    tl.store(out + row * C + c[None, :], total * half, mask=mask)
+    tl.store(out + row * ldo + c[None, :], total * half, mask=mask)
 
 
 @triton.jit
@@ -49,23 +61,26 @@ def _halfway_backward(
         tl.store(sums + s * C + c, tl.sum(total, 0), mask=c < C)
 
 
-def halfway(x: Tensor, y: Tensor, bias: Tensor | None, half: float) -> Tensor:
-    """(x + y + bias) half."""
-    (x, ldx), (y, ldy), c = rows(x), rows(y), x.shape[1]
-    out, m = torch.empty_like(x, memory_format=LAST), x.numel() // c
-    _halfway[triton.cdiv(m, PIXELS), triton.cdiv(c, CHANNELS)](
+def halfway(
+    x: Tensor, y: Tensor, bias: Tensor | None, half: float, to: Tensor | None = None
+) -> Tensor:
+    """(x + y + bias) half, written ``to`` an image with channels last, or some of its channels."""
+    (x, ldx), (y, ldy), c, m = rows(x), rows(y), x.shape[1], x.numel() // x.shape[1]
+    out = torch.empty_like(x, memory_format=LAST) if to is None else to
+    _halfway[triton.cdiv(m, WRITE["BP"]), triton.cdiv(c, CHANNELS)](
         x,
         y,
         x if bias is None else bias,
         out,
         ldx,
         ldy,
+        out.stride(3),
         m,
         c,
         half,
         BIAS=bias is not None,
         BC=CHANNELS,
-        BP=PIXELS,
+        **WRITE,
     )
     return out
 
@@ -74,10 +89,10 @@ def halfway_backward(g: Tensor, bias: Tensor | None, half: float) -> tuple[Tenso
     """half g, and its sum over images and pixels."""
     (g, ldg), c = rows(g), g.shape[1]
     out, m = torch.empty_like(g, memory_format=LAST), g.numel() // c
-    spans = triton.cdiv(m, SPAN)
+    spans = triton.cdiv(m, SUM["SPAN"])
     sums = torch.empty(spans, c, device=g.device, dtype=torch.float32)
     _halfway_backward[spans, triton.cdiv(c, CHANNELS)](
-        g, out, sums, ldg, m, c, half, BIAS=bias is not None, SPAN=SPAN, BC=CHANNELS, BP=SUMMED
+        g, out, sums, ldg, m, c, half, BIAS=bias is not None, BC=CHANNELS, **SUM
     )
     if bias is None:
         return out, None

@@ -5,8 +5,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-CHANNELS, PIXELS, SUMMED, SPAN = 128, 32, 16, 256
-"""A program handles so many channels, so many pixels at a time, fewer in a sum over a span."""
+CHANNELS = 128
+"""A program handles so many channels."""
+WRITE = {"BP": 32, "num_warps": 8}
+"""So many pixels, by so many warps, where it writes images; measured on an H200, as the rest."""
+SUM = {"SPAN": 128, "BP": 16, "num_warps": 2}
+"""Pixels that one sums up, and at a time."""
 NARROW = 32
 """Channels that a program sums over rows, and rows at a time."""
 LAST = torch.channels_last
