@@ -52,7 +52,7 @@ class Workers(NamedTuple):
         return [part.as_strided(t.shape, t.stride(), part.storage_offset()) for t, part in parts]
 
     def _average(self, tensor: Tensor) -> Tensor:
-        if self.device.type != "cuda":
+        if dist.get_backend() != "nccl":  # which alone has means
             return self.sum(tensor).div_(self.world)
         dist.all_reduce(tensor, dist.ReduceOp.AVG)
         return tensor

@@ -71,6 +71,10 @@ def others(n, c, side, dtype):
     for b in (bias, None):
         pair = (f(x, y, b, 0.7) for f in (kernels.halfway, plain.halfway))
         compare("halfway", *([a] for a in pair), dtype)
+    wider = [torch.zeros_like(draw(n, c + 8, side, side, dtype=dtype, g=g)) for _ in range(2)]
+    for f, whole in zip((kernels.halfway, plain.halfway), wider, strict=True):
+        f(x, y, bias, 0.7, whole[:, 4 : 4 + c])
+    compare("halfway, into a part", wider[:1], wider[1:], dtype)
     both = (kernels.halfway_backward, plain.halfway_backward)
     compare("halfway backward", *(f(y, bias, 0.7) for f in both), dtype)
     for up in (False, True):

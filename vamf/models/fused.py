@@ -9,10 +9,9 @@ import math
 import os
 import shutil
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property, partial
 from importlib.util import find_spec
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,12 +24,12 @@ from torch.autograd.function import once_differentiable
 from vamf.flow.duals import Dual, are_carried, last, linearly, value_of
 from vamf.models import plain
 from vamf.models.halving import convolution
+from vamf.models.rooms import Place, Room
 
 TRITON = find_spec("triton") is not None
 PROGRAMS = 128
 """Shapes and numbers for which a group is compiled; by default torch has eight, and one process
 may train several experiments. Others are computed without being compiled."""
-LAST = torch.channels_last
 HALF = math.sqrt(0.5)
 """Of two summands of variance 1, what makes the variance of their sum 1 again."""
 
@@ -139,51 +138,6 @@ def normalise(
 
 def _tangent(x: Tensor | Dual | None) -> Tensor | None:
     return x.tangent if isinstance(x, Dual) else None
-
-
-class Room:
-    """Memory for images that are to lie behind one another along the channels of one.
-
-    Whoever makes one of them may write it there, so that nothing is copied to join them. It serves
-    one pass, in which each image is written once; their tangents have a room within of their own.
-    """
-
-    def __init__(self, *channels: int) -> None:
-        self._channels = channels
-        self._whole: dict[str, Tensor] = {}
-        self._written: set[tuple[str, int]] = set()
-
-    def place(self, index: int, like: Tensor, what: str) -> Tensor:
-        """Where to write the image ``index``, of the size of another; (batch, channels, H, W)."""
-        self._written.add((what, index))
-        return self._parts(like, what)[index]
-
-    def join(self, parts: Sequence[Tensor], what: str) -> Tensor:
-        """All of them; those that were not written here are copied."""
-        for index, (to, part) in enumerate(zip(self._parts(parts[0], what), parts, strict=True)):
-            if (what, index) not in self._written:
-                to.copy_(part)
-        return self._whole.pop(what)
-
-    def _parts(self, like: Tensor, what: str) -> list[Tensor]:
-        if what not in self._whole:
-            size = len(like), sum(self._channels), *like.shape[2:]
-            new = torch.empty(size, dtype=like.dtype, device=like.device, memory_format=LAST)
-            self._whole[what] = new
-        whole, starts = self._whole[what], accumulate(self._channels, initial=0)
-        memory, strides, (n, _, *pixels) = whole.untyped_storage(), whole.stride(), whole.shape
-        # No views, of which torch would say that others' writing has changed them.
-        return [
-            whole.new_empty(0).set_(memory, start, (n, c, *pixels), strides)
-            for start, c in zip(starts, self._channels, strict=False)
-        ]
-
-
-class Place(NamedTuple):
-    """Where in a room an image is to be written."""
-
-    room: Room
-    part: int
 
 
 class _Residual(Function):

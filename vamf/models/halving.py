@@ -4,8 +4,7 @@ For some shapes cuDNN expects the most of a kernel that is a third slower than t
 takes for half of the images.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +12,9 @@ from torch import Tensor, nn
 LESS = 0.9
 """The part of a batch's time that its halves may take at most."""
 REPEATS = 5
+"""Convolutions that are timed together."""
 
-
-class _Shape(NamedTuple):
-    images: torch.Size
-    weight: torch.Size
-    device: torch.device
-
-
-_halved: dict[_Shape, bool] = {}
+_halved: dict[Hashable, bool] = {}
 
 
 def convolution(conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -29,10 +22,12 @@ def convolution(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
     They are taken only where they have given the same bits, at the first images of a shape.
     """
-    shape = _Shape(x.shape, conv.weight.shape, x.device)
-    if _may_halve(x) and shape not in _halved and not torch.cuda.is_current_stream_capturing():
+    if not _may_halve(x):
+        return whole(conv, x)
+    shape = x.shape, conv.weight.shape, conv.stride, conv.padding, conv.dilation, x.device
+    if shape not in _halved and not torch.cuda.is_current_stream_capturing():
         _halved[shape] = _pays(conv, x)
-    return in_halves(conv, x) if _may_halve(x) and _halved.get(shape) else whole(conv, x)
+    return in_halves(conv, x) if _halved.get(shape) else whole(conv, x)
 
 
 def _may_halve(x: Tensor) -> bool:

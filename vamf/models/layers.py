@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vamf.flow.derivatives import affine, by_formula
 from vamf.flow.duals import Dual
 from vamf.models import fused, plain
+from vamf.models.rooms import Place
 from vamf.typing import Label, Scalars, Time
 
 SCALES = 64
@@ -199,7 +200,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + self.proj(self._mixed(self.qkv(self.norm(x))))
 
-    def fused(self, x: Tensor | Dual, place: fused.Place | None = None) -> Tensor | Dual:
+    def fused(self, x: Tensor | Dual, place: Place | None = None) -> Tensor | Dual:
         """``forward``, times sqrt(1/2), in groups of operations that are fast on a GPU."""
         h, x = self.norm.fused(x, activate=False, copies=1)
         mixed = _mixed_last(fused.mix_channels(h, self.qkv), self.heads)

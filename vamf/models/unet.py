@@ -28,6 +28,7 @@ from vamf.models.layers import (
     sinusoid,
     upsample,
 )
+from vamf.models.rooms import Place, Room
 from vamf.typing import Label, Sample, Scalars, Time
 
 Images = Tensor | Dual
@@ -73,9 +74,7 @@ class Block(nn.Module):
             return fused.resample(x, up=self.resample == "up")
         return upsample(x) if self.resample == "up" else downsample(x)
 
-    def fused(
-        self, x: Images, emb: Images, place: fused.Place | None = None
-    ) -> tuple[Images, Images]:
+    def fused(self, x: Images, emb: Images, place: Place | None = None) -> tuple[Images, Images]:
         """``forward`` in groups of operations that are fast on a GPU, and x for others to use."""
         h, x, before = self.norm0.fused(x, copies=2)
         h = fused.convolve(self._resize(h), self.conv0)
@@ -255,12 +254,12 @@ class UNet(nn.Module):
         """``_hidden`` in groups of operations that are fast on a GPU."""
         emb = push(self._embedded, t, r, *known)
         x, skips = self.conv_in(push(partial(_like, self.conv_in.weight), z)), []
-        rooms = [None if join is None else fused.Room(*join) for join in self.joins]
-        behind = [fused.Place(room, 1) for room in reversed(rooms) if room]
+        rooms = [None if join is None else Room(*join) for join in self.joins]
+        behind = [Place(room, 1) for room in reversed(rooms) if room]
         for block, place in zip(self.down, behind[1:], strict=True):  # the first image is conv_in's
             x, before = block.fused(x, emb, place)  # type: ignore[operator]
             skips.append(before)
-        before_them = [room and fused.Place(room, 0) for room in (*rooms[1:], None)]
+        before_them = [room and Place(room, 0) for room in (*rooms[1:], None)]
         for index, block in enumerate(self.up):
             if room := rooms[index]:
                 x = fused.joined(x, skips.pop(), room)
