@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from vamf.flow.duals import Dual, are_carried, last, linearly, value_of
 from vamf.models import plain
-from vamf.models.halving import convolution
+from vamf.models.convolutions import convolution
 from vamf.models.rooms import Place, Room
 
 TRITON = find_spec("triton") is not None

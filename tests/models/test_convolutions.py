@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vamf.models import halving
+from vamf.models import convolutions
 from vamf.models.layers import Conv2d
 from vamf.random import generator
 
@@ -25,7 +25,7 @@ def convolution(device="cpu", kernel=3):
 @torch.no_grad()
 def test_halves_are_the_whole(kernel):
     conv, x = convolution("cuda", kernel)
-    halves, whole = halving.in_halves(conv, x), halving.whole(conv, x)
+    halves, whole = convolutions.in_halves(conv, x), convolutions.whole(conv, x)
     torch.testing.assert_close(halves, whole, rtol=1e-2, atol=1e-2)
     assert halves.is_contiguous(memory_format=torch.channels_last)
 
@@ -39,17 +39,17 @@ def test_they_pay_where_they_are_faster_and_the_same(monkeypatch, halves, millis
     conv, x = convolution()
 
     def in_halves(conv, x):
-        return halving.whole(conv, x) + halves
+        return convolutions.whole(conv, x) + halves
 
-    times = {in_halves: milliseconds, halving.whole: 2.0}
-    monkeypatch.setattr(halving, "in_halves", in_halves)
-    monkeypatch.setattr(halving, "_milliseconds", lambda way, conv, x: times[way])
-    assert halving._pays(conv, x) is expected
+    times = {in_halves: milliseconds, convolutions.whole: 2.0}
+    monkeypatch.setattr(convolutions, "in_halves", in_halves)
+    monkeypatch.setattr(convolutions, "_milliseconds", lambda way, conv, x: times[way])
+    assert convolutions._pays(conv, x) is expected
 
 
 def test_on_a_cpu_and_with_a_graph_it_is_the_convolution(monkeypatch):
-    monkeypatch.setattr(halving, "_pays", lambda conv, x: pytest.fail("it was timed"))
+    monkeypatch.setattr(convolutions, "_pays", lambda conv, x: pytest.fail("it was timed"))
     conv, x = convolution()
-    assert halving.convolution(conv, x).requires_grad
+    assert convolutions.convolution(conv, x).requires_grad
     with torch.no_grad():
-        assert torch.equal(halving.convolution(conv, x), halving.whole(conv, x))
+        assert torch.equal(convolutions.convolution(conv, x), convolutions.whole(conv, x))
