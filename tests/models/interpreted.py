@@ -82,6 +82,16 @@ def others(n, c, side, dtype):
         compare("fir", *([a] for a in pair), dtype)
 
 
+def attention(batch, tokens, dtype):
+    g = torch.Generator().manual_seed(2)
+    x, d = (draw(batch, 2, tokens, tokens + 3, dtype=dtype, g=g).contiguous() for _ in range(2))
+    x = 200 * x  # whose exponentials overflow
+    found, expected = (f(x, 0.1) for f in (kernels.softmax, plain.softmax))
+    compare("softmax", [found], [expected], dtype)
+    both = (kernels.softmax_tangent, plain.softmax_tangent)
+    compare("tangent of softmax", *([f(expected, d, 0.1)] for f in both), dtype)
+
+
 CASES = [(True, True, True, True), (False, True, False, True), (True, True, False, False)]
 CASES += [(False, False, False, True)]
 for shape, case in itertools.product(SHAPES, CASES):
@@ -90,4 +100,7 @@ normalisation(*SHAPES[0], *CASES[0], torch.bfloat16)
 for n, c, side, *_ in SHAPES:
     others(n, c, side, torch.float32)
 others(*SHAPES[0][:3], torch.bfloat16)
+for tokens in (1, 16, 60):
+    attention(3, tokens, torch.float32)
+attention(3, 16, torch.bfloat16)
 print("the kernels agree")

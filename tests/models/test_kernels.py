@@ -56,6 +56,8 @@ def test_the_kernels_agree_with_the_plain_functions(device):
 
 NORM = {"SILU": True, "DROP": True, "BC": 128}
 KERNELS = [  # with the values that are known when it is compiled
+    ("attention._softmax", {"BP": 4, "BC": 256}),
+    ("attention._softmax_tangent", {"BP": 4, "BC": 256}),
     ("normalisation._sums", {"P": 256, "TANGENT": True, "SPAN": 256, "BC": 128, "BP": 16}),
     (
         "normalisation._coefficients",

@@ -18,7 +18,6 @@ from vamf.models.layers import (
     Conv2d,
     Linear,
     attend,
-    attend_tangent,
     check_classes,
     initialise,
     refuse_labels,
@@ -143,13 +142,23 @@ def _tokens(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
+def _attend_tangent(qkv: Sequence[Tensor], moved: Sequence[Tensor]) -> Tensor:
+    """The tangent of ``attend`` along those of q, k and v."""
+    (q, k, v), (dq, dk, dv), scale = qkv, moved, 1 / math.sqrt(qkv[0].shape[-1])
+    wide = torch.promote_types(q.dtype, torch.float32)
+    weights = (q @ (k * scale).mT).to(wide).softmax(-1)
+    change = (dq @ (k * scale).mT + q @ (dk * scale).mT).to(wide)
+    change = weights * (change - (weights * change).sum(-1, keepdim=True))
+    return change.to(q.dtype) @ v + weights.to(q.dtype) @ dv
+
+
 def _mix(qkv: Tensor, heads: int) -> Tensor:
     """Attention between the tokens of each sample, (batch, tokens, 3 dim) to (..., dim)."""
     return _tokens(attend(*_heads(qkv, heads)))
 
 
 def _mix_tangent(values: Values, tangents: Tangents) -> Tensor:
-    return _tokens(attend_tangent(_heads(*values), _heads(tangents[0], values[1])))
+    return _tokens(_attend_tangent(_heads(*values), _heads(tangents[0], values[1])))
 
 
 def _mix_bare(qkv: Tensor, heads: int) -> Tensor:

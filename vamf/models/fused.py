@@ -61,7 +61,7 @@ class Normalisation(NamedTuple):
     """Then, the probability that a value is set to 0."""
 
 
-def _written(x: Tensor) -> Any:
+def written(x: Tensor) -> Any:
     """The module in which the groups are written as this tensor needs them."""
     if TRITON and x.is_cuda and x.dtype != torch.float64:
         from vamf.models import kernels
@@ -90,8 +90,7 @@ class _Normalise(Function):
         kept = None
         if n.dropout:
             kept = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - n.dropout)
-        written = _written(x).normalise
-        y, dy, coefficients = written(
+        y, dy, coefficients = written(x).normalise(
             x, d, shift, offset, moving, weight, bias, kept, **n._asdict()
         )
         ctx.save_for_backward(x, kept, coefficients, weight)
@@ -107,8 +106,9 @@ class _Normalise(Function):
         beside = tuple(other for other in others[:-1] if other is not None)
         if g is None:
             raise RuntimeError("a normalised value was not used")
-        written = _written(x).normalise_backward
-        gx, gs, go, *rest = written(g, beside, x, kept, coefficients, weight, **ctx.n._asdict())
+        gx, gs, go, *rest = written(x).normalise_backward(
+            g, beside, x, kept, coefficients, weight, **ctx.n._asdict()
+        )
         shifts = (gs, go) if ctx.shifted else (None, None)
         return gx, *shifts, *rest, None, None, None, None
 
@@ -149,13 +149,13 @@ class _Residual(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        back, gb = _written(g).halfway_backward(g, *ctx.saved_tensors, HALF)
+        back, gb = written(g).halfway_backward(g, *ctx.saved_tensors, HALF)
         return back, back, gb, None
 
 
 def _halfway(x: Tensor, y: Tensor, bias: Tensor | None, place: Place | None, what: str) -> Tensor:
     to = None if place is None else place.room.place(place.part, x, what)
-    return _written(x).halfway(x, y, bias, HALF, to)
+    return written(x).halfway(x, y, bias, HALF, to)
 
 
 def residual(
@@ -195,13 +195,13 @@ class _Resample(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, up: bool) -> Tensor:
         ctx.up = up
-        return _written(x).fir(x, 1.0, up=up)
+        return written(x).fir(x, 1.0, up=up)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         # One is the other's adjoint, but for the gain of 4 that keeps the mean.
-        return _written(g).fir(g, 4.0 if ctx.up else 0.25, up=not ctx.up), None
+        return written(g).fir(g, 4.0 if ctx.up else 0.25, up=not ctx.up), None
 
 
 def resample(x: Tensor | Dual, *, up: bool) -> Tensor | Dual:

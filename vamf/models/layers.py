@@ -4,7 +4,6 @@ torch's fused attention kernels have no forward mode; attention is in plain oper
 """
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from vamf.flow.derivatives import affine, by_formula
 from vamf.flow.duals import Dual
-from vamf.models import fused, plain
+from vamf.models import attention, fused, plain
 from vamf.models.rooms import Place
 from vamf.typing import Label, Scalars, Time
 
@@ -153,40 +152,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("bhqk,bhkc->bhqc", weights, v)
 
 
-def attend_tangent(qkv: Sequence[Tensor], moved: Sequence[Tensor]) -> Tensor:
-    """The tangent of ``attend`` along the tangents of q, k and v."""
-    (q, k, v), (dq, dk, dv), scale = qkv, moved, 1 / math.sqrt(qkv[0].shape[-1])
-    wide = torch.promote_types(q.dtype, torch.float32)
-    weights = (q @ (k * scale).mT).to(wide).softmax(-1)
-    change = (dq @ (k * scale).mT + q @ (dk * scale).mT).to(wide)
-    change = weights * (change - (weights * change).sum(-1, keepdim=True))
-    return change.to(q.dtype) @ v + weights.to(q.dtype) @ dv
-
-
-def _heads_last(qkv: Tensor, heads: int) -> tuple[Tensor, ...]:
-    """q, k and v of pixels, each (batch, heads, pixels, c); no copies if channels are last."""
-    b, c, h, w = qkv.shape
-    split = qkv.permute(0, 2, 3, 1).reshape(b, h * w, 3, heads, c // 3 // heads)
-    return split.permute(2, 0, 3, 1, 4).unbind(0)
-
-
-def _as_pixels(x: Tensor, like: Tensor) -> Tensor:
-    b, c, h, w = like.shape
-    return x.transpose(1, 2).reshape(b, h, w, c // 3).permute(0, 3, 1, 2)
-
-
-def _mix_last(qkv: Tensor, heads: int) -> Tensor:
-    return _as_pixels(attend(*_heads_last(qkv, heads)), qkv)
-
-
-def _mix_last_tangent(values: Sequence[Any], tangents: Sequence[Any]) -> Tensor:
-    moved = attend_tangent(_heads_last(*values), _heads_last(tangents[0], values[1]))
-    return _as_pixels(moved, values[0])
-
-
-_mixed_last = fused.Group(_mix_last, _mix_last_tangent)
-
-
 class SelfAttention(nn.Module):
     """Residual self-attention over pixels."""
 
@@ -203,7 +168,7 @@ class SelfAttention(nn.Module):
     def fused(self, x: Tensor | Dual, place: Place | None = None) -> Tensor | Dual:
         """``forward``, times sqrt(1/2), in groups of operations that are fast on a GPU."""
         h, x = self.norm.fused(x, activate=False, copies=1)
-        mixed = _mixed_last(fused.mix_channels(h, self.qkv), self.heads)
+        mixed = attention.between_pixels(fused.mix_channels(h, self.qkv), self.heads)
         assert self.proj.bias is not None
         return fused.residual(x, fused.convolve(mixed, self.proj), self.proj.bias, place)
 

@@ -139,3 +139,14 @@ def fir(x: Tensor, gain: float, *, up: bool) -> Tensor:
     if up:
         return F.conv_transpose2d(x, 4 * taps, stride=2, padding=1, groups=c)
     return F.conv2d(x, taps, stride=2, padding=1, groups=c)
+
+
+def softmax(x: Tensor, scale: float) -> Tensor:
+    """softmax(scale x) over the last axis."""
+    return (_wide(x) * scale).softmax(-1).to(x.dtype)
+
+
+def softmax_tangent(weights: Tensor, d: Tensor, scale: float) -> Tensor:
+    """The tangent of ``softmax``, which gave ``weights``, along ``d``; its gradient, of ``d``."""
+    weights, wide = _wide(weights), _wide(d)
+    return (weights * (wide - (weights * wide).sum(-1, keepdim=True)) * scale).to(d.dtype)
