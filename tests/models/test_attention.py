@@ -41,15 +41,8 @@ def test_value_tangent_and_gradient_are_those_of_the_plain_operations(heads, sti
 
 
 @pytest.mark.parametrize("heads", [1, 2])
-def test_without_a_tangent_it_is_the_same_with_a_graph_and_without(heads):
+def test_without_a_tangent_it_has_the_gradient_that_differences_have(heads):
     qkv = images(2).requires_grad_()
-    expected = plainly(qkv, heads).detach()
-    value = between_pixels(qkv, heads)
-    with torch.no_grad():
-        bare = between_pixels(qkv, heads)
-    assert value.requires_grad and not bare.requires_grad
-    for found in (value.detach(), bare):
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     assert torch.autograd.gradcheck(lambda x: between_pixels(x, heads), qkv)
 
 

@@ -7,7 +7,6 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -69,11 +68,8 @@ def between_pixels(qkv: Tensor | Dual, heads: int) -> Tensor | Dual:
     """softmax(q k / sqrt(d)) v over the pixels of each image (batch, C, H, W) of 3 C channels.
 
     q, k and v follow one another, each with its heads one after another, of d channels each. The
-    softmax is taken in at least float32. Without tangent and graph it is by torch's own kernel.
+    softmax is taken in at least float32.
     """
     if isinstance(qkv, Dual):
         return Dual(*_Attend.apply(qkv.value, qkv.tangent, heads))
-    if torch.is_grad_enabled():
-        return _Attend.apply(qkv, None, heads)[0]
-    q, k, v = _heads(qkv, heads)
-    return _pixels(F.scaled_dot_product_attention(q, k, v), qkv)
+    return _Attend.apply(qkv, None, heads)[0]
