@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vamf.diagnostics.landscape import SCALARS, Tables
 from vamf.diagnostics.variance import COLUMNS, at_once
+from vamf.dropout import Masks, sharing
 from vamf.flow.derivatives import directional_derivative
 from vamf.flow.losses import AdaptiveWeight, Draws, path_derivative, squared_norm
 from vamf.typing import AverageVelocity, BetaAt, Sample, Scalars, Velocity, expand_like
@@ -78,15 +79,18 @@ def probe_pair(
     """The tables of one pair, with a first axis of one.
 
     ``generator``, on the draws' device, gives random signs; torch's own random state moves on only
-    if the network draws from it.
+    if the network draws masks of dropout from it. In training mode each sample has masks of its
+    own, the same at every evaluation: the residual stays one function that is affine in beta.
     """
     vectors, tables = [], []
     for draws in pair:
-        residuals, scalars = _residuals(probed, draws, generator)
+        masks = Masks(len(draws.x))
+        with sharing(masks):
+            residuals, scalars = _residuals(probed, draws, generator)
         where = _membership(draws, edges)
-        vectors.append(_gradients(probed, draws, residuals, where))
+        vectors.append(_gradients(probed, draws, residuals, where, masks))
         losses = _loss_tables(residuals, where)
-        conditional = _conditional(probed, draws, residuals, where, generator)
+        conditional = _conditional(probed, draws, residuals, where, masks, generator)
         tables.append((*losses, conditional, scalars))
     half = (vectors[0] - vectors[1]) / 2**0.5
     crossed = gram(*vectors)
@@ -159,7 +163,9 @@ def _loss_tables(residuals: _Residuals, where: Tensor) -> tuple[Tensor, Tensor, 
     return member.sum(1), member @ rows, torch.einsum("jn,na,nb->jab", member, rows, rows)
 
 
-def _gradients(probed: Probed, draws: Draws, residuals: _Residuals, where: Tensor) -> Tensor:
+def _gradients(
+    probed: Probed, draws: Draws, residuals: _Residuals, where: Tensor, masks: Masks
+) -> Tensor:
     """Each bin's part of the batch's gradients g0, gD and g(A b), (3 J, parameters)."""
     a, d = residuals.at_zero, residuals.slope
     weight = torch.ones_like(draws.t)
@@ -169,7 +175,7 @@ def _gradients(probed: Probed, draws: Draws, residuals: _Residuals, where: Tenso
         weight = rule(squared_norm(a + shaped * d))
     scale = expand_like(weight, a) * (2 / (len(a) * a[0].numel()))
     seeds = torch.stack([scale * part for part in (a, d, residuals.bias)])
-    return _pull(probed, draws, residuals.z, seeds, where).flatten(0, 1)
+    return _pull(probed, draws, residuals.z, seeds, where, masks).flatten(0, 1)
 
 
 def _conditional(
@@ -177,6 +183,7 @@ def _conditional(
     draws: Draws,
     residuals: _Residuals,
     where: Tensor,
+    masks: Masks,
     generator: torch.Generator,
 ) -> Tensor:
     """Means over samples of the products of g J v', g A v' and g A b, (J, 3, 3).
@@ -190,11 +197,13 @@ def _conditional(
     signs = torch.empty_like(draws.t).bernoulli_(0.5, generator=generator) * 2 - 1
     scale = expand_like(signs, noise) * (2 / noise[0].numel())
     seeds = torch.stack([scale * part for part in (moved - noise, moved, residuals.bias)])
-    pulled = _pull(probed, draws, residuals.z, seeds, where).double()  # (3, J, parameters)
+    pulled = _pull(probed, draws, residuals.z, seeds, where, masks).double()  # (3, J, parameters)
     return torch.einsum("ajp,bjp->jab", pulled, pulled) / len(noise)
 
 
-def _pull(probed: Probed, draws: Draws, z: Sample, seeds: Tensor, where: Tensor) -> Tensor:
+def _pull(
+    probed: Probed, draws: Draws, z: Sample, seeds: Tensor, where: Tensor, masks: Masks
+) -> Tensor:
     """The sums of seed du/dtheta over the samples of each bin, (seeds, J, parameters)."""
     size = sum(p.numel() for p in probed.parameters)
     pulled = torch.zeros(len(seeds), len(where), size, device=z.device, dtype=z.dtype)
@@ -202,7 +211,8 @@ def _pull(probed: Probed, draws: Draws, z: Sample, seeds: Tensor, where: Tensor)
         for part in mine.nonzero().flatten().split(at_once(z)):
             if not len(part):
                 continue
-            value = probed.u(z[part], draws.r[part], draws.t[part])
+            with sharing(masks.at(part)):
+                value = probed.u(z[part], draws.r[part], draws.t[part])
             for row, seed in enumerate(seeds[:, part]):
                 gradients = torch.autograd.grad(
                     value, list(probed.parameters), seed, retain_graph=True, allow_unused=True

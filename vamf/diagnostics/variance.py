@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from vamf.dropout import Masks, sharing
 from vamf.flow.losses import Draws, path_derivative, squared_norm
 from vamf.typing import AverageVelocity, Beta, BetaAt, Sample, Scalars, Velocity
 
@@ -53,11 +54,15 @@ def at_once(x: Sample) -> int:
 
 
 def mean_gradient(net: nn.Module, draws: Draws, beta: BetaAt, v_hat: Velocity) -> Tensor:
-    """The gradient of a batch's mean |V(beta) - v_cond|^2 / d, (parameters,), part by part."""
+    """The gradient of a batch's mean |V(beta) - v_cond|^2 / d, (parameters,), part by part.
+
+    In training mode each sample has masks of dropout of its own, the same at every evaluation.
+    """
     total = torch.zeros((), device=draws.x.device)
     for part in draws.parts(at_once(draws.x)):
-        z, v_cond, correction = path_derivative(net, part, beta(part.t), v_hat)
-        residual = net(z, part.r, part.t) + correction - v_cond
+        with sharing(Masks(len(part.x))):
+            z, v_cond, correction = path_derivative(net, part, beta(part.t), v_hat)
+            residual = net(z, part.r, part.t) + correction - v_cond
         loss = squared_norm(residual).sum() / (len(draws.x) * residual[0].numel())
         total = total + flat_gradient(loss, net.parameters())
     return total

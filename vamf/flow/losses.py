@@ -244,7 +244,7 @@ class MeanFlowLoss:
         error = squared_norm(value - (v_cond - correction))
         extra = self._anchor(u, draws, anchor_uniform, v_cond)
         weighted = self.weight(error) * error
-        if self.trace is not None:  # last: masks of dropout stay what they are without it
+        if self.trace is not None:
             trace = self.trace.trace(u, z, draws.r, draws.t, draws.n_equal, signs)
             weighted = self.trace(trace, draws.t) * weighted
         loss = weighted.mean() if extra is None else weighted.mean() + extra

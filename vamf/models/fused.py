@@ -58,7 +58,7 @@ class Normalisation(NamedTuple):
     activate: bool
     """Whether SiLU follows."""
     dropout: float
-    """Then, the probability that a value is set to 0."""
+    """Then, the probability that a value was set to 0."""
 
 
 def written(x: Tensor) -> Any:
@@ -83,13 +83,11 @@ class _Normalise(Function):
         bias: Tensor,
         d: Tensor | None,
         moving: Tensor | None,
+        kept: Tensor | None,
         n: Normalisation,
         copies: int,
     ) -> tuple[Tensor | None, ...]:
         ctx.set_materialize_grads(False)
-        kept = None
-        if n.dropout:
-            kept = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - n.dropout)
         y, dy, coefficients = written(x).normalise(
             x, d, shift, offset, moving, weight, bias, kept, **n._asdict()
         )
@@ -110,7 +108,7 @@ class _Normalise(Function):
             g, beside, x, kept, coefficients, weight, **ctx.n._asdict()
         )
         shifts = (gs, go) if ctx.shifted else (None, None)
-        return gx, *shifts, *rest, None, None, None, None
+        return gx, *shifts, *rest, *[None] * 5
 
 
 def normalise(
@@ -121,16 +119,17 @@ def normalise(
     bias: Tensor,
     n: Normalisation,
     copies: int = 0,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor | Dual, ...]:
     """dropout(silu(group_norm(x + shift + offset))), x (batch, C, H, W), shift (batch, C).
 
     ``offset`` (C,) goes with the shift. Statistics are taken in at least float32. A shift with a
     tangent needs an x with one. Behind it come ``copies`` of x for others to use: the gradients of
-    all are added in one go.
+    all are added in one go. ``kept`` tells which numbers dropout leaves, as booleans like x.
     """
     d, moving = _tangent(x), _tangent(shift)
     value = None if shift is None else value_of(shift)
-    out = _Normalise.apply(value_of(x), value, offset, weight, bias, d, moving, n, copies)
+    out = _Normalise.apply(value_of(x), value, offset, weight, bias, d, moving, kept, n, copies)
     if d is None:
         return out[:-1]
     return Dual(out[0], out[-1]), *(Dual(copy, d) for copy in out[1:-1])

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vamf.dropout import mask_of
 from vamf.flow.derivatives import affine, by_formula
-from vamf.flow.duals import Dual
+from vamf.flow.duals import Dual, value_of
 from vamf.models import attention, fused, plain
 from vamf.models.rooms import Place
 from vamf.typing import Label, Scalars, Time
@@ -57,6 +58,21 @@ class Conv2d(nn.Conv2d):
         return affine(x, self.weight, super().forward, linear)
 
 
+class Dropout(nn.Dropout):
+    """torch's, with masks that evaluations may share (``vamf.dropout``)."""
+
+    def forward(self, x: Any) -> Any:
+        """Of a tensor, or of a dual."""
+        kept = mask_of(self, value_of(x), self.p)
+        if kept is None:
+            return x
+        apply = partial(self._apply_mask, kept)
+        return affine(x, None, apply, apply)
+
+    def _apply_mask(self, kept: Tensor, x: Tensor) -> Tensor:
+        return x * kept[len(kept) - len(x) :] / (1 - self.p)
+
+
 class GroupNorm(nn.Module):
     """Group normalisation with affine parameters, statistics in at least float32."""
 
@@ -92,24 +108,14 @@ class GroupNorm(nn.Module):
         offset: Tensor | None = None,
         *,
         activate: bool = True,
-        dropout: float = 0.0,
+        dropout: Dropout | None = None,
         copies: int = 0,
     ) -> tuple[Tensor | Dual, ...]:
         """dropout(silu(forward(x + shift + offset))), and copies of x: ``fused.normalise``."""
-        how = fused.Normalisation(self.groups, self.eps, activate, dropout)
-        return fused.normalise(x, shift, offset, self.weight, self.bias, how, copies)
-
-
-class Dropout(nn.Dropout):
-    """torch's, cheaper in forward mode."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        drops = self.training and self.p > 0
-        return by_formula(x, (), super().forward, self._both) if drops else x
-
-    def _both(self, x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
-        kept = torch.empty_like(x).bernoulli_(1 - self.p).div_(1 - self.p)
-        return x * kept, dx * kept
+        kept = None if dropout is None else mask_of(dropout, value_of(x), dropout.p)
+        p = 0.0 if dropout is None or kept is None else dropout.p
+        how = fused.Normalisation(self.groups, self.eps, activate, p)
+        return fused.normalise(x, shift, offset, self.weight, self.bias, how, copies, kept)
 
 
 def scaled(x: Tensor, factor: float) -> Tensor:

@@ -80,7 +80,7 @@ class Block(nn.Module):
         h = fused.convolve(self._resize(h), self.conv0)
         times = partial(F.linear, weight=self.affine.weight)
         shift, offset = linearly(emb, times, times), _bias(self.affine) + _bias(self.conv0)
-        (h,) = self.norm1.fused(h, shift, offset, dropout=self.dropout.p if self.training else 0.0)
+        (h,) = self.norm1.fused(h, shift, offset, dropout=self.dropout)
         h, x, bias = fused.convolve(h, self.conv1), self._resize(x), _bias(self.conv1)
         if isinstance(self.skip, Conv2d):
             x, bias = fused.convolve(x, self.skip), bias + _bias(self.skip)

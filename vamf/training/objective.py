@@ -11,6 +11,7 @@ from torch import nn
 from vamf.data.dataset import Dataset, Labelled
 from vamf.diagnostics.adaptive import Adapted, AdaptiveBeta
 from vamf.distributed import Workers
+from vamf.dropout import Masks, sharing, without_dropout
 from vamf.experiment import Experiment
 from vamf.flow.duals import carrying
 from vamf.flow.guidance import Guided, Labels, drop_labels, with_labels, with_told
@@ -57,7 +58,7 @@ class Objective(nn.Module):
         self.net, self.v_hat = net, v_hat
         self.experiment, self.dataset, self.workers = experiment, dataset, workers
         rule = experiment.beta
-        # With dropout guidance's evaluation and the loss's have masks of their own.
+        # With dropout the loss's evaluation has masks, and guidance's has none.
         self._steady = experiment.compute.compile and not getattr(experiment.model, "dropout", 0)
         moves = isinstance(rule, BetaSchedule) and rule.end is not None
         self._moves = moves and experiment.compute.compile
@@ -82,9 +83,13 @@ class Objective(nn.Module):
         return Inputs(draws, uniform, labels, self.told(step), beta, self.signs(step), progress)
 
     def terms(self, inputs: Inputs) -> LossTerms:
-        """The loss of a step: a function of tensors, which waits for none of them."""
-        compiled = self.experiment.compute.compile
-        with carrying(compiled), rounding_once() if compiled else nullcontext():
+        """The loss of a step: a function of tensors, which waits for none of them.
+
+        All evaluations of the trained network have the same masks of dropout, but for guidance's
+        own velocity, which has none.
+        """
+        compiled, masks = self.experiment.compute.compile, Masks(len(inputs.draws.x))
+        with carrying(compiled), rounding_once() if compiled else nullcontext(), sharing(masks):
             return self._terms(*inputs)
 
     def _terms(
@@ -131,7 +136,7 @@ class Objective(nn.Module):
             return u, v_hat, Guided(None, beta)
         z, v_cond = interpolate(draws.x, draws.e, draws.t)
         without = draws.n_equal if self._steady else 0
-        own = boundary_velocity(u)
+        own = boundary_velocity(without_dropout(u))  # train=False in the authors' code
         guided = guidance(own, v_hat, z, draws.t, v_cond, labels, beta, without)
         known = labels.y, labels.kappa
         return with_labels(u, *known), with_labels(v_hat, *known), guided

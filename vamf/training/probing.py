@@ -14,7 +14,7 @@ from vamf.flow.losses import Draws
 from vamf.flow.trace import draw_signs
 from vamf.random import generator, seed_of
 from vamf.training.objective import draw
-from vamf.typing import AverageVelocity, BetaAt, Sample, Time, Velocity
+from vamf.typing import AverageVelocity, BetaAt, Velocity
 
 EXACT, SIGNS = 16, 8
 """A sample's Jacobian is exact up to so many numbers; above, so many random signs are taken."""
@@ -40,11 +40,11 @@ def probe(
     tables = Tables.zeros(plan.pairs, plan.bins, workers.device)
     for index in workers.mine(plan.pairs):
         key = (experiment.evaluation.seed, "probe", step, index)
-        u = _steady(net, seed_of(*key, "dropout"))
-        probed = Probed(u, list(net.parameters()), v_hat, velocity, weight)
+        probed = Probed(net, list(net.parameters()), v_hat, velocity, weight)
         a, b = (_fresh(experiment, (*key, k), workers.device) for k in range(2))
         signs = generator(*key, "signs", device=workers.device)
         with torch.random.fork_rng([workers.device] if workers.device.type == "cuda" else []):
+            torch.manual_seed(seed_of(*key, "dropout"))
             found = probe_pair(probed, (a, b), plan.edges, signs)
         for field in fields(Tables):
             getattr(tables, field.name)[index] = getattr(found, field.name)[0]
@@ -74,13 +74,3 @@ def _fresh(experiment: Experiment, key: tuple[int | str, ...], device: torch.dev
     x = experiment.data.load("train").draw(experiment.batch, g)
     (x, e, r, t, n_equal), _ = draw(experiment, x, g)
     return Draws(x.to(device), e.to(device), r.to(device), t.to(device), n_equal)
-
-
-def _steady(net: nn.Module, seed: int) -> AverageVelocity:
-    """The network with the same masks of dropout at every call: it stays one function."""
-
-    def u(z: Sample, r: Time, t: Time) -> Sample:
-        torch.manual_seed(seed)
-        return net(z, r, t)
-
-    return u
