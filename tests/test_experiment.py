@@ -197,3 +197,20 @@ def test_guidance_that_makes_no_sense_is_refused(experiment, changes, message):
     with pytest.raises(ValueError, match=message) as caught:
         experiment.override(changes)
     assert "\n" not in str(caught.value)
+
+
+def test_an_experiment_of_the_first_schema_keeps_its_average():
+    """Its ``ema`` was the decay of one update, of which there was one in ``ema_every`` steps."""
+    old = DIGITS.override({"ema": 0.99995, "ema_every": 16}).to_dict()
+    assert old.pop("schema") == 2
+    read = Experiment.from_dict(old)
+    assert read.ema**read.ema_every == pytest.approx(0.99995, rel=1e-12)
+    assert Experiment.from_dict(read.to_dict()) == read
+    every = {"ema": 0.99, "ema_every": 1}
+    assert Experiment.from_dict(old | every).ema == 0.99
+
+
+@pytest.mark.parametrize("schema", [0, 3, "2", None])
+def test_an_unknown_schema_is_refused(schema):
+    with pytest.raises(ValueError, match=f"schema must be 1 to 2; got {schema!r}: update vamf"):
+        Experiment.from_dict(DIGITS.to_dict() | {"schema": schema})

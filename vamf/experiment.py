@@ -31,6 +31,9 @@ from vamf.typing import Sample
 
 Sampler = Literal["average", "euler", "heun", "ancestral", "ddim"]
 
+SCHEMA = 2
+"""Of the dictionaries that describe an experiment; in the first, ``ema`` was one update's decay."""
+
 
 def _at_least(minimum: float, **numbers: float) -> None:
     for name, number in numbers.items():
@@ -49,9 +52,10 @@ class Optimiser:
     beta2: float = 0.999
     """Decay of Adam's second moment."""
     warmup: int = 0
-    """Steps over which the learning rate rises from 0."""
+    """Steps of a linear rise: the first has lr / warmup, the last of them lr."""
     final: float = 0.01
-    """Learning rate at the end, as a share of the peak; 1 keeps it constant after the warm-up."""
+    """Where the cosine ends, one step after the last, as a share of lr; 1 keeps it constant after
+    the warm-up."""
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
@@ -136,7 +140,8 @@ class Experiment:
     proxy: Literal["ema", "online", "head", "oracle", "reference"] = "ema"
     """The proxy: the velocity at r = t of the moving average (ema) or of the trained network itself
     (online), its velocity head's (head), the true one of data that have a closed form (oracle), or
-    that of another checkpoint (reference)."""
+    that of another checkpoint (reference). With dropout the trained network's own velocity has the
+    masks of the step. The head is trained at r = t; that of improved Mean Flows at every r."""
     reference: Path | None = None
     """Checkpoint, or run's folder, of the proxy `reference`: for example a flow-matching run."""
     loss: MeanFlowLoss = field(default_factory=MeanFlowLoss)
@@ -152,9 +157,10 @@ class Experiment:
     optim: Optimiser = field(default_factory=Optimiser)
     """The optimiser."""
     ema: float = 0.999
-    """Decay of the moving average of the weights, each time that it is updated, in [0, 1)."""
+    """Decay of the moving average of the weights in one step, in [0, 1): weights that are 1 / (1 -
+    ema) steps old count 1 / e as much as the newest, whatever `ema_every`."""
     ema_every: int = 1
-    """Steps between updates of the moving average."""
+    """Steps between updates of the moving average, of which each decays by ema ** ema_every."""
     batch: int = 256
     """Samples in a step, over all workers."""
     steps: int = 10_000
@@ -312,13 +318,13 @@ class Experiment:
         distance.prepare(self.pictures)
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested dictionaries of JSON's types."""
-        return values.to_dict(self)
+        """Nested dictionaries of JSON's types, and ``schema``, their version."""
+        return {"schema": SCHEMA, **values.to_dict(self)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of ``to_dict``; ValueError names what is unknown or wrong."""
-        return values.from_dict(cls, data)
+        """The inverse of ``to_dict``, of older versions too; ValueError names what is wrong."""
+        return values.from_dict(cls, _migrated(data))
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -335,4 +341,17 @@ class Experiment:
 
     def flatten(self) -> dict[str, Any]:
         """All choices on one level, by dotted name."""
-        return values.flatten(self.to_dict())
+        return values.flatten(values.to_dict(self))
+
+
+def _migrated(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The same experiment in the present schema; what names no schema is of the first."""
+    data = dict(data)
+    schema = data.pop("schema", 1)
+    if schema not in range(1, SCHEMA + 1):
+        raise ValueError(
+            f"an experiment's schema must be 1 to {SCHEMA}; got {schema!r}: update vamf"
+        )
+    if schema == 1 and (every := data.get("ema_every", 1)) > 1 and "ema" in data:
+        data["ema"] **= 1 / every
+    return data

@@ -68,8 +68,11 @@ FAST = Compute(precision="bfloat16", compile=True)
 # 55.93 M parameters, dropout 0.2, both times logit-normal of their own, 3 of 4 samples with r < t
 # before clipping, weights (l + 1e-3)^-0.75 of an image's summed error, Adam (0.9, 0.999) with
 # 6e-4 after 10,000 steps of warm-up, batches of 1,024, 800,000 steps, and a moving average of
-# 0.99995 every 16 steps. Images are mirrored by the loader, and augmented as in EDM (arXiv
-# 2206.00364) with p = 0.12, without turning upside down and without rotations.
+# decay 0.99995 a step, which is updated every 16 steps by 0.99995^16. Images are mirrored by the
+# loader, and augmented as in EDM (arXiv 2206.00364) with p = 0.12, without turning upside down and
+# without rotations. Numbers of steps are the paper's; the script's 16,000 epochs and 200 of warm-up
+# make 768,000 and 9,600, as it drops the last 848 of an epoch's 50,000 images. Its first learning
+# rate is 1e-8, and here lr / 10,000 = 6e-8.
 CIFAR10_UNCONDITIONAL = Experiment(
     data=CIFAR10(),
     model=UNetConfig(augmentations=6),
@@ -169,7 +172,9 @@ EPOCH = 5004
 # epochs; FID against the training images every 10 epochs. B/4 is guided with omega = 1 and kappa =
 # 0.5 at all times, and theirs reaches a FID of 11.35. Mirror images are encoded too, as
 # zhuyu-cs/MeanFlow does, which reaches the paper's figures in PyTorch. Chosen here: how often is
-# logged and saved, and 10,000 samples while training where theirs are 50,000, as each is decoded.
+# logged and saved, and 10,000 samples while training where theirs are 50,000, as each is decoded;
+# and labels are dropped whatever r is, where the JAX code drops those of the batch's first samples,
+# which have r = t: so the loss of no class, which evaluation measures, is trained at r < t too.
 IMAGENET_DIT_B4 = Experiment(
     data=Latents(),
     model=DiTConfig(patch=4, width=768, depth=12, heads=12, classes=1000),

@@ -81,3 +81,11 @@ def test_bad_settings_are_refused(settings, message):
 def test_labels():
     assert BetaSchedule(value=0.75).label == "β=0.750"
     assert BetaSchedule(value=1, shape="cosine", end=0).label == "β=1.000→0.000 cosine"
+
+
+@pytest.mark.parametrize(("shape", "last"), [("linear", 1 / 8), ("cosine", 0.0380602)])
+def test_the_last_step_is_one_short_of_the_end(shape, last):
+    """Of 8 steps, from 1 to 0: 1 - 7/8 and (1 + cos(7 pi / 8)) / 2; evaluation then has the end."""
+    schedule = BetaSchedule(value=1.0, shape=shape, end=0.0)
+    assert schedule(7 / 8) == pytest.approx(last, abs=1e-6)
+    assert schedule(8 / 8) == pytest.approx(0.0, abs=1e-15)

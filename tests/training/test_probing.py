@@ -139,6 +139,20 @@ def test_a_reference_run_is_a_frozen_proxy(tmp_path):
         trainer(TOY.override({"proxy": "reference", "reference": str(tmp_path / "none")}))
 
 
+def test_a_ddpm_is_no_velocity(tmp_path):
+    """Its network predicts noise: it is no proxy, and has no landscape."""
+    changes = {"ddpm.kind": "DDPM", "times.prob_equal": 1.0, "times.kind": "UniformTimes"}
+    sampled = {"evaluation.sampler": "ddim", "evaluation.sampling_steps": 2}
+    ddpm = TOY.override({**changes, **sampled})
+    train(ddpm, Session(directory=tmp_path))
+    taught = {"proxy": "reference", "reference": str(tmp_path)}
+    with pytest.raises(ValueError, match=r"must have learnt a velocity; .* is a DDPM"):
+        trainer(TOY.override(taught))
+    for measured in (lambda: trainer(ddpm).probe(PLAN), lambda: trainer(ddpm).ratios(8)):
+        with pytest.raises(ValueError, match="needs a network that learns a velocity; got a DDPM"):
+            measured()
+
+
 ADAPTIVE = TOY.override(
     {
         "beta.kind": "AdaptiveBeta",

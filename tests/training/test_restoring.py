@@ -1,5 +1,7 @@
 """Going on from what is intact: which checkpoint it is, and what is said about it."""
 
+import copy
+import json
 import os
 
 import pytest
@@ -11,7 +13,9 @@ from vamf.distributed import Workers
 from vamf.experiment import Checkpoints, Evaluation, Experiment
 from vamf.metrics.distances import SlicedWasserstein
 from vamf.models.mlp import MLPConfig
+from vamf.presets import PRESETS
 from vamf.training.loop import Session, train
+from vamf.training.manifest import entry
 from vamf.training.restoring import checkpoints, restore
 from vamf.training.trainer import NonFiniteLoss, Trainer
 
@@ -175,3 +179,42 @@ def test_another_number_of_threads_is_noted(tmp_path):
         torch.set_num_threads(threads)
     assert name == "workers.changed"
     assert "1 x a CPU with 1 thread, torch" in text and "1 x a CPU with 2 threads, torch" in text
+
+
+def test_a_run_that_an_earlier_vamf_began_goes_on_and_says_so(tmp_path):
+    """Its map of augmentations was half as long, in the network, its average and its moments."""
+    small = {"model.channels": 8, "model.multipliers": [1], "model.blocks": 1, "batch": 4}
+    experiment = PRESETS["digits"].override(
+        {
+            **small,
+            "model.augmentations": 6,
+            "augment.kind": "Augmentation",
+            "steps": 2,
+            "checkpoint.every": 1,
+            "evaluation.distance.samples": 40,
+            "evaluation.variance_samples": 4,
+            "evaluation.gradient_batches": 2,
+        }
+    )
+    own, folder = Trainer(experiment, experiment.data.load("train")), tmp_path / "checkpoints"
+    own.train_step()
+    state = copy.deepcopy(own.state_dict())
+    index = [name for name, _ in own.net.named_parameters()].index("augment.weight")
+    moments = state["optimiser"]["state"][index]
+    for values, name in (
+        (state["net"], "augment.weight"),
+        (state["ema"], "module.augment.weight"),
+        (moments, "exp_avg"),
+        (moments, "exp_avg_sq"),
+    ):
+        values[name] = values[name][:16]
+    saved = checkpoints(experiment, tmp_path).save(experiment, state, {})
+    assert saved.path.parent == folder
+    path, manifest = saved.path / "experiment.json", saved.path / "manifest.json"
+    path.write_text(json.dumps({n: v for n, v in experiment.to_dict().items() if n != "schema"}))
+    entries = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(entries | {"experiment.json": entry(path)}))
+    notes, _ = resumed(tmp_path, experiment)
+    assert [name for name, _ in notes] == ["code.changed"] and "up to step 1" in notes[0][1]
+    weights = checkpoints(experiment, tmp_path).latest().load()["net"]["augment.weight"]
+    assert weights.shape == (32, 6) and weights[16:].any()

@@ -21,7 +21,7 @@ class AlphaSchedule:
     begin: float = 0.0
     """Progress in [0, 1) at which the curriculum begins."""
     finish: float = 1.0
-    """Progress in (begin, 1] at which alpha is 0."""
+    """Progress in (begin, 1] from which on alpha is 0; step k of n is at k / n."""
     sharpness: float = 25.0
     """How steep the sigmoid is, positive."""
     clamp: float = 0.005

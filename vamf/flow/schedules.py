@@ -18,7 +18,8 @@ class BetaSchedule:
 
     With p = clip((progress - begin) / (finish - begin), 0, 1): ``linear`` is
     value + (end - value) p; ``cosine`` is end + (value - end) (1 + cos(pi p)) / 2; ``step`` jumps
-    from value to end at ``finish``.
+    from value to end at ``finish``. Step k of n, counted from 0, is at progress k / n, as in the
+    code of arXiv 2605.09235.
     """
 
     value: float = 0.0
@@ -30,7 +31,7 @@ class BetaSchedule:
     begin: float = 0.0
     """Progress in [0, 1) at which beta starts to move."""
     finish: float = 1.0
-    """Progress in (begin, 1] at which beta has reached `end`."""
+    """Progress in (begin, 1] at which beta has reached `end`; 1 is reached after the last step."""
 
     def __post_init__(self) -> None:
         _check_unit("beta", self.value)

@@ -255,7 +255,7 @@ class DiT(nn.Module):
     def __init__(self, config: DiTConfig, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.config, self.shape, dim, p = config, shape, config.width, config.patch
-        self.patches = initialise(Conv2d(shape[0], dim, p, stride=p))
+        self.patches = initialise(Conv2d(shape[0], dim, p, stride=p), per_patch=True)
         grid = positions(shape[1] // p, shape[2] // p, dim)
         self.register_buffer("positions", grid.float(), persistent=False)
         self.time, self.gap = TimeEmbedding(dim), TimeEmbedding(dim)

@@ -228,10 +228,21 @@ def refuse_labels(y: Label | None) -> None:
         raise ValueError("this network takes no labels; its config has classes = 0")
 
 
-def initialise(module: _Affine, gain: float = 1.0) -> _Affine:
-    """Glorot-uniform weights times ``gain`` and zero biases; returns the module."""
+def with_rows(saved: Tensor, like: Tensor) -> Tensor:
+    """A saved tensor with rows of zeros added, up to as many as another one has."""
+    lacking = max(len(like) - len(saved), 0) if saved.ndim else 0
+    return torch.cat([saved, saved.new_zeros(lacking, *saved.shape[1:])]) if lacking else saved
+
+
+def initialise(module: _Affine, gain: float = 1.0, *, per_patch: bool = False) -> _Affine:
+    """Glorot-uniform weights times ``gain`` and zero biases; returns the module.
+
+    A convolution of patches that do not overlap is a linear layer, ``per_patch``: its outputs
+    number its channels, and not those times the pixels of a patch.
+    """
     with torch.no_grad():
-        nn.init.xavier_uniform_(module.weight).mul_(gain)
+        weight = module.weight.flatten(1) if per_patch else module.weight
+        nn.init.xavier_uniform_(weight).mul_(gain)
         if module.bias is not None:
             module.bias.zero_()
     return module

@@ -27,6 +27,7 @@ from vamf.models.layers import (
     silu,
     sinusoid,
     upsample,
+    with_rows,
 )
 from vamf.models.rooms import Place, Room
 from vamf.typing import Label, Sample, Scalars, Time
@@ -47,6 +48,13 @@ def _bias(layer: nn.Linear | nn.Conv2d) -> Tensor:
 def _like(other: Tensor, x: Tensor) -> Tensor:
     """In the type of another, with channels last."""
     return x.to(other.dtype, memory_format=torch.channels_last)
+
+
+def _add_rows(net: "UNet", state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Weights saved when the map of augmentations reached t alone: the same function."""
+    name = f"{prefix}augment.weight"
+    if net.augment is not None and name in state:
+        state[name] = with_rows(state[name], net.augment.weight)
 
 
 class Block(nn.Module):
@@ -154,8 +162,8 @@ class UNet(nn.Module):
 
     With classes the vectors of the labels ``y`` are added to those of the times; None is no class.
     If guided, so is that of ``kappa`` = 1 - 1 / scale; None is 0. What is told of the augmentation,
-    ``told`` (batch, augmentations), goes through a linear map and is added to the sinusoid of t;
-    None is an image as it is, and so are zeros.
+    ``told`` (batch, augmentations), goes through a linear map and is added to the sinusoids of t
+    and t - r; None is an image as it is, and so are zeros.
     """
 
     def __init__(self, config: UNetConfig, shape: tuple[int, ...]) -> None:
@@ -174,11 +182,14 @@ class UNet(nn.Module):
             else None
         )
         self.labels = ClassEmbedding(config.classes, emb, config.guided) if config.classes else None
+        if self.labels is not None:  # EDM's linear map of sqrt(classes) times a one-hot label
+            nn.init.xavier_uniform_(self.labels.table.weight, gain=math.sqrt(config.classes))
         self.augment = (
-            initialise(Linear(config.augmentations, 2 * config.channels, bias=False))
+            initialise(Linear(config.augmentations, 4 * config.channels, bias=False))
             if config.augmentations
             else None
         )
+        self.register_load_state_dict_pre_hook(_add_rows)
 
     def _block(
         self, width: int, out: int, resample: Resample = None, attend: bool = False
@@ -278,9 +289,9 @@ class UNet(nn.Module):
     ) -> Tensor:
         dtype, channels = self.conv_in.weight.dtype, self.config.channels
         times = [sinusoid(s, 2 * channels, endpoint=True).to(dtype) for s in (t, t - r)]
-        if self.augment is not None and told is not None:
-            times[0] = times[0] + self.augment(told.to(dtype))
         known = torch.cat(times, 1)
+        if self.augment is not None and told is not None:
+            known = known + self.augment(told.to(dtype))
         if self.labels is not None:
             known = known + self.labels(y, len(t), kappa)
         else:

@@ -62,6 +62,11 @@ class Checkpoint:
         except (OSError, json.JSONDecodeError) as error:
             raise ValueError(f"{self.path} is not a readable checkpoint: {error}") from error
 
+    @property
+    def schema(self) -> int:
+        """The version of vamf's experiments that it was saved with."""
+        return json.loads((self.path / EXPERIMENT).read_text()).get("schema", 1)
+
     def load(self, device: torch.device | str = "cpu") -> dict[str, Any]:
         """The state, as ``Trainer.state_dict`` gave it; ValueError if a file is damaged."""
         self.check()

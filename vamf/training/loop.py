@@ -1,5 +1,6 @@
 """The training loop: the same in a Ray Train worker, in a Ray Tune trial and in a test."""
 
+import gc
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -112,8 +113,17 @@ def train(experiment: Experiment, session: Session) -> Summary:
 
     Raises NonFiniteLoss on every worker when a loss was not finite, and WorkersDiffer when they do
     not train the same thing; checkpoints stay as they were. OSError where one cannot be written,
-    ValueError where steps are not computed as they should be.
+    ValueError where steps are not computed as they should be. Afterwards nothing of the run is in
+    memory, so that one process can train many.
     """
+    try:
+        return _train(experiment, session)
+    finally:
+        # matplotlib's savefig keeps its callers' frames, with all that these hold, in a cycle.
+        gc.collect()
+
+
+def _train(experiment: Experiment, session: Session) -> Summary:
     start = time.monotonic()
     trainer = _prepare(experiment, session)
     folder = checkpoints(experiment, session.directory)

@@ -18,13 +18,14 @@ def build_networks(
         torch.manual_seed(seed_of(experiment.seed, "weights"))
         net = experiment.model.build(shape)
     net = net.to(device)
-    return net, MovingAverage(net, experiment.ema)
+    return net, MovingAverage(net, experiment.ema**experiment.ema_every)
 
 
 class MovingAverage(AveragedModel):
     """The exponential moving average of a network's weights, from the initial ones on.
 
-    The base class copies the count of averages to the device, and waits for the device to do that.
+    ``decay`` is that of one update. The base class copies the count of averages to the device, and
+    waits for the device to do that.
     """
 
     def __init__(self, net: nn.Module, decay: float) -> None:

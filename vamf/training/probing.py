@@ -33,8 +33,9 @@ def probe(
     """Measures the landscape of the present weights, on all workers together.
 
     From streams of its own, keyed by the evaluation's seed and the step: training goes on as if
-    nothing had happened. All workers get the same result.
+    nothing had happened. All workers get the same result. Raises ValueError for a DDPM.
     """
+    _require_velocity(experiment)
     velocity = experiment.data.velocity() if experiment.data.has_velocity else None
     weight = (experiment.loss.weight, beta) if plan.weighted else None
     tables = Tables.zeros(plan.pairs, plan.bins, workers.device)
@@ -57,8 +58,10 @@ def probe_ratios(
 ) -> Figures:
     """Variance ratio, Jacobian and curvature of a network on test data (``diagnostics.ratios``).
 
-    Data and noise depend on the evaluation's seed alone. Raises ValueError for under 4 samples.
+    Data and noise depend on the evaluation's seed alone. Raises ValueError for under 4 samples, and
+    for a DDPM.
     """
+    _require_velocity(experiment)
     if samples < 4:
         raise ValueError(f"ratios need at least 4 samples for their errors; got {samples}")
     g = generator(experiment.evaluation.seed, "ratios")
@@ -66,6 +69,11 @@ def probe_ratios(
     e = torch.randn(x.shape, generator=g)
     signs = None if x[0].numel() <= EXACT else draw_signs((SIGNS, *x.shape), g).to(device)
     return ratios(u, x.to(device), e.to(device), signs)
+
+
+def _require_velocity(experiment: Experiment) -> None:
+    if experiment.ddpm is not None:
+        raise ValueError("a landscape needs a network that learns a velocity; got a DDPM's")
 
 
 def _fresh(experiment: Experiment, key: tuple[int | str, ...], device: torch.device) -> Draws:

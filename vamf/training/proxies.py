@@ -43,7 +43,7 @@ def head_velocity(net: nn.Module) -> Velocity:
 def reference_velocity(experiment: Experiment, device: torch.device) -> Velocity:
     """The frozen velocity u(z, t, t) of another checkpoint's moving average (arXiv 2605.09235).
 
-    Raises ValueError if there is none, or it was trained on other data.
+    Raises ValueError if there is none, it was trained on other data, or is a DDPM.
     """
     assert experiment.reference is not None
     checkpoint = find_checkpoint(experiment.reference)
@@ -52,6 +52,11 @@ def reference_velocity(experiment: Experiment, device: torch.device) -> Velocity
         raise ValueError(
             f"the reference {checkpoint.path} was trained on other data: "
             f"{other.data} there, {experiment.data} here"
+        )
+    if other.ddpm is not None:
+        raise ValueError(
+            f"the reference must have learnt a velocity; {checkpoint.path} is a DDPM, which "
+            "predicts noise"
         )
     _, ema = build_networks(other, other.data.shape, device)
     ema.load_state_dict(checkpoint.load(device)["ema"])

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from vamf.experiment import Experiment
+from vamf.experiment import SCHEMA, Experiment
 from vamf.training.checkpoint import Checkpoint, CheckpointFolder
 from vamf.training.trainer import Trainer
 
@@ -66,6 +66,14 @@ def _note(found: Checkpoint, wrong: list[str], now: str, note: Note) -> None:
         note(
             "workers.changed",
             f"{before} up to step {found.step}, {now} from there: no longer bit for bit",
+        )
+    experiment = found.experiment()
+    drops = getattr(experiment.model, "dropout", 0) > 0
+    if found.schema < SCHEMA and (drops or experiment.augment is not None):
+        note(
+            "code.changed",
+            f"an earlier vamf trained up to step {found.step}, with other masks of dropout and "
+            "another map of augmentations: no longer bit for bit",
         )
 
 

@@ -15,6 +15,7 @@ from vamf.diagnostics.ratios import Figures
 from vamf.distributed import Workers
 from vamf.experiment import Experiment, Optimiser
 from vamf.flow.losses import LossTerms
+from vamf.models.layers import with_rows
 from vamf.random import seed_default, seed_of
 from vamf.training.capture import captured
 from vamf.training.networks import build_networks
@@ -32,7 +33,11 @@ class NonFiniteLoss(FloatingPointError):
 
 
 def learning_rate(optim: Optimiser, step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine from ``lr`` to ``final * lr`` at the last step."""
+    """That of a step, counted from 0: a linear warm-up, then a cosine from ``lr``.
+
+    The cosine would reach ``final * lr`` at step ``steps``, one after the last, as torch's and
+    optax's do.
+    """
     if step < optim.warmup:
         return optim.lr * (step + 1) / optim.warmup
     progress = (step - optim.warmup) / max(steps - optim.warmup, 1)
@@ -197,7 +202,8 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
         for parameter, moments in self.optimiser.state.items():
             for name, moment in moments.items():
-                if moment.shape == parameter.shape:  # Adam's kernels do not look at strides
-                    moments[name] = torch.empty_like(parameter).copy_(moment)
+                if moment.ndim == parameter.ndim:  # Adam's kernels do not look at strides
+                    grown = with_rows(moment, parameter)
+                    moments[name] = torch.empty_like(parameter).copy_(grown)
         if "beta" in state:
             self.objective.adapted = Adapted(**state["beta"])
