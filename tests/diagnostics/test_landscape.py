@@ -266,3 +266,10 @@ def test_gradients_of_parts_of_a_batch_make_the_same_landscape(monkeypatch):
 def test_a_probe_too_small_for_a_variance_is_refused(wrong):
     with pytest.raises(ValueError, match="at least"):
         Probe(**wrong)
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_coefficients_stay_on_the_device_of_the_tables(name):
+    """A device without memory refuses to mix with others, as a GPU does."""
+    tables = Tables.zeros(3, 2, torch.device("meta"))
+    assert coefficients(name, tables.map(lambda table: table.mean(0))).device.type == "meta"

@@ -217,7 +217,10 @@ def _conditional(what: str, mean: Tables, bin: int | None) -> Tensor:
 
 
 def _polynomial(*values: Tensor | float) -> Tensor:
-    return torch.stack([torch.as_tensor(v, dtype=torch.float64) for v in (*values, 0.0, 0.0)][:5])
+    """Coefficients (5,), the last of which are 0, on the device of those that are tensors."""
+    device = next(v.device for v in values if isinstance(v, Tensor))
+    padded = (*values, 0.0, 0.0)[:5]
+    return torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device) for v in padded])
 
 
 def _lowest(polynomial: Tensor) -> Tensor:

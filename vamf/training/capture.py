@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Hashable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,12 @@ from vamf.training.objective import Inputs, Objective
 
 WARM_UP = 3
 """Steps that are taken as usual before one is captured: they compile, and fill caches."""
+
+
+@cache
+def _aside(device: torch.device) -> torch.cuda.Stream:
+    """One stream for all runs of a process: cuBLAS keeps 64 MiB for each that it ever worked on."""
+    return torch.cuda.Stream(device)
 
 
 class _Graph(NamedTuple):
@@ -35,7 +42,7 @@ class Captured:
         self._parameters = [p for p in objective.net.parameters() if p.requires_grad]
         self._graphs: dict[Hashable, _Graph | None] = {}
         self._taken: dict[Hashable, int] = {}
-        self._aside = torch.cuda.Stream()
+        self._aside = _aside(objective.workers.device)
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, inputs: Inputs) -> LossTerms:
