@@ -20,7 +20,14 @@ from vamf.cluster.quiet import quiet_optuna
 from vamf.cluster.room import Watch
 from vamf.cluster.scaling import Scaling
 from vamf.cluster.space import Space
-from vamf.cluster.study import BETA_STAR, follow_landscape, open_study, settle, settle_one
+from vamf.cluster.study import (
+    BETA_STAR,
+    follow_landscape,
+    open_study,
+    sampler,
+    settle,
+    settle_one,
+)
 from vamf.cluster.sweep import Sweep
 from vamf.cluster.train import SUMMARY
 from vamf.cluster.trials import Trial, load_trials, over_seeds, trial_folder
@@ -53,7 +60,7 @@ def search(space: Space, sweep: Sweep) -> None:
         metric=metrics,
         mode=["min"] * len(metrics),
         points_to_evaluate=None if begun else [dict(point) for point in space.POINTS],
-        sampler=space.sampler(sweep.experiment.seed),
+        sampler=sampler(space, sweep),
         study_name=sweep.name,
         storage=storage,
     )
