@@ -90,4 +90,4 @@ def test_a_resumed_sobol_sequence_is_the_one_that_was_begun(tmp_path: Path) -> N
         drawn(SPACES["constant"], sweep_in(tmp_path / "b"), TrialState.COMPLETE, 3)
         for _ in range(3)
     ]
-    assert whole == sum(parts, [])
+    assert whole == [point for part in parts for point in part]

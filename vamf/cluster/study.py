@@ -4,7 +4,7 @@ import optuna
 
 from vamf.cluster.space import Space
 from vamf.cluster.sweep import Sweep
-from vamf.cluster.trials import TRIAL, Trial, load_trials, trial_folder
+from vamf.cluster.trials import TRIAL, Trial, judged, load_trials, trial_folder
 from vamf.random import seed_of
 
 BETA_STAR = "beta_star/gradient/mse"
@@ -64,6 +64,7 @@ def settle_one(sweep: Sweep, number: int) -> None:
 
 
 def _tell(study: optuna.Study, sweep: Sweep, number: int, record: Trial | None) -> None:
+    record = None if record is None else judged(record, sweep.objectives)
     if record is not None and record.complete:
         study.tell(number, [record.metrics[name].value for name in sweep.objectives])
         return

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vamf.cluster.trials import Trial
+from vamf.cluster.trials import Trial, judged
 from vamf.metrics import significance
 
 BASELINE = "β=0.000"
@@ -19,10 +19,11 @@ def verdicts(trials: Sequence[Trial], objective: str) -> dict[int, str]:
     a search calls better or worse 5 % are expected to be luck: see `significance.verdicts`.
     """
     told = {trial.number: UNKNOWN for trial in trials}
-    base = next((trial for trial in trials if trial.label == BASELINE), None)
+    finite = [trial for trial in trials if judged(trial, [objective]).complete]
+    base = next((trial for trial in finite if trial.label == BASELINE), None)
     if base is None:
         return told
-    peers = [t for t in trials if t is not base and len(t.seeds) == len(base.seeds)]
+    peers = [t for t in finite if t is not base and len(t.seeds) == len(base.seeds)]
     figures = np.array([[seed[objective] for seed in trial.seeds] for trial in (base, *peers)])
     found = significance.verdicts(figures)
     return told | {trial.number: verdict for trial, verdict in zip(peers, found, strict=True)}
