@@ -56,3 +56,14 @@ def test_places_count_who_is_better_by_front_and_then_by_room() -> None:
     points = np.concatenate([STAIRS, [[5.0, 5.0]]])
     assert places(points).tolist() == [0, 2, 0, 3]
     assert places(np.array([[1.0, 1.0], [1.0, 1.0]])).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_point_that_is_not_finite_is_the_worst_and_beats_no_other(bad: float) -> None:
+    points = np.concatenate([STAIRS, [[bad, -9.0], [-9.0, bad], [bad, bad]], STAIRS + 5])
+    assert front(points).tolist() == [True] * 3 + [False] * 6
+    assert ranks(points).tolist() == [1, 1, 1, 3, 3, 3, 2, 2, 2]
+    places_of_finite = places(np.concatenate([STAIRS, STAIRS + 5])).tolist()
+    assert places(points).tolist() == [*places_of_finite[:3], 6, 6, 6, *places_of_finite[3:]]
+    assert front(points[3:6]).tolist() == [False] * 3
+    assert places(points[3:6]).tolist() == [0, 0, 0]  # none is better than another

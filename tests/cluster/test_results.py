@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vamf.cluster.results import Results, table
@@ -50,7 +51,7 @@ def test_differences_are_paired_by_seed() -> None:
     base = trial(0, "β=0.000", [10.0, 20.0, 30.0])
     better = trial(1, "β=0.500", [9.0, 18.9, 29.1])  # lower by 1.0 each, among a spread of 10
     worse = trial(2, "β=1.000", [11.0, 21.1, 30.9])
-    equal = trial(3, "β=0.700", [9.0, 21.0, 30.0])
+    equal = trial(3, "β=0.700", [9.8, 20.1, 30.1])
     found = results(base, better, worse, equal)
     assert list(verdicts(found.complete, DISTANCE).values()) == [
         "-",
@@ -58,6 +59,20 @@ def test_differences_are_paired_by_seed() -> None:
         "worse",
         "indistinguishable",
     ]
+
+
+def test_trials_without_an_effect_are_seldom_told_apart_from_beta_0() -> None:
+    """One trial and two seeds, then five trials: of searches one in twenty may have a verdict."""
+    draw = np.random.default_rng(3)
+    for trials in (1, 5):
+        wrong = 0
+        for rows in 10 + draw.normal(size=(400, 1 + trials, 2)):
+            labels = ["β=0.000", *(f"β=0.{k}00" for k in range(1, 1 + trials))]
+            numbered = enumerate(zip(labels, rows.tolist(), strict=True))
+            made = [trial(number, label, row) for number, (label, row) in numbered]
+            told = verdicts(made, DISTANCE).values()
+            wrong += bool({"better", "worse"} & set(told))
+        assert wrong < 0.05 * 400 + 3 * (0.05 * 0.95 * 400) ** 0.5
 
 
 def test_no_verdict_without_a_baseline_of_as_many_seeds() -> None:

@@ -13,7 +13,6 @@ from vamf.cluster.results import Results
 from vamf.cluster.smooth import smooth
 from vamf.cluster.study import BETA_STAR, follow_landscape
 from vamf.cluster.trials import Trial, trial_folder
-from vamf.cluster.verdicts import verdicts
 from vamf.metrics.distances import Measurement
 
 NAMES = ("eval/loss_variance", "eval/fd")
@@ -83,24 +82,6 @@ def test_the_plot_is_drawn_with_and_without_curves(tmp_path: Path, n: int) -> No
     )
     plot(found, tmp_path / "pareto.png")
     assert (tmp_path / "pareto.png").stat().st_size > 5000
-
-
-def test_a_verdict_is_wrong_one_time_in_twenty() -> None:
-    """Five betas that differ from beta = 0 in nothing but the luck of three seeds."""
-    draw, wrong = np.random.default_rng(3), 0
-    for _ in range(100):
-        rows = draw.normal(size=(6, 3))
-        trials = [
-            Trial(
-                number=k,
-                settings={},
-                label="β=0.000" if k == 0 else f"β={k}",
-                seeds=[{"a": float(value)} for value in row],
-            )
-            for k, row in enumerate(rows)
-        ]
-        wrong += sum(v not in ("-", "indistinguishable") for v in verdicts(trials, "a").values())
-    assert 0.01 * 500 < wrong < 0.1 * 500
 
 
 def test_the_landscapes_beta_star_is_tried_next(tmp_path: Path) -> None:

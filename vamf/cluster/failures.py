@@ -27,6 +27,10 @@ class RunFailed(RuntimeError):
     """A run ended before its last step; says why, in one line."""
 
 
+class NonFiniteObjective(FloatingPointError):
+    """An objective of a whole run was infinite or not a number: it compares with no other."""
+
+
 def is_final(error: BaseException) -> bool:
     """Whether a restart would end the same."""
     return isinstance(error, FINAL) or is_full(error)

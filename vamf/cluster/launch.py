@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from errno import ENOENT
@@ -157,12 +157,22 @@ def closing(run: Run) -> Iterator[Ending]:
     Tracker(run).close("FINISHED" if ending.stopped is None else "KILLED")
 
 
-def launch(experiment: Experiment, start: Launch, scaling: Scaling, **hooks: Any) -> Summary:
-    """Trains a run, new or resumed, and tracks it; ``hooks`` are those of ``fit``."""
+def launch(
+    experiment: Experiment,
+    start: Launch,
+    scaling: Scaling,
+    check: Callable[[Summary], None] = lambda summary: None,
+    **hooks: Any,
+) -> Summary:
+    """Trains a run, new or resumed, and tracks it; ``hooks`` are those of ``fit``.
+
+    What ``check`` raises, at a run's end, fails the run.
+    """
     with _stored(start) as mirror:
         run = create(experiment, start)
         with closing(run) as ending:
             summary = fit(experiment, start.directory, run, scaling, mirror=mirror, **hooks)
+            check(summary)
             ending.stopped = summary.stopped
     return summary
 

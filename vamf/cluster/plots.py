@@ -1,5 +1,6 @@
 """The picture of a search: one objective against the other, and each over beta."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ def plot(results: Results, path: Path) -> None:
         axes[0].plot(curve, last, ".", ms=3, color="tab:blue", label="front of the fitted curves")
         for axis, name in zip(axes[1:], names, strict=True):
             _over_beta(axis, results, name)
-    axes[0].legend(fontsize=8, loc="upper right")
+    if axes[0].get_legend_handles_labels()[0]:  # no trial succeeded: nothing is drawn
+        axes[0].legend(fontsize=8, loc="upper right")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
@@ -31,7 +33,7 @@ def _trade(axes: Any, results: Results) -> None:
     for trial in results.complete:
         colour = "tab:red" if trial.number in results.front else "tab:gray"
         (a, da), (b, db) = trial.metrics[x], trial.metrics[y]
-        axes.errorbar(a, b, yerr=db, xerr=da, fmt="o", color=colour, capsize=2, lw=1)
+        axes.errorbar(a, b, yerr=_bar(db), xerr=_bar(da), fmt="o", color=colour, capsize=2, lw=1)
         axes.annotate(trial.label, (a, b), xytext=(5, 5), textcoords="offset points", fontsize=8)
     on_front = [trial for trial in results.complete if trial.number in results.front]
     front = sorted((t.metrics[x].value, t.metrics[y].value) for t in on_front)
@@ -52,7 +54,7 @@ def _over_beta(axes: Any, results: Results, name: str) -> None:
     for trial in results.complete:
         value, error = trial.metrics[name]
         beta = trial.settings["beta.value"]
-        axes.errorbar(beta, value, yerr=error, fmt="o", color="tab:gray", capsize=2, lw=1)
+        axes.errorbar(beta, value, yerr=_bar(error), fmt="o", color="tab:gray", capsize=2, lw=1)
     if index == len(results.objectives) - 1:
         axes.axvspan(*smooth.interval, color="tab:red", alpha=0.1)
         axes.axvline(smooth.best, color="tab:red", label=f"best beta {smooth.best:.2f}")
@@ -60,6 +62,11 @@ def _over_beta(axes: Any, results: Results, name: str) -> None:
         axes.set_yscale("log")
     axes.set(xlabel="beta", ylabel=name.removeprefix("eval/"))
     axes.legend(fontsize=8, loc="upper right")
+
+
+def _bar(error: float) -> float | None:
+    """Of a standard error, which is NaN where it cannot be told: no bar."""
+    return error if math.isfinite(error) else None
 
 
 def _wide(values: list[float]) -> bool:

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import optuna
 from optuna._hypervolume import compute_hypervolume
 
+from vamf.cluster.pareto import front
 from vamf.cluster.savings import Savings, savings
 from vamf.cluster.smooth import Smooth, smooth
-from vamf.cluster.study import open_study
 from vamf.cluster.sweep import Sweep
-from vamf.cluster.trials import Trial, load_trials
+from vamf.cluster.trials import Trial, judged, load_trials
 from vamf.cluster.verdicts import verdicts
 
 
@@ -22,7 +21,8 @@ class Results:
 
     objectives: tuple[str, ...]
     trials: list[Trial]
-    """All that ended, by number; failed ones have an ``error``."""
+    """All that ended, by number; failed ones, and those with an objective that is not finite, have
+    an ``error``."""
     front: frozenset[int]
     """Numbers of the trials that no other beats in every objective."""
     hypervolume: float
@@ -32,9 +32,12 @@ class Results:
     savings: Savings | None = None
     """What ending trials early saved, if it was asked for."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "trials", [judged(t, self.objectives) for t in self.trials])
+
     @property
     def complete(self) -> list[Trial]:
-        """Trials with figures."""
+        """Trials with figures, of which every objective is finite."""
         return [trial for trial in self.trials if trial.complete]
 
     @cached_property
@@ -51,20 +54,27 @@ class Results:
 
 
 def gather(sweep: Sweep) -> Results:
-    """Reads a sweep's study and its trials' records."""
-    study, trials = open_study(sweep), load_trials(sweep.directory)
-    done = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-    values = np.array([trial.values for trial in done], dtype=float)
+    """Reads the records of a sweep's trials."""
+    trials = [judged(trial, sweep.objectives) for trial in load_trials(sweep.directory)]
+    done, names = [trial for trial in trials if trial.complete], sweep.objectives
+    rows = [[trial.metrics[name].value for name in names] for trial in done]
+    values = np.array(rows, dtype=float).reshape(-1, len(names))
+    reference = _beyond(values) if done else np.zeros(len(names))
     full = sweep.seeds * sweep.experiment.steps
-    reference = values.max(0) * 1.1 if len(values) else np.zeros(len(sweep.objectives))
     return Results(
-        objectives=sweep.objectives,
+        objectives=names,
         trials=trials,
-        front=frozenset(trial.number for trial in study.best_trials),
-        hypervolume=float(compute_hypervolume(values, reference)) if len(values) else 0.0,
+        front=frozenset(done[index].number for index in np.flatnonzero(front(values))),
+        hypervolume=float(compute_hypervolume(values, reference)) if done else 0.0,
         reference=tuple(float(value) for value in reference),
         savings=savings(trials, full) if sweep.halving.rungs else None,
     )
+
+
+def _beyond(values: np.ndarray) -> np.ndarray:
+    """A tenth beyond the worst of (trials, objectives) in each objective, which may be negative."""
+    worst = values.max(0)
+    return np.asarray(worst + 0.1 * np.abs(worst))
 
 
 def table(results: Results) -> str:

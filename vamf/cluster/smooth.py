@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vamf.cluster.pareto import front
-from vamf.cluster.trials import Trial
+from vamf.cluster.trials import Trial, judged
 
 BETA = "beta.value"
 FEWEST = 4
@@ -50,8 +50,9 @@ def smooth(trials: Sequence[Trial], objectives: Sequence[str]) -> Smooth | None:
     """Fits each objective over beta; None unless the trials differ in a constant beta alone.
 
     Gaussian processes with a squared-exponential kernel and noise, averaged over these kernels'
-    parameters; positive objectives are fitted as logarithms.
+    parameters; positive objectives are fitted as logarithms. Failed trials count for nothing.
     """
+    trials = [trial for trial in trials if judged(trial, objectives).complete]
     x = np.array([trial.settings.get(BETA, np.nan) for trial in trials], dtype=float)
     if any(set(trial.settings) != {BETA} for trial in trials) or len(set(x)) < FEWEST:
         return None

@@ -24,7 +24,7 @@ class Space(Protocol):
     """Parameters to try first."""
 
     def sampler(self, seed: int) -> optuna.samplers.BaseSampler:
-        """The sampler that suits the space."""
+        """The sampler that suits the space; the same seed draws the same points."""
         ...
 
     def constant(self, beta: float) -> Mapping[str, Any]:

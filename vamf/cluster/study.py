@@ -4,7 +4,8 @@ import optuna
 
 from vamf.cluster.space import Space
 from vamf.cluster.sweep import Sweep
-from vamf.cluster.trials import TRIAL, Trial, load_trials, trial_folder
+from vamf.cluster.trials import TRIAL, Trial, judged, load_trials, trial_folder
+from vamf.random import seed_of
 
 BETA_STAR = "beta_star/gradient/mse"
 """Where a trial's last landscape, if it measured one, has the batch gradient's error lowest."""
@@ -13,6 +14,30 @@ BETA_STAR = "beta_star/gradient/mse"
 def open_study(sweep: Sweep) -> optuna.Study:
     """The sweep's study, which exists."""
     return optuna.load_study(study_name=sweep.name, storage=sweep.storage)
+
+
+def sampler(space: Space, sweep: Sweep) -> optuna.samplers.BaseSampler:
+    """The space's sampler; its seed is the experiment's, and another one once there are trials.
+
+    With the same seed a resumed search would draw again what it drew at first.
+    """
+    seed = sweep.experiment.seed
+    first, drawn = space.sampler(seed), _length(sweep)
+    if drawn == 0:
+        return first
+    if isinstance(first, optuna.samplers.QMCSampler):
+        # The seed stands for the sequence, and the study's length for the place in it; what is
+        # reseeded are the draws that it makes apart from the sequence, before a trial has ended.
+        first.reseed_rng()
+        return first
+    return space.sampler(seed_of("resumed", seed, drawn) % 2**32)  # NumPy takes 32 bits
+
+
+def _length(sweep: Sweep) -> int:
+    """How many trials the study holds, in whatever state; 0 if there is no study."""
+    if sweep.name not in optuna.get_all_study_names(sweep.storage):
+        return 0
+    return len(open_study(sweep).get_trials(deepcopy=False))
 
 
 def settle(sweep: Sweep) -> list[optuna.trial.FrozenTrial]:
@@ -39,6 +64,7 @@ def settle_one(sweep: Sweep, number: int) -> None:
 
 
 def _tell(study: optuna.Study, sweep: Sweep, number: int, record: Trial | None) -> None:
+    record = None if record is None else judged(record, sweep.objectives)
     if record is not None and record.complete:
         study.tell(number, [record.metrics[name].value for name in sweep.objectives])
         return

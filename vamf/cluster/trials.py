@@ -1,7 +1,9 @@
 """The trials of a search as files: one record each, written by the trial itself."""
 
 import json
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -53,6 +55,23 @@ class Trial:
         data = json.loads((folder / TRIAL).read_text())
         data["metrics"] = {name: Measurement(*pair) for name, pair in data["metrics"].items()}
         return cls(**data)
+
+
+def not_finite(metrics: Metrics, objectives: Sequence[str]) -> str | None:
+    """Which objective is infinite or not a number, in one line; None if none of them is."""
+    for name in objectives:
+        if name in metrics and not math.isfinite(value := metrics[name].value):
+            return f"objective {name} is not finite: {value}"
+    return None
+
+
+def judged(trial: Trial, objectives: Sequence[str]) -> Trial:
+    """The trial; one that was trained to its end and has an objective that is not finite failed.
+
+    Records of older searches hold such trials without an error.
+    """
+    error = not_finite(trial.metrics, objectives) if trial.complete else None
+    return trial if error is None else replace(trial, error=error)
 
 
 def trial_folder(sweep: Path, number: int) -> Path:

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from vamf.cluster import connect
 from vamf.cluster.bars import step_bar
-from vamf.cluster.failures import RunFailed
+from vamf.cluster.failures import NonFiniteObjective, RunFailed
 from vamf.cluster.halving import Judge, forget, seconds_at_rungs
 from vamf.cluster.launch import RUN, Launch, close_orphan, launch
 from vamf.cluster.nodes import groups, sizes
@@ -20,10 +20,24 @@ from vamf.cluster.quiet import quiet_optuna
 from vamf.cluster.room import Watch
 from vamf.cluster.scaling import Scaling
 from vamf.cluster.space import Space
-from vamf.cluster.study import BETA_STAR, follow_landscape, open_study, settle, settle_one
+from vamf.cluster.study import (
+    BETA_STAR,
+    follow_landscape,
+    open_study,
+    sampler,
+    settle,
+    settle_one,
+)
 from vamf.cluster.sweep import Sweep
 from vamf.cluster.train import SUMMARY
-from vamf.cluster.trials import Trial, load_trials, over_seeds, trial_folder
+from vamf.cluster.trials import (
+    Trial,
+    judged,
+    load_trials,
+    not_finite,
+    over_seeds,
+    trial_folder,
+)
 from vamf.cluster.verdicts import BASELINE
 from vamf.redact import redacted
 from vamf.training.loop import Summary
@@ -34,9 +48,9 @@ from vamf.training.trainer import NonFiniteLoss
 def search(space: Space, sweep: Sweep) -> None:
     """Runs what is left of a sweep; its study and its trials' files hold the results.
 
-    A trial that fails costs that trial only. A trial whose process dies is started again, as often
-    as ``scaling.max_failures`` says, and goes on from its checkpoint. Raises KeyboardInterrupt if
-    it is interrupted.
+    A trial that fails, or has an objective that is not finite, costs that trial only. A trial whose
+    process dies is started again, as often as ``scaling.max_failures`` says, and goes on from its
+    checkpoint. Raises KeyboardInterrupt if it is interrupted.
     """
     from ray import tune
     from ray.tune.search.optuna import OptunaSearch
@@ -53,7 +67,7 @@ def search(space: Space, sweep: Sweep) -> None:
         metric=metrics,
         mode=["min"] * len(metrics),
         points_to_evaluate=None if begun else [dict(point) for point in space.POINTS],
-        sampler=space.sampler(sweep.experiment.seed),
+        sampler=sampler(space, sweep),
         study_name=sweep.name,
         storage=storage,
     )
@@ -130,7 +144,7 @@ def run_trial(sweep: Sweep, number: int, settings: Mapping[str, Any]) -> None:
     for index in range(sweep.seeds):
         try:
             runs.append(_run_seed(sweep, trial, index))
-        except (NonFiniteLoss, RunFailed, ValueError) as failure:
+        except (NonFiniteLoss, NonFiniteObjective, RunFailed, ValueError) as failure:
             error = redacted(f"seed {experiment.seed + index}: {failure}")
         if error is not None or runs[-1].stopped is not None:
             break
@@ -144,7 +158,7 @@ def run_trial(sweep: Sweep, number: int, settings: Mapping[str, Any]) -> None:
         "steps": sum(run.step for run in runs),
         "seconds_at_rungs": seconds_at_rungs(sweep.directory, number),
     }
-    ended = Trial(**finished)
+    ended = judged(Trial(**finished), sweep.objectives)  # a mean of seeds may overflow
     ended.save(folder)
     if ended.complete:
         values = [ended.metrics[name].value for name in sweep.objectives]
@@ -171,10 +185,18 @@ def _run_seed(sweep: Sweep, trial: Trial, index: int) -> Summary:
         experiment,
         start,
         sweep.scaling,
+        check=lambda summary: _require_finite(summary, sweep.objectives),
         report=lambda progress: tune.report({"steps": before + progress["step"]}),
         callbacks=[TuneReportCallback()] if sweep.scaling.workers else [],
         halt=_judge(sweep, trial) if index == 0 and sweep.halving.rungs else None,
     )
+
+
+def _require_finite(summary: Summary, objectives: Sequence[str]) -> None:
+    """Raises NonFiniteObjective if a run that came to its end cannot be compared."""
+    why = not_finite(summary.metrics, objectives) if summary.stopped is None else None
+    if why is not None:
+        raise NonFiniteObjective(why)
 
 
 def _judge(sweep: Sweep, trial: Trial) -> Judge:
@@ -252,7 +274,7 @@ def give_up(sweep: Sweep, config: Mapping[str, Any]) -> None:
 
 def describe(sweep: Sweep, number: int) -> str:
     """One line on how a trial ended."""
-    trial = Trial.load(trial_folder(sweep.directory, number))
+    trial = judged(Trial.load(trial_folder(sweep.directory, number)), sweep.objectives)
     if trial.error:
         return f"trial {number}  {trial.label}  failed: {trial.error}"
     if trial.stopped:

@@ -10,7 +10,7 @@ from vamf.files import write_whole
 from vamf.reproduction import work
 from vamf.reproduction.protocol import Protocol, claim
 from vamf.reproduction.results import Result, load_all
-from vamf.reproduction.tables import document, over_seeds, ratio, verdict
+from vamf.reproduction.tables import document, over_seeds, ratio, verdicts
 from vamf.reproduction.work import Computing
 from vamf.tracking import Run, Tracker
 from vamf.tracking.spool import locked
@@ -98,7 +98,7 @@ def cells(result: Result, parent: Run, folder: Path) -> None:
             parent.uri,
             name=f"{result.set} β={beta:.3f}",
             params=parameters(result, beta),
-            tags={"set": result.set, "beta": f"β={beta:.3f}", **verdicts(result, column)},
+            tags={"set": result.set, "beta": f"β={beta:.3f}", **verdict_tags(result, column)},
             spool=folder / "spool",
             parent=parent,
         )
@@ -126,13 +126,11 @@ def figures(result: Result, column: int) -> dict[str, float]:
     return values | {f"{name}_se": figure.error for name, figure in found.items()}
 
 
-def verdicts(result: Result, column: int) -> dict[str, str]:
+def verdict_tags(result: Result, column: int) -> dict[str, str]:
     """How a cell compares with beta = 0."""
-    base = result.betas.index(0.0)
-    if column == base:
+    if result.betas[column] == 0:
         return {}
-    grids = {name: result.grid(name) for name in ("sw1", "sw2")}
-    return {f"verdict.{n}": verdict(g[:, column], g[:, base]) for n, g in grids.items()}
+    return {f"verdict.{name}": verdicts(result, name)[column] for name in ("sw1", "sw2")}
 
 
 def render(folder: Path) -> Path:
