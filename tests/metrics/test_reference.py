@@ -11,7 +11,7 @@ from vamf.data.dataset import ImageSet
 from vamf.data.downloads import CIFAR10
 from vamf.data.images import Digits
 from vamf.distributed import Workers
-from vamf.metrics import reference
+from vamf.metrics import quality, reference
 from vamf.metrics.cnn import SHIPPED
 from vamf.metrics.distances import FrechetDistance
 from vamf.metrics.extractors import INCEPTION_ID, ClassifierExtractor, RandomExtractor
@@ -95,6 +95,25 @@ def test_a_damaged_file_is_computed_again(counting, folder):
     path.write_bytes(path.read_bytes()[:1000])
     assert same(of(TEST, counting), first) and counting.seen == 900
     assert same(of(TEST, counting), first) and counting.seen == 900
+
+
+def test_kept_features_that_are_not_finite_are_computed_again(counting, folder):
+    first = of(TEST, counting, keep=True)
+    (path,) = folder.glob("*.npy")
+    broken = np.load(path)
+    broken[3, 5] = np.nan
+    np.save(path, broken)
+    assert torch.equal(of(TEST, counting, keep=True).features, first.features)
+    assert counting.seen == 900
+
+
+@pytest.mark.parametrize("figure", ["kid", "precision_recall"])
+@pytest.mark.parametrize("side", [0, 1])
+def test_features_that_are_not_finite_have_no_figures(figure, side):
+    pair = [torch.rand(1000, 64), torch.rand(1000, 64)]
+    pair[side][3, 5] = np.nan
+    with pytest.raises(ValueError, match="features must be finite"):
+        quality.figures((figure,), ClassifierExtractor(), *pair, "n1000_test")
 
 
 def test_of_many_at_once_one_computes(counting):

@@ -81,6 +81,8 @@ def _read(path: Path, key: Mapping[str, str], keep: bool) -> Reference | None:
         features = torch.from_numpy(np.load(path.with_suffix(".npy"))) if keep else None
     except (OSError, ValueError, EOFError):
         return None
+    if features is not None and not features.isfinite().all():
+        return None
     return Reference(statistics, features)
 
 
