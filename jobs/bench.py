@@ -11,6 +11,7 @@ import tyro
 from jobs import cli
 from vamf.cluster.bench import Bench
 from vamf.cluster.quiet import quieten
+from vamf.files import write_whole
 from vamf.presets import PRESETS
 
 
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> None:
     experiment = cli.guarded(lambda: cli.changed(preset, options.set))
     found = cli.guarded(lambda: options.bench.run(options.preset, experiment))
     if options.out:
-        options.out.write_text(json.dumps(found, indent=2) + "\n")
+        write_whole(options.out, json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

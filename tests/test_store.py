@@ -1,13 +1,14 @@
 """Places in object stores: addresses, objects, and what is said when something is wrong."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
-import fsspec
 import pytest
-from fsspec.implementations.local import LocalFileSystem
-from machine import free_ports
+from machine import free_ports, kill
 from s3_server import Server
+from uploading import Breaking
 
 from vamf.redact import redacted
 from vamf.store import Store, StoreError, place
@@ -33,20 +34,13 @@ def test_addresses_are_told_from_folders(tmp_path: Path) -> None:
 
 
 @pytest.fixture(params=["s3", "fsspec"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """A place in an S3 server, and in what an implementation of fsspec serves."""
     if request.param == "s3":
         server: Server = request.getfixturevalue("s3")
         return Store(server.url(f"{tmp_path.name}/here"))
 
-    class Under(LocalFileSystem):
-        protocol = "under"
-
-        @classmethod
-        def _strip_protocol(cls, path: Any) -> str:
-            return LocalFileSystem._strip_protocol(path.replace("under://", f"{tmp_path}/"))
-
-    fsspec.register_implementation("under", Under, clobber=True)
+    monkeypatch.setenv("UNDER", str(tmp_path))
     return Store(f"under://bucket/{tmp_path.name}")
 
 
@@ -74,6 +68,91 @@ def test_objects_are_written_listed_read_and_deleted(store: Store, tmp_path: Pat
     store.remove("a")
     store.remove("a")
     assert store.names() == ["ab"]
+
+
+OLD = bytes(range(256)) * 80_000
+"""20 MB: S3 takes it in parts."""
+
+
+@pytest.fixture
+def kept(store: Store, tmp_path: Path) -> Store:
+    """A place that holds ``OLD`` by the name a/big."""
+    (tmp_path / "breaking").write_bytes(OLD)
+    store.upload(tmp_path / "breaking", "a/big")
+    return store
+
+
+def working(*arguments: object, ulimit: str = "unlimited") -> subprocess.Popen[str]:
+    """A process that up- or downloads; it can write so many kB into a file."""
+    script = Path(__file__).with_name("uploading.py")
+    command = ["bash", "-c", f'ulimit -f {ulimit}; exec "$0" "$@"', sys.executable, str(script)]
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [*command, *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": path},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def assert_whole(store: Store, tmp_path: Path) -> None:
+    """The old object is there, alone, and gives way to the next one."""
+    assert store.names() == ["a/big"] and store.read("a/big") == OLD
+    new = tmp_path / "new"
+    new.write_bytes(OLD[::-1])
+    store.upload(new, "a/big")
+    assert store.names() == ["a/big"] and store.read("a/big") == OLD[::-1]
+
+
+def test_an_upload_whose_source_breaks_off_leaves_the_old_object(
+    kept: Store, tmp_path: Path
+) -> None:
+    for name in ("a/big", "a/other"):
+        with pytest.raises(StoreError, match="Input/output error"):
+            kept.upload(Breaking(tmp_path / "breaking"), name)
+    assert_whole(kept, tmp_path)
+
+
+def test_a_process_that_ends_after_a_broken_upload_does_not_complete_it(
+    kept: Store, tmp_path: Path
+) -> None:
+    process = working("upload", kept.url, "a/big", tmp_path / "breaking")
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 1 and "Input/output error" in told
+    assert_whole(kept, tmp_path)
+
+
+def test_an_upload_that_is_interrupted_before_its_first_byte_leaves_the_old_object(
+    kept: Store, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt), kept._writing("a/big"):
+        raise KeyboardInterrupt
+    assert_whole(kept, tmp_path)
+
+
+def test_a_process_killed_in_mid_upload_leaves_the_old_object(kept: Store, tmp_path: Path) -> None:
+    source = tmp_path / "pipe"
+    os.mkfifo(source)
+    process = working("upload", kept.url, "a/big", source)
+    with source.open("wb") as pipe:
+        pipe.write(b"x" * 40_000_000)  # returns when all but the last pages have been read
+        pipe.flush()
+        kill({process.pid})
+        process.communicate(timeout=120)
+    assert process.returncode == -9
+    assert_whole(kept, tmp_path)
+
+
+def test_a_download_that_breaks_off_leaves_the_old_file(kept: Store, tmp_path: Path) -> None:
+    """It is not allowed to write more than 5 MB."""
+    target = tmp_path / "back"
+    target.write_bytes(b"old")
+    process = working("download", kept.url, "a/big", target, ulimit="5000")
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 1 and "File too large" in told
+    assert target.read_bytes() == b"old" and not list(tmp_path.glob("*.partial"))
+    kept.download("a/big", target)
+    assert target.read_bytes() == OLD
 
 
 @pytest.mark.slow  # patience with a server that is not there

@@ -18,6 +18,7 @@ from vamf.data.mixtures import Mixture
 from vamf.data.toys import Toy
 from vamf.diagnostics.adaptive import AdaptiveBeta
 from vamf.diagnostics.probe import Probe
+from vamf.files import write_whole
 from vamf.flow.ddpm import DDPM
 from vamf.flow.guidance import Guidance
 from vamf.flow.losses import MeanFlowLoss
@@ -332,8 +333,8 @@ class Experiment:
         return cls.from_dict(json.loads(path.read_text()))
 
     def save(self, path: Path) -> None:
-        """Writes JSON, readable and complete."""
-        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        """Writes JSON, readable and complete; all of it or nothing."""
+        write_whole(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
     def override(self, changes: Mapping[str, Any]) -> Self:
         """A copy with fields replaced by dotted name, such as ``{"optim.lr": 3e-4}``."""

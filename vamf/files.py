@@ -3,26 +3,36 @@
 import hashlib
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 
-def write_whole(path: Path, content: str | Callable[[BinaryIO], object]) -> None:
-    """Writes aside and renames: a reader meets all of it or nothing.
-
-    ``content`` is a text, or writes to the binary file that it is given.
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A path to write to, which is renamed when the block ends: a reader meets the old file or all
+    of the new one. It is deleted if the block ends by an exception.
     """
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        with aside.open("wb") as file:
-            if isinstance(content, str):
-                file.write(content.encode())
-            else:
-                content(file)
+        yield aside
         aside.replace(path)
-    finally:
+    except BaseException:
         aside.unlink(missing_ok=True)
+        raise
+
+
+def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
+    """Writes aside and renames: a reader meets the old file or all of the new one.
+
+    ``content`` is a text, or bytes, or writes to the binary file that it is given.
+    """
+    with written_aside(path) as aside, aside.open("wb") as file:
+        if callable(content):
+            content(file)
+        else:
+            file.write(content.encode() if isinstance(content, str) else content)
 
 
 def local(folder: Path) -> Path:

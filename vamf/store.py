@@ -2,15 +2,16 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from ctypes import py_object, pythonapi
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
-from vamf.files import local
+from vamf.files import local, write_whole
 from vamf.redact import redacted
 
 ADDRESS = re.compile(r"[a-z][a-z0-9+]+://?")
@@ -24,6 +25,12 @@ PATIENCE_S = 30
 
 BUCKETS = ("s3", "gcs", "abfs")
 """pyarrow's names of the stores in which there are no folders."""
+
+AT_CLOSE = ("s3", "gcs")
+"""Those in which an object appears when its stream is closed, and is as it was until then."""
+
+PARTIAL = re.compile(r"(.*/)?\.[^/]*\.partial")
+"""Names of objects that are being written elsewhere, or were when their process was killed."""
 
 
 class StoreError(OSError):
@@ -99,7 +106,8 @@ class Store:
             _forget_listings(files)
             found = files.get_file_info(FileSelector(root, recursive=True, allow_not_found=True))
         inside = [info.path for info in found if info.type == FileType.File]
-        return sorted(path.removeprefix(f"{root}/") for path in inside)
+        names = (path.removeprefix(f"{root}/") for path in inside)
+        return sorted(name for name in names if not PARTIAL.fullmatch(name))
 
     def read(self, name: str) -> bytes:
         """What an object holds; FileNotFoundError if there is none."""
@@ -108,25 +116,26 @@ class Store:
             return stream.read()
 
     def write(self, name: str, content: bytes) -> None:
-        """Makes or replaces an object."""
+        """Makes or replaces an object: whoever reads it meets the old one or all of the new one."""
         with self._writing(name) as stream:
             stream.write(content)
 
     def upload(self, path: Path, name: str) -> None:
-        """Makes or replaces an object, from a file of any size."""
+        """Makes or replaces an object as ``write`` does, from a file of any size."""
         with path.open("rb") as file, self._writing(name) as stream:
-            stream.upload(file)
+            while part := file.read(PART):
+                stream.write(part)
 
     def download(self, name: str, path: Path) -> None:
-        """Writes an object into a file; FileNotFoundError if there is none."""
+        """Makes or replaces a file, all of it or nothing; FileNotFoundError without the object."""
         files, root = _open(self.url)
-        with (
-            self._telling(),
-            files.open_input_stream(f"{root}/{name}") as stream,
-            path.open("wb") as file,
-        ):
+
+        def copy(file: BinaryIO) -> None:
             while part := stream.read(PART):
                 file.write(part)
+
+        with self._telling(), files.open_input_stream(f"{root}/{name}") as stream:
+            write_whole(path, copy)
 
     def delete(self, *names: str) -> None:
         """Deletes objects, in this order; those gone aside."""
@@ -168,7 +177,7 @@ class Store:
         with self._telling():
             if files.type_name not in BUCKETS:  # an object store would keep an empty object
                 files.create_dir(str(PurePosixPath(path).parent))
-            with files.open_output_stream(path) as stream:
+            with _replaced(files, path) as stream:
                 yield stream
 
     @contextmanager
@@ -215,6 +224,56 @@ def _open(url: str) -> tuple[Any, str]:
     if "memory" in files.protocol:
         raise ValueError(f"no store at {url}: it would end with this process")
     return PyFileSystem(FSSpecHandler(files)), path
+
+
+def _replaced(files: Any, path: str) -> AbstractContextManager[Any]:
+    """A stream whose content is at ``path`` when the block ends, unless it ends by an exception."""
+    return _completed(files, path) if files.type_name in AT_CLOSE else _renamed(files, path)
+
+
+@contextmanager
+def _completed(files: Any, path: str) -> Iterator[Any]:
+    stream = files.open_output_stream(path)
+    try:
+        yield stream
+    except BaseException:
+        _abandon(stream)
+        raise
+    stream.close()
+
+
+def _abandon(stream: Any) -> None:
+    """Leaves an upload unfinished, as a process does that is killed.
+
+    pyarrow cannot abort one from Python. Closing its stream would complete it, as would freeing
+    it, also at the interpreter's end: it is never freed, at the cost of the part it holds (10 MB).
+    """
+    try:
+        stream.flush()
+    except Exception:  # a stream that has failed completes nothing
+        with suppress(Exception):
+            stream.close()
+    else:
+        pythonapi.Py_IncRef(py_object(stream))
+
+
+@contextmanager
+def _renamed(files: Any, path: str) -> Iterator[Any]:
+    """Where an object is cut short as soon as its stream is opened: written aside and renamed."""
+    final = PurePosixPath(path)
+    aside = str(final.with_name(f".{final.name}.{uuid4().hex}.partial"))
+    try:
+        with files.open_output_stream(aside) as stream:
+            yield stream
+        if files.type_name in BUCKETS:  # without folders nothing can be renamed
+            files.copy_file(aside, path)
+            files.delete_file(aside)
+        else:
+            files.move(aside, path)
+    except BaseException:
+        with suppress(Exception):
+            files.delete_file(aside)
+        raise
 
 
 def _impatient(url: str) -> str:

@@ -244,6 +244,17 @@ def test_the_gradient_is_flat_where_r_equals_t():
     found = Landscape(tables(probed, 2, (0.0, 1.0), 32, equal), (0.0, 1.0), 32, False)
     values, _ = found.curve("gradient/mse", BETAS)
     assert (values == values[0]).all() and math.isnan(found.minimiser("gradient/mse").value)
+    assert all(map(math.isnan, found.interval("gradient/mse")))  # and not all of [0, 1]
+
+
+def test_a_landscape_that_is_not_finite_has_no_minimum():
+    net = network()
+    probed = Probed(net, list(net.parameters()), boundary_velocity(network(1)))
+    whole = tables(probed, 3, (0.0, 1.0), 32, mixed_draws)
+    broken = Landscape(whole.map(lambda table: table * math.nan), (0.0, 1.0), 32, False)
+    for name in broken.names:
+        found = (*broken.minimiser(name), *broken.interval(name))
+        assert all(map(math.isnan, found))
 
 
 def test_gram_in_parts_is_the_product(monkeypatch):

@@ -61,6 +61,34 @@ def test_widths_must_agree():
         frechet_distance(a, b)
 
 
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("where", ["mean", "covariance"])
+def test_what_is_not_finite_is_no_distance(side, value, where):
+    """NaN would be the best distance there is: max(0, nan) is 0."""
+    broken = {"mean": torch.zeros(4).double(), "covariance": torch.eye(4).double()}
+    broken[where] = broken[where].clone()
+    broken[where].flatten()[-1] = value
+    pair = [REFERENCE, gaussian(**broken)]
+    with pytest.raises(ValueError, match="must be finite"):
+        frechet_distance(pair[side], pair[1 - side])
+    with pytest.raises(ValueError, match="must be finite"):
+        frechet_with_error(blocks_of(10, 50, 0.0, 0), pair[1])
+
+
+def test_one_feature_that_is_not_finite_is_no_distance():
+    blocks = blocks_of(10, 50, 0.0, 0)
+    blocks[3].update(torch.tensor([[0.0, math.nan, 0.0, 0.0]]))
+    with pytest.raises(ValueError, match="features must be finite"):
+        frechet_with_error(blocks, REFERENCE)
+
+
+def test_a_distance_that_overflows_is_refused():
+    huge = gaussian(torch.full((4,), 1e200, dtype=torch.float64), torch.eye(4).double())
+    with pytest.raises(ValueError, match="a distance must be finite; got inf"):
+        frechet_distance(huge, REFERENCE)
+
+
 def blocks_of(count, size, shift, key):
     normal = shift + torch.randn(count * size, 4, generator=generator("blocks", key))
     return [FeatureMoments(4).update(part) for part in normal.split(size)]

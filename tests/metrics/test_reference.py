@@ -11,10 +11,10 @@ from vamf.data.dataset import ImageSet
 from vamf.data.downloads import CIFAR10
 from vamf.data.images import Digits
 from vamf.distributed import Workers
-from vamf.metrics import reference
+from vamf.metrics import quality, reference
 from vamf.metrics.cnn import SHIPPED
 from vamf.metrics.distances import FrechetDistance
-from vamf.metrics.extractors import ClassifierExtractor, RandomExtractor
+from vamf.metrics.extractors import INCEPTION_ID, ClassifierExtractor, RandomExtractor
 from vamf.metrics.moments import FeatureMoments
 
 TEST = Digits().load("test")
@@ -97,6 +97,25 @@ def test_a_damaged_file_is_computed_again(counting, folder):
     assert same(of(TEST, counting), first) and counting.seen == 900
 
 
+def test_kept_features_that_are_not_finite_are_computed_again(counting, folder):
+    first = of(TEST, counting, keep=True)
+    (path,) = folder.glob("*.npy")
+    broken = np.load(path)
+    broken[3, 5] = np.nan
+    np.save(path, broken)
+    assert torch.equal(of(TEST, counting, keep=True).features, first.features)
+    assert counting.seen == 900
+
+
+@pytest.mark.parametrize("figure", ["kid", "precision_recall"])
+@pytest.mark.parametrize("side", [0, 1])
+def test_features_that_are_not_finite_have_no_figures(figure, side):
+    pair = [torch.rand(1000, 64), torch.rand(1000, 64)]
+    pair[side][3, 5] = np.nan
+    with pytest.raises(ValueError, match="features must be finite"):
+        quality.figures((figure,), ClassifierExtractor(), *pair, "n1000_test")
+
+
 def test_of_many_at_once_one_computes(counting):
     """Locks of a file exclude threads that open it apart, as they do processes."""
     with ThreadPoolExecutor(4) as pool:
@@ -170,3 +189,42 @@ def test_an_extractor_for_other_images_is_refused_before_anything_is_trained():
         "the extractor digits_cnn64_v1 is not for these data: "
         "images must be uint8 (N, 1, 8, 8); got torch.uint8 of shape (1, 3, 32, 32)"
     )
+
+
+class Inception(RandomExtractor):
+    """An extractor that goes by the name of Inception's, whose weights no test has."""
+
+    id = INCEPTION_ID
+
+
+def published(path, *names):
+    arrays = {name: np.eye(64) if "sigma" in name else np.zeros(64) for name in names}
+    np.savez(path, **arrays)
+    return path
+
+
+def test_statistics_from_another_resize_are_refused_for_small_images(tmp_path):
+    path, cpu = published(tmp_path / "jax.npz", "ref_mu", "ref_sigma"), torch.device("cpu")
+    line = r"must come from TensorFlow 1's resize .*; got .*jax\.npz, whose ref_mu and ref_sigma"
+    with pytest.raises(ValueError, match=line):
+        reference.of_file(path, Inception(), (3, 32, 32), cpu)
+    assert reference.of_file(path, Inception(), (3, 256, 256), cpu).statistics.mean.sum() == 0
+    assert "half-pixel" in reference.caution(path, Inception())
+
+
+def test_a_file_that_does_not_say_how_it_was_made_is_noted(tmp_path, capsys):
+    path = published(tmp_path / "theirs.npz", "mu", "sigma")
+    told = reference.caution(path, Inception())
+    assert "theirs.npz does not say which resize its features come from" in told
+    assert "TensorFlow 1's" in told and "\n" not in told
+    adm = published(tmp_path / "adm.npz", "mu", "sigma", "mu_s", "sigma_s")
+    assert reference.caution(adm, Inception()) is None
+    FrechetDistance(samples=100, reference=path).prepare(Digits())
+    assert capsys.readouterr().out == (
+        f"note: {path} does not say which features it is of; "
+        "they must be those of digits_cnn64_v1\n"
+    )
+    own = tmp_path / "own.npz"
+    FrechetDistance().save(Digits().load("test"), own, Workers())
+    FrechetDistance(samples=100, reference=own).prepare(Digits())
+    assert capsys.readouterr().out == ""

@@ -74,3 +74,12 @@ def test_unequal_sets_are_refused():
         sliced_wasserstein(POINTS[:0], POINTS[:0], generator=generator(0))
     with pytest.raises(ValueError, match="directions must be at least 1; got 0"):
         sliced_wasserstein(POINTS, POINTS, directions=0, generator=generator(0))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_point_that_is_no_number_has_no_distance(value):
+    broken = POINTS.clone()
+    broken[7, 1] = value
+    for pair in ((broken, POINTS), (POINTS, broken), (broken, broken)):
+        found = sliced_wasserstein(*pair, directions=50, generator=generator("directions"))
+        assert not any(map(math.isfinite, found))

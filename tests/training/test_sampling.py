@@ -1,5 +1,6 @@
 """Samples in files of any number, and exported networks that make the same ones."""
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,19 @@ def test_an_exported_file_gives_the_same_samples(run, tmp_path):
     state = torch.load(here.path / "state.pt", weights_only=True)
     assert out.stat().st_size < (here.path / "state.pt").stat().st_size / 2
     assert there.beta(torch.tensor([0.5])) == here.beta(torch.tensor([0.5])) and state["step"] == 6
+
+
+def test_an_export_that_fails_leaves_the_older_file(run, tmp_path):
+    out = tmp_path / "model.safetensors"
+    export(run, out)
+    before, limits = out.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as on a full disk
+    try:
+        with pytest.raises(Exception, match="File too large"):
+            export(run, out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert out.read_bytes() == before and list(tmp_path.iterdir()) == [out]
 
 
 def test_an_adaptive_beta_is_exported_too(tmp_path):

@@ -285,6 +285,30 @@ def test_a_run_that_fails_keeps_its_checkpoints(tmp_path, monkeypatch):
     assert not (tmp_path / "summary.json").exists()
 
 
+def test_an_evaluation_that_is_not_finite_is_told_and_never_the_best(tmp_path, monkeypatch):
+    """From step 5 on the test points are no numbers; training goes on with its own."""
+    load, broken, notes = Toy.load, [], []
+
+    class Broken:
+        def draw(self, n, generator):
+            return torch.full((n, 2), math.nan)
+
+    def report(progress):
+        broken[:] = [True] * (progress["step"] >= 4)
+
+    monkeypatch.setattr(
+        Toy, "load", lambda own, split: Broken() if broken and split == "test" else load(own, split)
+    )
+    session = Session(directory=tmp_path, report=report, note=lambda *told: notes.append(told))
+    experiment = TOY.override({"evaluation.every": 4})
+    summary = train(experiment, session)
+    key = f"eval/{experiment.evaluation.distance.key}"
+    assert math.isnan(summary.metrics[key].value) and summary.step == 12
+    assert [name for name, _ in notes] == ["evaluation.not_finite"] * 2
+    assert notes[0][1].startswith(f"step 8 is never the best: {key} is nan")
+    assert find_checkpoint(tmp_path).step == 4
+
+
 def test_collect_gives_means_since_the_last_call():
     own, losses, errors = trainer(), [], []
     for step in range(3):

@@ -4,6 +4,7 @@ import errno
 from collections.abc import Mapping
 from pathlib import Path
 
+from vamf.files import write_whole
 from vamf.redact import redacted
 from vamf.training.trainer import NonFiniteLoss
 
@@ -81,5 +82,5 @@ def _brief(error: BaseException) -> str:
 
 def _keep(text: str, directory: Path) -> Path:
     path = directory / DETAILS
-    path.write_text(redacted(text) + "\n")
+    write_whole(path, redacted(text) + "\n")
     return path

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from vamf.files import write_whole
 from vamf.store import Store, StoreError
 from vamf.tracking.spool import Spool
 from vamf.training.fetching import CHECKPOINTS, complete, fetch_newest
@@ -52,7 +53,7 @@ class Mirror:
             if name.split("/")[0] not in (*OWN, *PICTURES):
                 path = self.folder / _inside(name)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(self.store.read(name))
+                write_whole(path, self.store.read(name))
                 self._known[name] = _stamp(path)
 
     def push(self) -> None:

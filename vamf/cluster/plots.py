@@ -1,10 +1,12 @@
 """The picture of a search: one objective against the other, and each over beta."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vamf.cluster.results import Results
+from vamf.files import write_whole
 
 
 def plot(results: Results, path: Path) -> None:
@@ -25,7 +27,7 @@ def plot(results: Results, path: Path) -> None:
     if axes[0].get_legend_handles_labels()[0]:  # no trial succeeded: nothing is drawn
         axes[0].legend(fontsize=8, loc="upper right")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    write_whole(path, partial(figure.savefig, dpi=120, format="png"))
 
 
 def _trade(axes: Any, results: Results) -> None:

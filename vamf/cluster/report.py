@@ -1,6 +1,5 @@
 """Telling what a search found: files, MLflow, and the terminal."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,18 +7,19 @@ from vamf.cluster.plots import plot
 from vamf.cluster.results import Results, table
 from vamf.cluster.sweep import Sweep
 from vamf.cluster.trials import Trial, trial_folder
+from vamf.files import write_whole
 from vamf.tracking import Tracker, ui_command
 
 
 def publish(sweep: Sweep, results: Results) -> dict[str, Path]:
     """Writes table, plot and the best trial's samples into the sweep's folder, and to MLflow."""
     files = {"table": sweep.directory / "trials.md", "front": sweep.directory / "pareto.png"}
-    files["table"].write_text(table(results) + "\n")
+    write_whole(files["table"], table(results) + "\n")
     plot(results, files["front"])
     tracker = Tracker(sweep.parent)
     if results.best is not None:
         files["samples"] = sweep.directory / "best_samples.png"
-        shutil.copyfile(_samples(sweep, results.best), files["samples"])
+        write_whole(files["samples"], _samples(sweep, results.best).read_bytes())
         best = results.best.metrics
         tracker.metrics({name: best[name].value for name in results.objectives}, step=0)
         tracker.tags({"best": f"trial {results.best.number}, {results.best.label}"})

@@ -15,6 +15,7 @@ from vamf.cluster.scaling import Scaling
 from vamf.cluster.shared import marked
 from vamf.cluster.worker import Report
 from vamf.experiment import Experiment
+from vamf.files import write_whole
 from vamf.store import StoreError
 from vamf.tracking import Run
 from vamf.training.loop import Halt, Summary
@@ -150,8 +151,8 @@ def _telling(directory: Path) -> Any:
 
     class Telling(UserCallback):
         def after_report(self, run_context: Any, metrics: list[dict], checkpoint: Any) -> None:
-            (directory / PROGRESS).write_text(str(metrics[0]["step"]))
-            (directory / NOTES).write_text(metrics[0][NOTES])
+            write_whole(directory / PROGRESS, str(metrics[0]["step"]))
+            write_whole(directory / NOTES, metrics[0][NOTES])
 
     return Telling()
 

@@ -18,6 +18,7 @@ from vamf.cluster.mirror import Mirror
 from vamf.cluster.shared import unseen
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
+from vamf.files import write_whole
 from vamf.store import Store
 from vamf.tracking import Run, Tracker
 from vamf.training.fetching import CHECKPOINTS, fetch_alone, working_copy
@@ -127,7 +128,7 @@ def _report(config: dict[str, Any], workers: Workers) -> Report:
 
     def report(progress: Mapping[str, Any]) -> None:
         if workers.rank == 0:
-            (directory / PROGRESS).write_text(str(progress["step"]))
+            write_whole(directory / PROGRESS, str(progress["step"]))
         if config["workers"] > 0:
             import ray.train
 

@@ -5,6 +5,7 @@ loss a quadratic, its variance a quartic, the gradient g0 + beta gD, and its cov
 its squared bias quadratics, whose coefficients are measured once.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple, Self, get_args
@@ -137,11 +138,16 @@ class Landscape:
         return Estimate(float(value), float(_spread(without)))
 
     def interval(self, name: CurveName, bin: int | None = None) -> tuple[float, float]:
-        """A 95 % confidence interval of ``minimiser``, within [0, 1]: Student's t over pairs."""
+        """A 95 % confidence interval of ``minimiser``, within [0, 1]: Student's t over pairs.
+
+        NaN if the minimiser or its error is.
+        """
         from scipy.stats import t as student
 
         value, error = self.minimiser(name, bin)
         reach = student.ppf(0.975, len(self.tables.count) - 1) * error
+        if math.isnan(value) or math.isnan(reach):  # max and min would make it all of [0, 1]
+            return math.nan, math.nan
         return max(0.0, value - reach), min(1.0, value + reach)
 
     def estimates(self) -> dict[str, Estimate]:
@@ -224,11 +230,11 @@ def _polynomial(*values: Tensor | float) -> Tensor:
 
 
 def _lowest(polynomial: Tensor) -> Tensor:
-    """Where a polynomial (5,) is lowest on [0, 1]; NaN if it is constant."""
+    """Where a polynomial (5,) is lowest on [0, 1]; NaN if it is constant or not finite."""
     import numpy as np
 
     c = np.trim_zeros(polynomial.cpu().numpy(), "b")
-    if len(c) < 2:
+    if len(c) < 2 or not np.isfinite(c).all():
         return torch.tensor(float("nan"), dtype=torch.float64)
     p = np.polynomial.Polynomial(c)
     roots = np.asarray(p.deriv().roots(), dtype=complex)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vamf.files import write_whole
 from vamf.typing import Features, Pixels
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -87,8 +88,7 @@ class CNN(nn.Module):
     def save(self, path: Path) -> None:
         """Writes the weights, rounded to float16."""
         arrays = {key: value.half().cpu().numpy() for key, value in self.state_dict().items()}
-        with path.open("wb") as file:
-            np.savez(file, **arrays)
+        write_whole(path, lambda file: np.savez(file, **arrays))
 
 
 def weights_of(name: str) -> Path:

@@ -74,7 +74,8 @@ class FrechetDistance:
     samples: int = 1000
     """Generated samples, at least 40."""
     reference: Split | Path = "train"
-    """Real images to compare with: a split of the data, or an npz file of published statistics."""
+    """Real images to compare with: a split of the data, or an npz file of published statistics,
+    which for Inception must come from TensorFlow 1's resize (ADM's do, pytorch-fid's do not)."""
     weights: Path | None = None
     """Inception's weights file, if it is not in torch-fidelity's own cache."""
     also: tuple[Quality, ...] = ()
@@ -112,7 +113,8 @@ class FrechetDistance:
     def prepare(self, source: Source) -> None:
         """Finds the extractor's weights and the reference's file, and tries them on a black image.
 
-        Raises ValueError that says what to do, or how they do not fit the images of ``source``.
+        Prints what is to be known of a file that does not say how its features were made. Raises
+        ValueError that says what to do, or how they do not fit the images of ``source``.
         """
         extractor = _extractor(self.extractor, self.weights)
         cpu = torch.device("cpu")
@@ -124,6 +126,8 @@ class FrechetDistance:
             ) from None
         if isinstance(self.reference, Path):
             reference.of_file(self.reference, extractor, source.shape, cpu)
+            if told := reference.caution(self.reference, extractor):
+                print(f"note: {told}", flush=True)
 
     def protocol(self, source: Source, workers: Workers) -> dict[str, str]:
         """All that a figure depends on besides the generated images."""

@@ -1,5 +1,6 @@
 """The Fréchet distance of two Gaussians fitted to features, and its sampling error."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,12 +18,14 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     With S = L L^T the last trace is the nuclear norm of L_a^T L_b: no root of a non-symmetric
     product, so that singular covariances (fewer samples than features) lose no digits. Not
     negative. Biased upwards by about c / count, so compare only distances of equal counts.
-    Computed on a's device, in float64.
+    Computed on a's device, in float64. Raises ValueError for statistics of other widths, and for
+    those that are not finite, or so large that the distance is not.
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(
             f"statistics must have equally many features; got {len(a.mean)} and {len(b.mean)}"
         )
+    _require_finite(a, b)
     return _distance(a, b, _exact(_root(a), _root(b)))
 
 
@@ -53,13 +56,15 @@ def frechet_with_error(blocks: Sequence[FeatureMoments], reference: FeatureStati
     over subsets, which doubles the noise. With as many samples as features, nine tenths of the
     bias go; with thirty times as many, all but a twentieth (64 heavy-tailed features).
 
-    Raises ValueError for fewer than two blocks, unequal blocks, or too few samples.
+    Raises ValueError for fewer than two blocks, unequal blocks, too few samples, and for features
+    or a reference that are not finite.
     """
     sizes = sorted({block.count for block in blocks})
     if len(blocks) < 2:
         raise ValueError(f"blocks must be at least 2; got {len(blocks)}")
     if sizes[-1] - sizes[0] > 1:
         raise ValueError(f"blocks must be of equal size; got sizes {sizes}")
+    _require_finite(reference)
     whole, root, k = _merged(blocks).statistics(), _root(reference), len(blocks)
 
     def quick(a: FeatureStatistics) -> float:
@@ -77,6 +82,12 @@ def _merged(blocks: Sequence[FeatureMoments]) -> FeatureMoments:
     for block in blocks:
         total.merge(block)
     return total
+
+
+def _require_finite(*statistics: FeatureStatistics) -> None:
+    for each in statistics:
+        if not (each.mean.isfinite().all() and each.covariance.isfinite().all()):
+            raise ValueError("statistics must be finite; got a mean or a covariance that is not")
 
 
 def _root(statistics: FeatureStatistics) -> Float[Tensor, "features features"]:
@@ -102,4 +113,7 @@ def _quick(a: FeatureStatistics, root_b: Tensor) -> Tensor:
 def _distance(a: FeatureStatistics, b: FeatureStatistics, overlap: Tensor) -> float:
     shift = (a.mean - b.mean.to(a.mean.device)).square().sum()
     traces = a.covariance.trace() + b.covariance.trace().to(a.mean.device)
-    return max(0.0, float(shift + traces - 2 * overlap))
+    value = float(shift + traces - 2 * overlap)
+    if not math.isfinite(value):  # which max would hide: max(0, nan) is 0
+        raise ValueError(f"a distance must be finite; got {value}: the features are too large")
+    return max(0.0, value)

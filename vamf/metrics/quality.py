@@ -40,8 +40,12 @@ def figures(
     """The figures asked for, by a name that ends in ``name``: number of samples and reference.
 
     The Inception score alone needs no real images. Only Inception's figures are called as in the
-    literature; others carry their extractor's name.
+    literature; others carry their extractor's name. Raises ValueError for features that are not
+    finite, of which some of these figures would be ordinary numbers.
     """
+    for each in (generated, real):
+        if each is not None and not each.isfinite().all():
+            raise ValueError("features must be finite; got some that are not")
     found: Figures = {}
     if "kid" in also:
         assert real is not None

@@ -13,10 +13,13 @@ from vamf import cache
 from vamf.data.dataset import Images
 from vamf.distributed import Workers
 from vamf.files import write_whole
-from vamf.metrics.extractors import Extractor
+from vamf.metrics.extractors import INCEPTION_ID, Extractor
 from vamf.metrics.gathering import gather
-from vamf.metrics.statistics import FeatureStatistics
+from vamf.metrics.statistics import FeatureStatistics, maker
 from vamf.typing import Features
+
+SMALL = 64
+"""Pixels of images that Inception sees so much enlarged that the kind of resize tells."""
 
 VERSION = "1"
 """Of what is stored and how it is computed: another one is never read."""
@@ -78,6 +81,8 @@ def _read(path: Path, key: Mapping[str, str], keep: bool) -> Reference | None:
         features = torch.from_numpy(np.load(path.with_suffix(".npy"))) if keep else None
     except (OSError, ValueError, EOFError):
         return None
+    if features is not None and not features.isfinite().all():
+        return None
     return Reference(statistics, features)
 
 
@@ -120,7 +125,8 @@ def of_file(
 ) -> Reference:
     """The statistics that somebody published, or ``of_images`` wrote.
 
-    Raises ValueError if they are of another extractor, of other weights or of another resolution.
+    Raises ValueError if they are of another extractor, of other weights or of another resolution,
+    and of small images if they come from a resize that Inception's features here do not.
     """
     statistics = FeatureStatistics.load(path, protocol(extractor, shape))
     if len(statistics.mean) != extractor.dim:
@@ -128,6 +134,36 @@ def of_file(
             f"{path} must hold statistics of {extractor.dim} features, as {extractor.id} has; "
             f"got {len(statistics.mean)}"
         )
+    _refuse_other_resize(path, extractor, shape)
     mean, covariance = statistics.mean.to(device), statistics.covariance.to(device)
     moved = FeatureStatistics(mean=mean, covariance=covariance, count=statistics.count)
     return Reference(moved, None)
+
+
+def _refuse_other_resize(path: Path, extractor: Extractor, shape: tuple[int, ...]) -> None:
+    if maker(path) == "MeanFlow" and extractor.id == INCEPTION_ID and max(shape[1:]) <= SMALL:
+        raise ValueError(
+            f"statistics of images of up to {SMALL} pixels must come from TensorFlow 1's resize to "
+            f"299 pixels, as {extractor.id}'s do; got {path}, whose ref_mu and ref_sigma are what "
+            "MeanFlow's JAX code writes: it resizes with half-pixel centres, which moves FIDs by "
+            "percents"
+        )
+
+
+def caution(path: Path, extractor: Extractor) -> str | None:
+    """What a user has to know of a file that does not say how its features were made; a line."""
+    who = maker(path)
+    if who == "vamf" or (who == "ADM" and extractor.id == INCEPTION_ID):
+        return None
+    if extractor.id != INCEPTION_ID:
+        return f"{path} does not say which features it is of; they must be those of {extractor.id}"
+    if who == "MeanFlow":
+        return (
+            f"{path} seems to be of MeanFlow's JAX code, which resizes with half-pixel centres, "
+            f"not as {extractor.id} does: the figure is shifted, and no published FID"
+        )
+    return (
+        f"{path} does not say which resize its features come from; they must come from TensorFlow "
+        f"1's, as {extractor.id}'s do: ADM's, EDM's and torch-fidelity's do; pytorch-fid's and "
+        "MeanFlow's have half-pixel centres, which moves FIDs of small images by percents"
+    )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vamf.files import write_whole
 from vamf.reproduction.measure import measure
 from vamf.reproduction.protocol import SETS, Protocol
 from vamf.reproduction.results import Result
@@ -54,12 +55,11 @@ class Work:
             self.traces.append(self.ensemble.gradient_trace())
 
     def save(self) -> None:
-        """Writes the state aside and renames it into place."""
+        """Writes the state, all of it or nothing."""
         state = self.ensemble.state_dict()
         traces = torch.stack([trace.cpu() for trace in self.traces]) if self.traces else None
-        aside = self.file.with_suffix(".partial")
-        torch.save({"ensemble": state, "traces": traces, "seconds": self.seconds}, aside)
-        aside.rename(self.file)
+        whole = {"ensemble": state, "traces": traces, "seconds": self.seconds}
+        write_whole(self.file, lambda file: torch.save(whole, file))
 
     def _load(self) -> None:
         try:

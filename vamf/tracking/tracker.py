@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
+from vamf.files import write_whole
 from vamf.redact import redacted
 from vamf.tracking.courier import Courier, where
 from vamf.tracking.run import Run
@@ -78,7 +79,7 @@ class Tracker:
         """Leaves beside the queue which run it is for, without credentials."""
         self._spool.folder.mkdir(parents=True, exist_ok=True)
         known = asdict(self._run) | {"uri": where(self._run.uri)}
-        (self._spool.folder / "run.json").write_text(json.dumps(known))
+        write_whole(self._spool.folder / "run.json", json.dumps(known))
 
 
 def rejoin(run: Run) -> None:

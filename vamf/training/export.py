@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vamf.experiment import Experiment
+from vamf.files import written_aside
 from vamf.training.checkpoint import find_checkpoint
 
 SUFFIX = ".safetensors"
@@ -35,7 +36,8 @@ def export(checkpoint: Path, out: Path) -> int:
     tensors |= {BETA + name: value.clone() for name, value in state.get("beta", {}).items()}
     about = {"experiment": json.dumps(found.experiment().to_dict()), "step": str(found.step)}
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, out, metadata={"format": "pt", **about})
+    with written_aside(out) as aside:
+        save_file(tensors, aside, metadata={"format": "pt", **about})
     return found.step
 
 

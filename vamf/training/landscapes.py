@@ -1,6 +1,7 @@
 """A beta landscape as a file, as a picture and as text."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ import torch
 from vamf.diagnostics.landscape import CurveName, Estimate, Landscape
 from vamf.diagnostics.ratios import CURVATURE_TIMES, Figures, gaps
 from vamf.diagnostics.variance import TIMES
+from vamf.files import write_whole
 from vamf.metrics.distances import Measurement
 
 GRID = 101
@@ -44,7 +46,7 @@ def save_landscape(landscape: Landscape, path: Path, ratios: Figures | None = No
         "ratios": ratios or {},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data) + "\n")
+    write_whole(path, json.dumps(data) + "\n")
 
 
 def _bins(landscape: Landscape) -> range:
@@ -67,7 +69,7 @@ def plot_landscape(landscape: Landscape, path: Path) -> None:
     for axis in axes:
         axis.set_xlabel("beta")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    write_whole(path, partial(figure.savefig, dpi=110, format="png"))
 
 
 def _draw(axes, landscape: Landscape, group: str, title: str) -> None:  # type: ignore[no-untyped-def]

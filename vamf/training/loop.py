@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -204,6 +205,7 @@ def _after_step(trainer: Trainer, session: Session, saver: Saver, start: float) 
     figures |= {name: measurement.value for name, measurement in metrics.items()}
     figures |= {f"{name}_se": measurement.error for name, measurement in metrics.items()}
     if session.leads:
+        _note_lost(metrics, step, session.note)
         _write(trainer, session, figures, evaluation_due)
         if checkpoint_due:  # after logging: what a restarted worker repeats is not sent twice
             saver.save(experiment, trainer.state_dict(), figures)
@@ -211,6 +213,13 @@ def _after_step(trainer: Trainer, session: Session, saver: Saver, start: float) 
             saver.drain()  # who hears of the last step finds its checkpoint
     session.report({"step": step, **figures})
     return metrics
+
+
+def _note_lost(metrics: Metrics, step: int, note: Note) -> None:
+    """Says which figures of an evaluation are not finite; such a checkpoint is never the best."""
+    values = {n: m.value for n, m in metrics.items() if n.startswith("eval/")}
+    if lost := [f"{n} is {v}" for n, v in values.items() if not math.isfinite(v)]:
+        note("evaluation.not_finite", f"step {step} is never the best: {', '.join(lost)}")
 
 
 def _progress(trainer: Trainer, start: float) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """How far a step's numbers are from float64's, in every precision, on the same draws."""
 
 import copy
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -214,9 +213,9 @@ def _median_cosine(gradient: Tensor, exact: Tensor, net: nn.Module) -> float:
     """
     sizes = [p.numel() for p in net.parameters()]
     pairs = zip(gradient.double().split(sizes), exact.split(sizes), strict=True)
-    return statistics.median(
-        torch.cosine_similarity(a, b, dim=0, eps=0).item() for a, b in pairs if b.any()
-    )
+    found = [torch.cosine_similarity(a, b, dim=0, eps=0).item() for a, b in pairs if b.any()]
+    # NaN if one is, which sorting would put anywhere.
+    return torch.tensor(found, dtype=torch.float64).quantile(0.5).item()
 
 
 def _taken(draws: Draws, places: Sequence[int], n_equal: int) -> Draws:

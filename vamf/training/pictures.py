@@ -1,5 +1,6 @@
 """Pictures of generated samples: image grids, and scatter plots of points."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -7,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
+from vamf.files import write_whole
 from vamf.metrics.quantize import to_uint8
 from vamf.typing import Sample
 
@@ -42,9 +44,9 @@ def _grid(images: Sample, path: Path) -> None:
     pixels = rows.flatten(2, 3).flatten(0, 1)
     picture = as_image(pixels)
     scale = max(1, 32 // size)
-    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(
-        path
-    )
+    larger = picture.width * scale, picture.height * scale
+    enlarged = picture.resize(larger, Image.Resampling.NEAREST)
+    write_whole(path, partial(enlarged.save, format="png"))
 
 
 def as_image(pixels: Tensor) -> Image.Image:
@@ -62,4 +64,4 @@ def _scatter(points: Sample, path: Path) -> None:
     axes = figure.add_subplot(aspect="equal")
     x, y = torch.as_tensor(points).cpu().double()[:, :2].unbind(1)
     axes.scatter(x.numpy(), y.numpy(), s=2, alpha=0.5)
-    figure.savefig(path, dpi=120)
+    write_whole(path, partial(figure.savefig, dpi=120, format="png"))

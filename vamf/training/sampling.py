@@ -1,12 +1,14 @@
 """Samples of a trained network as pixels, and as files of any number of them."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from vamf.files import write_whole
 from vamf.metrics.quantize import to_uint8
 from vamf.training.evaluation import generate_from
 from vamf.training.inference import Trained
@@ -87,7 +89,8 @@ def in_parts(generate: Callable[[range], torch.Tensor], number: int) -> Iterator
 def _save_array(parts: Iterator[Pixels], out: Path) -> None:
     """(n, height, width, channels) uint8, which ADM's and torch-fidelity's evaluators read."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(out, arr_0=np.concatenate([part.permute(0, 2, 3, 1).numpy() for part in parts]))
+    images = np.concatenate([part.permute(0, 2, 3, 1).numpy() for part in parts])
+    write_whole(out, lambda file: np.savez(file, arr_0=images))
 
 
 def _save_folder(parts: Iterator[Pixels], out: Path) -> None:
@@ -98,5 +101,5 @@ def _save_folder(parts: Iterator[Pixels], out: Path) -> None:
     for part in parts:
         for pixels in part.permute(0, 2, 3, 1):
             picture: Image.Image = as_image(pixels)
-            picture.save(out / f"{index:06d}.png")
+            write_whole(out / f"{index:06d}.png", partial(picture.save, format="png"))
             index += 1
