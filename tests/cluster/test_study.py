@@ -1,6 +1,8 @@
 """A search's study: which points are drawn when it goes on."""
 
+import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,8 +34,19 @@ ALL = pytest.mark.parametrize(
 )
 
 
+@cache
+def tables() -> bytes:
+    """A database with Optuna's tables and no study: making them takes a second."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "study.db"
+        optuna.get_all_study_names(f"sqlite:///{file}")
+        return file.read_bytes()
+
+
 def sweep_in(folder: Path, seed: int = 0) -> Sweep:
     folder.mkdir(exist_ok=True)
+    if not (folder / "study.db").exists():
+        (folder / "study.db").write_bytes(tables())
     run = Run(uri="", experiment_id="", run_id="", spool="")
     return Sweep(
         directory=folder,
@@ -47,7 +60,7 @@ def sweep_in(folder: Path, seed: int = 0) -> Sweep:
     )
 
 
-def drawn(space: Space, sweep: Sweep, state: TrialState, n: int = 6) -> list[Mapping[str, Any]]:
+def drawn(space: Space, sweep: Sweep, state: TrialState, n: int = 3) -> list[Mapping[str, Any]]:
     """The next points of a search that is started, or goes on; they end in this state."""
     study = optuna.create_study(
         study_name=sweep.name,
@@ -65,15 +78,21 @@ def drawn(space: Space, sweep: Sweep, state: TrialState, n: int = 6) -> list[Map
     return points
 
 
-@ALL
-@pytest.mark.parametrize("state", [TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED])
+@pytest.mark.parametrize(
+    ("space", "state"),
+    [
+        *((space, TrialState.COMPLETE) for space in [*SPACES.values(), RANDOM, NSGA]),
+        *((SPACES["constant"], state) for state in (TrialState.FAIL, TrialState.PRUNED)),
+        *((SPACES["of_time"], state) for state in (TrialState.FAIL, TrialState.PRUNED)),
+    ],
+)
 def test_a_resumed_search_draws_points_of_its_own(
     space: Space, state: TrialState, tmp_path: Path
 ) -> None:
     """Twice resumed: no number that was drawn comes again, whatever became of the trials."""
     points = [p for _ in range(3) for p in drawn(space, sweep_in(tmp_path / "s"), state)]
     numbers = [v for point in points for v in point.values() if isinstance(v, float)]
-    assert len(set(numbers)) == len(numbers) >= 18
+    assert len(set(numbers)) == len(numbers) >= 9
 
 
 @ALL

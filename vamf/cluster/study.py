@@ -35,9 +35,8 @@ def sampler(space: Space, sweep: Sweep) -> optuna.samplers.BaseSampler:
 
 def _length(sweep: Sweep) -> int:
     """How many trials the study holds, in whatever state; 0 if there is no study."""
-    if sweep.name not in optuna.get_all_study_names(sweep.storage):
-        return 0
-    return len(open_study(sweep).get_trials(deepcopy=False))
+    studies = optuna.get_all_study_summaries(sweep.storage)
+    return next((study.n_trials for study in studies if study.study_name == sweep.name), 0)
 
 
 def settle(sweep: Sweep) -> list[optuna.trial.FrozenTrial]:
