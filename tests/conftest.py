@@ -17,6 +17,22 @@ os.environ["VAMF_CACHE"] = tempfile.mkdtemp(prefix="vamf-cache")
 atexit.register(shutil.rmtree, os.environ["VAMF_CACHE"], ignore_errors=True)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the slow tests, and no others")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Leaves the slow tests out, or all others, unless tests are named or chosen by ``-m``."""
+    named = any("::" in argument for argument in config.args)
+    if not (named or config.option.markexpr):
+        config.option.markexpr = "slow" if config.option.slow else "not slow"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if terminalreporter.config.option.markexpr == "not slow":
+        terminalreporter.write_line("Slow tests were left out: the option --slow runs them.")
+
+
 @pytest.fixture(scope="session")
 def ray_head() -> Iterator[str]:
     """The dashboard's address of a one-node cluster with two CPUs, for Ray Jobs."""
