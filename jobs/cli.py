@@ -14,6 +14,7 @@ import tyro
 
 import tune_spaces
 from vamf import tracking, values
+from vamf.cluster import signals
 from vamf.cluster.failures import RunFailed
 from vamf.cluster.scaling import Scaling
 from vamf.cluster.sweeps import NothingFound
@@ -179,16 +180,19 @@ def parse(
 def guarded(action: Callable[[], T], resume: str | None = None) -> T:
     """Runs ``action``; bad input, a run that fails, and Ctrl-C end the program with one line.
 
-    ``resume`` is the command that goes on after Ctrl-C.
+    So does a signal that asks for its end. ``resume`` is the command that goes on afterwards.
     """
     try:
+        signals.heed()
         return action()
     except ValueError as error:
         stop(str(error))
     except (NonFiniteLoss, NothingFound, RunFailed) as error:
         stop(str(error), status=1)
-    except KeyboardInterrupt:
-        stop(f"interrupted; to go on: {resume}" if resume else "interrupted", status=130)
+    except KeyboardInterrupt as error:
+        asked = signals.cause(error)
+        told, status = (f"ended by {asked}", asked.status) if asked else ("interrupted", 130)
+        stop(f"{told}; to go on: {resume}" if resume else told, status)
 
 
 def show(experiment: Experiment) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from urllib.parse import urlsplit
 
+from vamf.cluster import signals
 from vamf.cluster.nodes import alive, require_reached, require_room, require_seen
 from vamf.cluster.quiet import mute_raylet, quieten
 from vamf.cluster.scaling import Scaling
@@ -33,7 +34,14 @@ def connect() -> None:
     address = os.environ.get("RAY_ADDRESS")
     if address in (None, "", "local"):
         _start()
-        return
+    else:
+        _join(address)
+    signals.heed(again=True)
+
+
+def _join(address: str) -> None:
+    import ray
+
     _check(address)
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)

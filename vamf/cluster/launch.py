@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vamf import tracking
+from vamf.cluster import signals
 from vamf.cluster.failures import RunFailed
 from vamf.cluster.mirror import Mirror
 from vamf.cluster.scaling import Scaling
@@ -146,8 +147,9 @@ def closing(run: Run) -> Iterator[Ending]:
     ending = Ending()
     try:
         yield ending
-    except (KeyboardInterrupt, SystemExit):  # the latter: Ray ends a trial
-        Tracker(run).close("KILLED", "interrupted")
+    except (KeyboardInterrupt, SystemExit) as end:  # the latter: Ray ends a trial
+        asked = signals.cause(end)
+        Tracker(run).close("KILLED", f"ended by {asked}" if asked else "interrupted")
         raise
     except BaseException as error:
         Tracker(run).close("FAILED", f"{type(error).__name__}: {error}")

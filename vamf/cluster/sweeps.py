@@ -145,6 +145,7 @@ def run(space: Space, sweep: Sweep) -> tuple[Results, dict[str, Path]]:
             search(space, sweep)
         except KeyboardInterrupt:
             connect.leave()  # ends the trials' processes
+            abandon(sweep)
             _close_unfinished(sweep)
             raise
         found = gather(sweep)

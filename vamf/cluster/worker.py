@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vamf.cluster import signals
 from vamf.cluster.bars import NOTES, PROGRESS, add_note, notes
 from vamf.cluster.mirror import Mirror
 from vamf.cluster.shared import unseen
@@ -87,6 +88,7 @@ def _session(
         wrap=_distributed(workers),
         report=_report(config, workers),
         halt=config["halt"],
+        ending=signals.pending,
     )
     if tracker:
         session = replace(

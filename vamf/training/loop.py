@@ -68,6 +68,8 @@ class Session:
     """Takes progress; called by every rank, equally often."""
     halt: Halt | None = None
     """Asked whether to end early; called by rank 0 only."""
+    ending: Callable[[], BaseException | None] = lambda: None
+    """Asked after each step: what ends the run, whose state is then saved; of one worker alone."""
     saved: Callable[[], None] = _ignore
     """Hears of each checkpoint that is on the disk, in another thread; called by rank 0 only."""
     fetch: Callable[[Path], None] = _ignore
@@ -147,6 +149,7 @@ def _train(experiment: Experiment, session: Session) -> Summary:
                 metrics, stopped = _asked(trainer, session, after)
             else:
                 metrics = after() or metrics
+            _end_if_asked(trainer, session, saver)
     if not metrics:  # everything was done when the run was resumed
         metrics = evaluate(trainer)
     seconds = time.monotonic() - start
@@ -154,6 +157,17 @@ def _train(experiment: Experiment, session: Session) -> Summary:
     if session.leads:
         summary.save(session.directory / "summary.json")
     return summary
+
+
+def _end_if_asked(trainer: Trainer, session: Session, saver: Saver) -> None:
+    """Raises what ends the run, once its state is on the disk."""
+    end = session.ending()
+    if end is None or trainer.step == trainer.experiment.steps:
+        return
+    if trainer.step % trainer.experiment.checkpoint.every:  # otherwise it is being saved
+        saver.save(trainer.experiment, trainer.state_dict(), trainer.collect())
+    saver.drain()
+    raise end
 
 
 def _asked(

@@ -1,0 +1,116 @@
+"""Signals that ask for the end of a run: it is told, its state is kept, and it goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from machine import wait_until
+from tiny import TINY, checkpoint, options, same, tracked
+
+from jobs import cli, train
+from vamf.cluster import signals
+from vamf.cluster.launch import launch, new
+from vamf.cluster.scaling import Scaling
+from vamf.cluster.signals import Terminated
+
+
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """The signals of the jobs; afterwards those of the tests."""
+    numbers = (*signals.ASKING, signal.SIGALRM)
+    before = [signal.getsignal(number) for number in numbers]
+    signals.heed()
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+    signals._heeding, signals._last = False, None
+
+
+SIGNALS = {"SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 138}
+"""What a shell shows of a program that each of them ended, 128 and its number."""
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_run_that_is_asked_to_end_keeps_its_state_and_goes_on(
+    name: str, heeded: None, tracking_uri: str, tmp_path: Path
+) -> None:
+    """At step 3, between two checkpoints; then as if nothing had happened, bit for bit."""
+    whole, ended = tmp_path / "whole", tmp_path / "ended"
+    launch(TINY, new(whole, tracking_uri, "digits"), Scaling())
+
+    def ask(progress: dict) -> None:
+        if progress["step"] == 3:
+            os.kill(os.getpid(), getattr(signal, name))
+
+    with pytest.raises(Terminated, match=name) as caught:
+        launch(TINY, new(ended, tracking_uri, "digits"), Scaling(), report=ask)
+    assert caught.value.status == SIGNALS[name]
+    (run,) = tracked(tracking_uri, ended)
+    assert (run.info.status, run.data.tags["error"]) == ("KILLED", f"ended by {name}")
+    assert checkpoint(ended, 3).load()["step"] == 3
+    train.main(["--resume", str(ended), "--tracking", tracking_uri])
+    assert same(checkpoint(ended, 6).load(), checkpoint(whole, 6).load())
+    (run,) = tracked(tracking_uri, ended)
+    assert run.info.status == "FINISHED"
+
+
+def test_what_takes_longer_than_patience_is_interrupted(
+    heeded: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The job ends with one line that names the signal, and the command that goes on."""
+    monkeypatch.setattr(signals, "PATIENCE_S", 0.05)
+
+    def endless() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    with pytest.raises(SystemExit) as ended:
+        cli.guarded(endless, resume="again")
+    assert ended.value.code == 143
+    assert capsys.readouterr().err == "error: ended by SIGTERM; to go on: again\n"
+
+
+def test_what_nohup_ignores_stays_ignored(heeded: None) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signals.heed(again=True)
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert signals.pending() is None
+
+
+def test_signals_come_back_from_who_took_them(heeded: None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as Ray does, with a handler of its own
+    signals.heed(again=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert isinstance(signals.pending(), Terminated)
+
+
+@pytest.mark.slow
+def test_a_job_with_workers_ends_by_sigterm(tracking_uri: str, tmp_path: Path) -> None:
+    """A real process with a Ray cluster of its own, of which nothing stays."""
+    directory = tmp_path / "asked"
+    settings = options({"steps": 400, "checkpoint.every": 1, "evaluation.every": 400})
+    names = ["--storage", str(tmp_path), "--name", "asked", "--tracking", tracking_uri]
+    command = [sys.executable, "-m", "jobs.train", "digits", "--scaling.workers", "1"]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    with (tmp_path / "said").open("w") as said:
+        driver = subprocess.Popen(
+            [*command, *names, *settings], env=environment, stdout=said, stderr=said
+        )
+    try:
+        saved = directory / "checkpoints"
+        wait_until(
+            lambda: driver.poll() is not None or any(saved.glob("step_*")), "the first checkpoint"
+        )
+        driver.terminate()
+        assert driver.wait(60) == 143, (tmp_path / "said").read_text()
+    finally:
+        driver.kill()
+    last = (tmp_path / "said").read_text().splitlines()[-1]
+    assert last == f"error: ended by SIGTERM; to go on: python -m jobs.train --resume {directory}"
+    (run,) = tracked(tracking_uri, directory)
+    assert (run.info.status, run.data.tags["error"]) == ("KILLED", "ended by SIGTERM")
