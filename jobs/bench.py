@@ -29,7 +29,7 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    options = cli.guarded(lambda: tyro.cli(Options, args=argv, prog="bench"))
+    options = cli.read(Options, argv, "bench")
     quieten()
     preset = cli.guarded(lambda: cli.one_of(options.preset, PRESETS, "preset"))
     experiment = cli.guarded(lambda: cli.changed(preset, options.set))

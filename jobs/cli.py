@@ -13,11 +13,13 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import tyro
 
 import tune_spaces
+from jobs import reading
 from vamf import tracking, values
 from vamf.cluster.failures import RunFailed
 from vamf.cluster.scaling import Scaling
 from vamf.cluster.sweeps import NothingFound
 from vamf.experiment import Experiment
+from vamf.files import expanded
 from vamf.presets import PRESETS
 from vamf.redact import redacted
 from vamf.store import Place, Store, place
@@ -50,14 +52,15 @@ class Options:
     """Print the resolved experiment and stop."""
 
     def resolved(self) -> Experiment:
-        """The experiment with every option applied; ValueError names what is wrong."""
-        experiment = changed(self.experiment, self.set)
+        """The experiment with every option applied, and absolute paths; ValueError names what is
+        wrong."""
+        experiment = changed(self.experiment, self.set).located()
         self.scaling.check(experiment)
         return experiment
 
     def uri(self) -> str:
         """Where MLflow keeps the runs; ValueError if it does not answer."""
-        uri = self.tracking or tracking.default_uri(files(place(self.storage)))
+        uri = tracking.address(files(place(self.storage)), self.tracking)
         tracking.check(uri)
         return uri
 
@@ -92,7 +95,7 @@ class Resume:
     @property
     def uri(self) -> str:
         """Where MLflow keeps the runs."""
-        return self.tracking or tracking.default_uri(files(self.place.parent))
+        return tracking.address(files(self.place.parent), self.tracking)
 
 
 def files(storage: Place) -> Path:
@@ -139,9 +142,13 @@ def resumes(argv: Sequence[str]) -> bool:
 
 
 def changed(experiment: Experiment, settings: Sequence[str]) -> Experiment:
-    """The experiment with settings `name=value`; ValueError names what is wrong."""
+    """The experiment with settings `name=value`, where a path may begin with ``~``.
+
+    Raises ValueError that names what is wrong.
+    """
     changes = dict(item.partition("=")[::2] for item in settings)
-    return experiment.override({name: _literal(value) for name, value in changes.items()})
+    changed = experiment.override({name: _literal(value) for name, value in changes.items()})
+    return values.with_paths(changed, expanded)
 
 
 def one_of(name: str, known: Mapping[str, T], what: str) -> T:
@@ -166,14 +173,19 @@ def parse(
     if name in defaults:
         program = f"{Path(sys.argv[0]).stem} {name}"
         default = defaults[name]
-        return name, guarded(
-            lambda: tyro.cli(options, default=default, args=argv[1:], prog=program)
-        )
+        return name, read(options, argv[1:], program, default)
     if name not in ("-h", "--help"):
         guarded(lambda: one_of(name, defaults, what))
     print(f"usage: NAME [options]; NAME --help lists the options of the {what} NAME:")
     print("\n".join(f"  {known}" for known in defaults))
     raise SystemExit(0)
+
+
+def read(
+    options: type[T], argv: Sequence[str], prog: str | None = None, default: T | None = None
+) -> T:
+    """The options that a command line gives; exits with what is wrong with them."""
+    return guarded(lambda: reading.read(options, argv, prog, default))
 
 
 def guarded(action: Callable[[], T], resume: str | None = None) -> T:

@@ -29,7 +29,7 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    options = cli.guarded(lambda: tyro.cli(Options, args=argv, prog="encode"))
+    options = cli.read(Options, argv, "encode")
     vae = cli.guarded(lambda: VAE(options.vae, torch.device(options.device)))
     lines = encode(options.encoding, options.images, options.out, vae)
     while line := cli.guarded(lambda: next(lines, None), resume="the same command"):

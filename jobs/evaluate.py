@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
         return evaluate_check.main(argv)
     if any(argument.split("=")[0] == "--images" for argument in argv):
         return evaluate_images.main(argv)
-    options = tyro.cli(Options, args=argv, prog="evaluate")
+    options = cli.read(Options, argv, "evaluate")
     workers = Workers(device=torch.device(options.device))
     trained = cli.guarded(lambda: inference.load(options.checkpoint, workers.device))
     choices = {

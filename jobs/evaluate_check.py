@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import tyro
 
 from jobs import cli
 from vamf.data.downloads import CIFAR10
@@ -27,7 +26,7 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    options = tyro.cli(Options, args=argv, prog="evaluate")
+    options = cli.read(Options, argv, "evaluate")
     found = calibration.anchors(options.data, options.weights, torch.device(options.device))
     failed = False
     while anchor := cli.guarded(lambda: next(found, None)):

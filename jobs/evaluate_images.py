@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 
 from jobs import cli
 from vamf.data.folders import ImageFolder
@@ -34,7 +33,7 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    cli.guarded(lambda: run(tyro.cli(Options, args=argv, prog="evaluate")))
+    cli.guarded(lambda: run(cli.read(Options, argv, "evaluate")))
 
 
 def run(options: Options) -> None:

@@ -25,7 +25,7 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    options = tyro.cli(Options, args=argv, prog="export")
+    options = cli.read(Options, argv, "export")
     step = cli.guarded(lambda: export(options.checkpoint, options.out))
     print(f"{options.out}: step {step} of {cli.shown(options.checkpoint)}")
     folder = options.mlflow

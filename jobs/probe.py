@@ -43,7 +43,7 @@ class Options:
 
 def main(argv: list[str]) -> None:
     quieten()
-    cli.guarded(lambda: _probe(tyro.cli(Options, args=argv, prog="probe")))
+    cli.guarded(lambda: _probe(cli.read(Options, argv, "probe")))
 
 
 def _probe(options: Options) -> None:

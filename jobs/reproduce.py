@@ -38,7 +38,7 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    options = tyro.cli(Options, args=argv, prog="reproduce")
+    options = cli.read(Options, argv, "reproduce")
     protocol, computing = options.protocol, options.computing
     if (folder := options.table) is not None:
         print(cli.guarded(lambda: publish.render(folder)).read_text(), end="")
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
         return
     name = options.name or f"reproduce-{time.strftime('%Y%m%d-%H%M%S')}"
     storage = cli.guarded(lambda: cli.folder(place(options.storage)))
-    uri = options.tracking or tracking.default_uri(storage)
+    uri = cli.guarded(lambda: tracking.address(storage, options.tracking))
     cli.guarded(lambda: publish.reproduce(protocol, computing, storage / name, uri))
 
 

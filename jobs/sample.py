@@ -37,7 +37,7 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    options = tyro.cli(Options, args=argv, prog="sample")
+    options = cli.read(Options, argv, "sample")
     device, out = torch.device(options.device), options.out
     trained = cli.guarded(lambda: inference.load(options.checkpoint, device))
     experiment = cli.guarded(lambda: cli.changed(trained.experiment, options.set))

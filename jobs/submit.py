@@ -4,8 +4,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import tyro
-
+from jobs.reading import read
 from vamf.cluster import dashboard, following, submit
 
 
@@ -34,7 +33,7 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Returns the exit status: 0 if the job succeeded."""
     split = arguments.index("--") if "--" in arguments else len(arguments)
-    options = tyro.cli(Options, args=arguments[:split], prog="python -m jobs.submit")
+    options = read(Options, arguments[:split], prog="python -m jobs.submit")
     actions = {following.follow: options.follow, following.stop: options.stop}
     for action, job_id in (actions | {following.status: options.status}).items():
         if job_id:

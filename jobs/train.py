@@ -3,8 +3,6 @@
 import sys
 from dataclasses import dataclass, field
 
-import tyro
-
 from jobs import cli
 from vamf import tracking
 from vamf.cluster import connect
@@ -26,7 +24,7 @@ class Resume(cli.Resume):
 
 def main(argv: list[str]) -> None:
     if cli.resumes(argv):
-        again = tyro.cli(Resume, args=argv)
+        again = cli.read(Resume, argv)
         run(*cli.guarded(lambda: resumed(again.place, again.uri)), again.scaling)
         return
     presets = {name: cli.Options(experiment=value) for name, value in PRESETS.items()}

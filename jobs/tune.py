@@ -3,8 +3,6 @@
 import sys
 from dataclasses import dataclass, field
 
-import tyro
-
 from jobs import cli
 from vamf.cluster import sweeps
 from vamf.cluster.halving import Halving
@@ -29,7 +27,7 @@ class Options(cli.Options):
 
 def main(argv: list[str]) -> None:
     if cli.resumes(argv):
-        again = tyro.cli(cli.Resume, args=argv)
+        again = cli.read(cli.Resume, argv)
         run(cli.guarded(lambda: sweeps.resumed(cli.folder(again.place), again.uri)))
     elif (sweep := new(argv)) is not None:
         run(sweep)

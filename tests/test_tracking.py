@@ -381,18 +381,18 @@ def test_only_one_process_sends_at_a_time(tmp_path: Path) -> None:
 
 def test_addresses_and_commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    uri = tracking.default_uri(tmp_path)
+    uri = tracking.address(tmp_path)
     assert uri == f"sqlite:////{str(tmp_path)[1:]}/mlflow.db"
     assert f"mlflow ui --backend-store-uri {uri} " in tracking.ui_command(uri, tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://ann:hunter2@mlflow.example")
-    uri = tracking.default_uri(tmp_path)
+    uri = tracking.address(tmp_path)
     assert tracking.ui_command(uri, tmp_path) == "open https://mlflow.example"
 
 
 def test_an_unusable_sqlite_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("this is no database" * 100)
     with pytest.raises(ValueError, match="not a database"):
-        tracking.check(tracking.default_uri(tmp_path))
+        tracking.check(tracking.address(tmp_path))
 
 
 def test_a_spool_folder_is_asked_for(tmp_path: Path) -> None:

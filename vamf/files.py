@@ -35,10 +35,20 @@ def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], object])
             file.write(content.encode() if isinstance(content, str) else content)
 
 
+def expanded(path: Path) -> Path:
+    """The path with ``~`` as the user's home; ValueError if nobody has that name."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(f"~ must stand for a user's home; got {path}") from None
+
+
 def local(folder: Path) -> Path:
-    """A folder's absolute path, also of one written file:///..."""
+    """A folder's absolute path, also of one written file:///... or ~/..."""
     text = str(folder)
-    return Path(f"/{text[5:].lstrip('/')}") if text.startswith("file:/") else folder.resolve()
+    if text.startswith("file:/"):
+        return Path(f"/{text[5:].lstrip('/')}")
+    return expanded(folder).resolve()
 
 
 def sync(path: Path) -> None:

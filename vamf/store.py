@@ -200,6 +200,17 @@ def place(text: str) -> Place:
     return Store.of(text) or local(Path(text))
 
 
+def absolute(path: Path) -> Path:
+    """A path that means the same in whatever folder a process works; a store's address stays.
+
+    A relative one starts in the folder that this process works in.
+    """
+    text = str(path)
+    if ADDRESS.match(text):
+        return local(path) if text.startswith("file:/") else path
+    return path.absolute()
+
+
 @cache
 def _open(url: str) -> tuple[Any, str]:
     """What speaks to a store, and the path in it.

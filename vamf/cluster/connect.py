@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from urllib.parse import urlsplit
 
+from vamf import cache
 from vamf.cluster.nodes import alive, require_reached, require_room, require_seen
 from vamf.cluster.quiet import mute_raylet, quieten
 from vamf.cluster.scaling import Scaling
@@ -32,6 +33,7 @@ def connect() -> None:
     mute_raylet()
     address = os.environ.get("RAY_ADDRESS")
     if address in (None, "", "local"):
+        cache.settle()  # Ray's processes take over the environment, and work in other folders
         _start()
         return
     _check(address)

@@ -19,6 +19,7 @@ from vamf.experiment import Experiment
 from vamf.files import write_whole
 from vamf.store import Place, Store, StoreError
 from vamf.tracking import Run, Tracker
+from vamf.tracking.run import located
 from vamf.tracking.tracker import Status
 from vamf.training.evaluation import protocol
 from vamf.training.fetching import CHECKPOINTS, working_copy
@@ -55,6 +56,7 @@ class Launch:
 
 def new(place: Place, uri: str, preset: str) -> Launch:
     """A run by itself, named after its folder."""
+    uri = located(uri)
     if not isinstance(place, Store):
         return Launch(directory=place, uri=uri, name=place.name, preset=preset)
     directory = working_copy(place, "driver")
@@ -77,7 +79,7 @@ def resumed(place: Place, uri: str) -> tuple[Experiment, Launch]:
     if not (directory / RUN).exists():
         raise ValueError(f"no run in {start.place}: {RUN} is missing")
     tracking.check(uri)
-    experiment = Experiment.load(directory / EXPERIMENT)
+    experiment = Experiment.load(directory / EXPERIMENT).located()
     newest(checkpoints(experiment, directory), experiment)  # told here, not by a worker
     return experiment, start
 
@@ -99,7 +101,7 @@ def create(experiment: Experiment, start: Launch) -> Run:
         raise FileNotFoundError(ENOENT, "this node does not see the sweep's folder", str(sweep))
     saved, marker = start.directory / EXPERIMENT, start.directory / RUN
     if marker.exists():
-        if Experiment.load(saved) != experiment:
+        if experiment.differences(Experiment.load(saved)):
             raise ValueError(f"{start.directory} holds another experiment")
         run = Run(**json.loads(marker.read_text()) | {"uri": start.uri}).kept_in(start.directory)
         tracking.rejoin(run)

@@ -22,6 +22,7 @@ from vamf.cluster.tune import search
 from vamf.experiment import Experiment
 from vamf.files import write_whole
 from vamf.tracking import Run
+from vamf.tracking.run import located
 
 SWEEP = "sweep.json"
 
@@ -54,7 +55,7 @@ def new(plan: Plan, experiment: Experiment, directory: Path, uri: str, scaling: 
     Raises ValueError if the space does not fit the experiment, weights are missing, or Ray or
     MLflow refuses.
     """
-    objectives = check(plan, experiment)
+    objectives, experiment = check(plan, experiment), experiment.located()
     experiment.prepare()
     scaling = connect.prepare(scaling, directory.parent, uri, cluster=True)
     directory.mkdir(parents=True)
@@ -109,11 +110,11 @@ def resumed(directory: Path, uri: str) -> Sweep:
     directory = directory.resolve()
     if not (directory / SWEEP).exists():
         raise ValueError(f"no search in {directory}: {SWEEP} is missing")
-    tracking.check(uri)
+    tracking.check(uri := located(uri))
     data: dict[str, Any] = json.loads((directory / SWEEP).read_text())
     fields: Mapping[str, Any] = data | {
         "directory": directory,
-        "experiment": Experiment.from_dict(data["experiment"]),
+        "experiment": Experiment.from_dict(data["experiment"]).located(),
         "objectives": tuple(data["objectives"]),
         "parent": Run(**data["parent"] | {"uri": uri}),
         "scaling": connect.prepare(Scaling(**data["scaling"]), directory.parent, uri, cluster=True),

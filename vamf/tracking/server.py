@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from vamf.redact import redacted
 from vamf.tracking.courier import failure, is_refusal
 from vamf.tracking.provenance import user
-from vamf.tracking.run import Run
+from vamf.tracking.run import Run, located
 from vamf.tracking.spool import Event, Spool, locked
 
 # MLflow's own choices (7 retries of up to 120 s each, logs and URLs on the terminal, telemetry)
@@ -75,6 +75,7 @@ def create(
     Raises:
         ValueError: MLflow does not answer or refuses, or the experiment was deleted.
     """
+    uri = located(uri)
     system = {"mlflow.user": user(), "mlflow.source.name": Path(sys.argv[0]).name}
     above = {"mlflow.parentRunId": parent.run_id} if parent else {}
     try:
