@@ -1,5 +1,6 @@
 """Command lines of the jobs, made from the same values that the library takes."""
 
+import argparse
 import importlib
 import json
 import pkgutil
@@ -9,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
+from uuid import uuid4
 
 import tyro
 
@@ -65,10 +67,11 @@ class Options:
         return uri
 
     def directory(self, prefix: str) -> Place:
-        """Where the run is kept; ValueError if a run of that name exists."""
-        name = self.name or f"{prefix}-{time.strftime('%Y%m%d-%H%M%S')}"
-        directory = place(self.storage) / name
-        if directory.exists():
+        """Where the run is to be kept; ValueError if the user named one that exists."""
+        storage = place(self.storage)
+        if self.name is None:
+            return storage / made_up(prefix, storage)
+        if (directory := storage / self.name).exists():
             raise ValueError(f"{directory} exists; choose another --name, or --resume it")
         return directory
 
@@ -101,6 +104,12 @@ class Resume:
 def files(storage: Place) -> Path:
     """The folder for MLflow's files if no server keeps them: a database cannot be in a store."""
     return Path("runs").resolve() if isinstance(storage, Store) else storage
+
+
+def made_up(prefix: str, storage: Place) -> str:
+    """A name made from the time; in a store, where nothing can be claimed, nobody else's."""
+    name = f"{prefix}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return f"{name}-{uuid4().hex[:6]}" if isinstance(storage, Store) else name
 
 
 def folder(where: Place) -> Path:
@@ -139,6 +148,13 @@ def varied(argv: Sequence[str], space: str) -> tuple[list[str], str | None]:
 def resumes(argv: Sequence[str]) -> bool:
     """Whether the command goes on with something, rather than beginning anew."""
     return any(argument.split("=")[0] == "--resume" for argument in argv)
+
+
+def resumed_place(argv: Sequence[str]) -> Place:
+    """What follows ``--resume``; ValueError for an address of no use."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--resume", nargs="?")
+    return place(parser.parse_known_args(argv)[0].resume or "")
 
 
 def changed(experiment: Experiment, settings: Sequence[str]) -> Experiment:

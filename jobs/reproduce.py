@@ -1,7 +1,6 @@
 """The tables of arXiv 2605.09235 on points: ``python -m jobs.reproduce --sets two_moons``."""
 
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -49,10 +48,10 @@ def main(argv: list[str]) -> None:
         experiment, device = protocol.experiment(protocol.sets[0]), torch.device(computing.device)
         print(bench.speed(experiment, protocol.betas, protocol.seeds, device))
         return
-    name = options.name or f"reproduce-{time.strftime('%Y%m%d-%H%M%S')}"
     storage = cli.guarded(lambda: cli.folder(place(options.storage)))
     uri = cli.guarded(lambda: tracking.address(storage, options.tracking))
-    cli.guarded(lambda: publish.reproduce(protocol, computing, storage / name, uri))
+    new, name = options.name is None, options.name or cli.made_up("reproduce", storage)
+    cli.guarded(lambda: publish.reproduce(protocol, computing, storage / name, uri, numbered=new))
 
 
 if __name__ == "__main__":

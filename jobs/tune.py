@@ -45,7 +45,9 @@ def new(argv: list[str]) -> Sweep | None:
         cli.show(experiment)
         return None
     where = cli.guarded(lambda: (options.folder(f"beta-{name}"), options.uri()))
-    return cli.guarded(lambda: sweeps.new(plan, experiment, *where, options.scaling))
+    return cli.guarded(
+        lambda: sweeps.new(plan, experiment, *where, options.scaling, numbered=options.name is None)
+    )
 
 
 def run(sweep: Sweep) -> None:

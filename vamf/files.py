@@ -4,7 +4,8 @@ import hashlib
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import chain, count
 from pathlib import Path
 from typing import BinaryIO
 
@@ -49,6 +50,21 @@ def local(folder: Path) -> Path:
     if text.startswith("file:/"):
         return Path(f"/{text[5:].lstrip('/')}")
     return expanded(folder).resolve()
+
+
+def claimed(folder: Path, *, numbered: bool) -> Path:
+    """A new folder of that name, which this process alone has made.
+
+    If there is one already, it is ``numbered``: NAME-2, or the next that is free; otherwise
+    ValueError is raised.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    more = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
+    for path in chain([folder], more if numbered else ()):
+        with suppress(FileExistsError):  # of two processes one makes it
+            path.mkdir()
+            return path
+    raise ValueError(f"{folder} exists; choose another --name, or --resume it")
 
 
 def sync(path: Path) -> None:

@@ -4,12 +4,12 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from errno import ENOENT
 from pathlib import Path
 from typing import Any
 
-from vamf import tracking
+from vamf import files, tracking, values
 from vamf.cluster.failures import RunFailed
 from vamf.cluster.mirror import Mirror
 from vamf.cluster.scaling import Scaling
@@ -26,7 +26,7 @@ from vamf.training.fetching import CHECKPOINTS, working_copy
 from vamf.training.loop import Summary
 from vamf.training.restoring import checkpoints, newest
 
-RUN = "run.json"
+RUN, SCALING = "run.json", "scaling.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,9 @@ class Launch:
     store: Store | None = None
     """The place in an object store that holds the run, if one does."""
 
+    numbered: bool | None = None
+    """Of a new run, whether it takes another name if its own is taken; None joins what is there."""
+
     @property
     def place(self) -> Place:
         """What users call the run by."""
@@ -62,6 +65,31 @@ def new(place: Place, uri: str, preset: str) -> Launch:
     directory = working_copy(place, "driver")
     shutil.rmtree(directory, ignore_errors=True)  # of another attempt: the store's word counts
     return Launch(directory=directory, uri=uri, name=place.name, preset=preset, store=place)
+
+
+def claimed(start: Launch) -> Launch:
+    """The same run; of a new one, with a folder that this process alone has made.
+
+    Raises ValueError for a name that is taken and not ``numbered``. In a store none is claimed.
+    """
+    if start.store is not None or start.numbered is None:
+        return start
+    directory = files.claimed(start.directory, numbered=start.numbered)
+    return replace(start, directory=directory, name=directory.name, numbered=None)
+
+
+def scaling_of(place: Place) -> Scaling:
+    """What the run's last attempt was given; the default of a run that does not say, or of none.
+
+    Raises ValueError if that cannot be read.
+    """
+    try:
+        text = place.read(SCALING) if isinstance(place, Store) else (place / SCALING).read_bytes()
+        return values.from_dict(Scaling, json.loads(text))
+    except (FileNotFoundError, NotADirectoryError):  # earlier versions saved none
+        return Scaling()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the run's {SCALING} must be readable; got {error}") from None
 
 
 def resumed(place: Place, uri: str) -> tuple[Experiment, Launch]:
@@ -172,6 +200,7 @@ def launch(
     """
     with _stored(start) as mirror:
         run = create(experiment, start)
+        write_whole(start.directory / SCALING, json.dumps(asdict(scaling)))
         with closing(run) as ending:
             summary = fit(experiment, start.directory, run, scaling, mirror=mirror, **hooks)
             check(summary)

@@ -20,7 +20,7 @@ from vamf.cluster.sweep import Sweep
 from vamf.cluster.trials import TRIAL
 from vamf.cluster.tune import search
 from vamf.experiment import Experiment
-from vamf.files import write_whole
+from vamf.files import claimed, write_whole
 from vamf.tracking import Run
 from vamf.tracking.run import located
 
@@ -49,8 +49,18 @@ class Plan:
     """Name of the preset that is varied; by default the space's own."""
 
 
-def new(plan: Plan, experiment: Experiment, directory: Path, uri: str, scaling: Scaling) -> Sweep:
+def new(
+    plan: Plan,
+    experiment: Experiment,
+    directory: Path,
+    uri: str,
+    scaling: Scaling,
+    *,
+    numbered: bool = False,
+) -> Sweep:
     """Makes the folder and the MLflow run of a new search, once Ray is there.
+
+    A name that is taken is ``numbered``, or else refused by a ValueError.
 
     Raises ValueError if the space does not fit the experiment, weights are missing, or Ray or
     MLflow refuses.
@@ -58,7 +68,7 @@ def new(plan: Plan, experiment: Experiment, directory: Path, uri: str, scaling: 
     objectives, experiment = check(plan, experiment), experiment.located()
     experiment.prepare()
     scaling = connect.prepare(scaling, directory.parent, uri, cluster=True)
-    directory.mkdir(parents=True)
+    directory = claimed(directory, numbered=numbered)
     preset = plan.preset or plan.space.PRESET
     parent = tracking.create(
         uri,

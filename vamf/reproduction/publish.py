@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vamf import tracking
 from vamf.cluster.launch import closing
-from vamf.files import write_whole
+from vamf.files import claimed, write_whole
 from vamf.reproduction import work
 from vamf.reproduction.protocol import Protocol, claim
 from vamf.reproduction.results import Result, load_all
@@ -19,12 +19,16 @@ from vamf.values import flatten
 RUN, TABLE = "run.json", "reproduction.md"
 
 
-def reproduce(protocol: Protocol, computing: Computing, folder: Path, uri: str) -> None:
+def reproduce(
+    protocol: Protocol, computing: Computing, folder: Path, uri: str, *, numbered: bool = False
+) -> None:
     """Trains what is left, publishes each set when it is finished, and prints how it goes.
 
+    With ``numbered`` it is a new one, whose folder takes another name if its own is taken.
     Raises ValueError if MLflow does not answer at the start; later it costs a line.
     """
     tracking.check(uri)
+    folder = claimed(folder, numbered=True) if numbered else folder
     claim(folder, protocol)
     run = parent(protocol, folder, uri)
     with closing(run):
