@@ -12,6 +12,7 @@ from vamf import cache
 from vamf.cluster.nodes import alive, require_reached, require_room, require_seen
 from vamf.cluster.quiet import mute_raylet, quieten
 from vamf.cluster.scaling import Scaling
+from vamf.cpus import usable
 from vamf.store import Place, Store
 from vamf.tracking.courier import where
 from vamf.tracking.run import database
@@ -51,6 +52,7 @@ def _start(tries: int = 2) -> None:
         with _on_loopback():
             ray.init(
                 address="local",
+                num_cpus=usable(),  # Ray would count all of the machine's
                 include_dashboard=False,
                 object_store_memory=200 * 2**20,
                 log_to_driver=False,

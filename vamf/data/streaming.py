@@ -1,7 +1,6 @@
 """Data too large for memory: read from disk, ahead of the steps that need them."""
 
 import hashlib
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vamf.cpus import usable
 from vamf.data.dataset import WHOLE, require_positive, to_device, to_float
 from vamf.data.files import Cut, Unreadable
 from vamf.data.order import Order
@@ -103,7 +103,7 @@ class FileSet:
         """``skip`` names a damaged file and puts the next good one of its class in its place."""
         self.files, self.cut, self.labels, self.skip = list(files), cut, labels, skip
         self._order = Order(len(files))
-        threads = min(16, 2 * (os.cpu_count() or 1))
+        threads = min(16, 2 * usable())
         self._ahead = Ahead(self._order.positions, self._read, threads)
         self._named: set[Path] = set()
 
