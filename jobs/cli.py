@@ -16,7 +16,7 @@ import tyro
 
 import tune_spaces
 from jobs import reading
-from vamf import tracking, values
+from vamf import output, tracking, values
 from vamf.cluster.failures import RunFailed
 from vamf.cluster.scaling import Scaling
 from vamf.cluster.sweeps import NothingFound
@@ -195,6 +195,12 @@ def parse(
     print(f"usage: NAME [options]; NAME --help lists the options of the {what} NAME:")
     print("\n".join(f"  {known}" for known in defaults))
     raise SystemExit(0)
+
+
+def start(main: Callable[[list[str]], None]) -> None:
+    """Runs a job as a program, whatever becomes of what it prints."""
+    output.forgive()
+    main(sys.argv[1:])
 
 
 def read(

@@ -1,6 +1,5 @@
 """Encode images for training on latents: ``python -m jobs.encode FOLDER --out LATENTS``."""
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -37,4 +36,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.start(main)

@@ -1,6 +1,5 @@
 """Measure a checkpoint: ``python -m jobs.evaluate runs/NAME``; or ``--images``, or ``--check``."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -57,4 +56,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.start(main)

@@ -1,6 +1,5 @@
 """Check the FID by known figures: ``python -m jobs.evaluate --check --root data``."""
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,4 +36,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.start(main)

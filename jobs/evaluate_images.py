@@ -1,6 +1,5 @@
 """Measure a folder of images: ``python -m jobs.evaluate --images FOLDER --preset cifar10``."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -56,4 +55,4 @@ def run(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.start(main)

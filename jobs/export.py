@@ -1,6 +1,5 @@
 """Export a checkpoint: ``python -m jobs.export runs/NAME --out model.safetensors``."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -35,4 +34,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.start(main)

@@ -1,6 +1,5 @@
 """Measure the beta landscape of a checkpoint: ``python -m jobs.probe runs/NAME``."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -57,4 +56,4 @@ def _probe(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.start(main)

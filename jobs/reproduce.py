@@ -1,6 +1,5 @@
 """The tables of arXiv 2605.09235 on points: ``python -m jobs.reproduce --sets two_moons``."""
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -40,7 +39,7 @@ def main(argv: list[str]) -> None:
     options = cli.read(Options, argv, "reproduce")
     protocol, computing = options.protocol, options.computing
     if (folder := options.table) is not None:
-        print(cli.guarded(lambda: publish.render(folder)).read_text(), end="")
+        print(cli.guarded(lambda: publish.render(folder)).read_text(encoding="utf-8"), end="")
         return
     cli.guarded(protocol.check)
     cli.guarded(computing.prepare)
@@ -55,4 +54,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.start(main)

@@ -1,6 +1,5 @@
 """Draw samples from a checkpoint: ``python -m jobs.sample runs/NAME --out grid.png --label 3``."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -49,4 +48,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.start(main)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.reading import read
+from vamf import output
 from vamf.cluster import dashboard, following, submit
 
 
@@ -51,6 +52,7 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    output.forgive()
     try:
         sys.exit(main(sys.argv[1:]))
     except ValueError as error:

@@ -1,6 +1,5 @@
 """Train one experiment: ``python -m jobs.train digits --beta.value 0.5``; ``--resume FOLDER``."""
 
-import sys
 from dataclasses import dataclass, field, replace
 
 from jobs import cli
@@ -56,4 +55,4 @@ def run(experiment: Experiment, start: Launch, scaling: Scaling) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.start(main)

@@ -1,6 +1,5 @@
 """Search beta: ``python -m jobs.tune``, ``python -m jobs.tune schedules mnist --trials 30``."""
 
-import sys
 from dataclasses import dataclass, field
 
 from jobs import cli
@@ -57,4 +56,4 @@ def run(sweep: Sweep) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.start(main)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vamf.distributed import Workers
 from vamf.files import expanded, write_whole
+from vamf.output import say
 
 Figures = Mapping[str, tuple[float, float]]
 """Values with their standard errors, by name."""
@@ -85,4 +86,4 @@ def _write(path: Path, key: Mapping[str, str], found: Figures) -> None:
     try:
         write_whole(path, json.dumps({"protocol": dict(key), "figures": pairs}))
     except OSError as error:
-        print(f"figures were not kept: {error}", flush=True)
+        say(f"figures were not kept: {error}")

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from vamf import cpus
+from vamf.output import say
 from vamf.typing import Pixels
 
 T = TypeVar("T")
@@ -134,7 +135,7 @@ def tell(bad: Sequence[str], total: int, skip: bool) -> None:
     line = f"{len(bad)} of {total} files are of no use: {'; '.join(bad[:NAMED])}{more}"
     if not skip or len(bad) == total:
         raise ValueError(line)
-    print(f"skipped {line}", flush=True)
+    say(f"skipped {line}")
 
 
 def parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R]:

@@ -15,6 +15,7 @@ from vamf.cpus import usable
 from vamf.data.dataset import WHOLE, require_positive, to_device, to_float
 from vamf.data.files import Cut, Unreadable
 from vamf.data.order import Order
+from vamf.output import say
 from vamf.typing import Label, Pixels, Sample
 
 AHEAD = 4
@@ -142,7 +143,7 @@ class FileSet:
     def _name(self, path: Path, error: Unreadable) -> None:
         if path not in self._named:
             self._named.add(path)
-            print(f"skipped, file {len(self._named)} of no use: {error}", flush=True)
+            say(f"skipped, file {len(self._named)} of no use: {error}")
 
     def labels_of(
         self, step: int, size: int, seed: int, device: torch.device, part: slice = WHOLE
