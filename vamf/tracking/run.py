@@ -83,4 +83,5 @@ def ui_command(uri: str, storage: Path) -> str:
     store = shlex.quote(where(uri))
     # MLflow's four workers take half a minute to start on a small machine; one reader needs one.
     flags = f"--backend-store-uri {store} --artifacts-destination {files} --workers 1"
-    return f"uv run mlflow ui {flags} --host 127.0.0.1"
+    program = "uv run mlflow" if "UV" in os.environ else "python -m mlflow"  # uv run sets it
+    return f"{program} ui {flags} --host 127.0.0.1"
