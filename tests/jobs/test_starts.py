@@ -171,7 +171,7 @@ def test_a_scaling_that_cannot_be_read_is_one_line(
         resume(tmp_path / "a", tracking_uri)
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: the run's scaling.json must be readable; got ")
+    assert line.startswith("error: the run's scaling.json must hold a scaling; got ")
 
 
 def test_a_stored_runs_scaling_is_read_from_its_store(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,11 +85,14 @@ def scaling_of(place: Place) -> Scaling:
     """
     try:
         text = place.read(SCALING) if isinstance(place, Store) else (place / SCALING).read_bytes()
-        return values.from_dict(Scaling, json.loads(text))
     except (FileNotFoundError, NotADirectoryError):  # earlier versions saved none
         return Scaling()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"the run's {SCALING} must be readable; got {error}") from None
+    except OSError as error:
+        raise ValueError(f"the run could not be read: {error}") from None
+    try:
+        return values.from_dict(Scaling, json.loads(text))
+    except ValueError as error:
+        raise ValueError(f"the run's {SCALING} must hold a scaling; got {error}") from None
 
 
 def resumed(place: Place, uri: str) -> tuple[Experiment, Launch]:
