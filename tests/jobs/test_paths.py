@@ -1,7 +1,10 @@
 """A path means what it meant where the job was started, in whatever folder a process works."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,8 @@ from vamf.presets import PRESETS
 from vamf.training.checkpoint import CheckpointFolder
 from vamf.training.loop import Session
 from vamf.training.loop import train as train_in_place
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -214,3 +219,35 @@ def test_a_job_whose_runs_ray_would_delete_is_refused(
         Submission(command=command, working_dir=root, env={"MLFLOW_TRACKING_URI": given})
     shared = Submission(command=(*command, "--tracking=sqlite:////shared/x.db"), working_dir=root)
     assert shared.entrypoint.endswith("data.root=data --tracking=sqlite:////shared/x.db")
+
+
+SMALL = (
+    *("model.channels=8", "model.multipliers=[1,1]", "model.attention=[]", "model.blocks=1"),
+    *("batch=16", "steps=2", "log_every=1", "evaluation.every=2", "checkpoint.every=2"),
+    *("evaluation.variance_samples=8", "evaluation.gradient_batches=2"),
+    *("evaluation.distance.samples=40", "optim.warmup=0"),
+)
+"""What makes a preset of images small."""
+
+
+@pytest.mark.slow  # starts Ray
+def test_a_search_with_relative_paths_on_a_terminal_of_ascii(start: Path) -> None:
+    """Its trials, in Ray's folders, find data and MLflow; each is trained once."""
+    write_tiny(start / "data")
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    environment |= {"PYTHONIOENCODING": "ascii", "VAMF_CACHE": "kept", "PYTHONPATH": str(ROOT)}
+    environment["MLFLOW_TRACKING_URI"] = "sqlite:///x.db"
+    words = ["constant", "mnist", "--trials", "2", "--storage=~/runs", "--name", "a"]
+    for setting in SMALL:
+        words += ["--set", setting]
+    command = [sys.executable, "-m", "jobs.tune", *words, "--set=data.root=~/../start/data"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stderr
+    assert "trial 0  \\u03b2=0.000  loss_variance " in done.stdout
+    assert f"--backend-store-uri sqlite:///{start}/x.db " in done.stdout
+    client = MlflowClient(f"sqlite:///{start}/x.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "vamf"]
+    runs = client.search_runs([experiment.experiment_id])
+    assert [run.info.status for run in runs] == ["FINISHED"] * 3  # the search and its trials
+    made = {path.name for path in start.iterdir() if not path.name.startswith(".")}
+    assert made == {"data", "kept", "mlartifacts", "runs", "x.db", "x.db.lock"}
