@@ -107,7 +107,7 @@ def files(storage: Place) -> Path:
 
 
 def made_up(prefix: str, storage: Place) -> str:
-    """A name made from the time; in a store, where nothing can be claimed, nobody else's."""
+    """A name made from the time; in a store, where none is numbered, one that nobody else makes."""
     name = f"{prefix}-{time.strftime('%Y%m%d-%H%M%S')}"
     return f"{name}-{uuid4().hex[:6]}" if isinstance(storage, Store) else name
 

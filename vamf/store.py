@@ -160,6 +160,22 @@ class Store:
         finally:
             self.delete(name)
 
+    def claim(self) -> None:
+        """Begins something new here; ValueError if there is something, or begins at this moment.
+
+        Whoever begins leaves an object, and then looks for others': of several at most one finds
+        none. A store makes nothing that is there or not there, as a folder is.
+        """
+        mine = f".begun_{uuid4().hex}"
+        try:
+            self.write(mine, b"begun")
+            if self.names() == [mine]:
+                return
+            self.delete(mine)
+        except StoreError as error:
+            raise ValueError(f"the storage must be writable; got {error}") from None
+        raise ValueError(f"{self} exists; choose another --name, or --resume it")
+
     def check(self) -> None:
         """Raises ValueError unless objects can be made, listed and deleted here."""
         try:

@@ -68,12 +68,15 @@ def new(place: Place, uri: str, preset: str) -> Launch:
 
 
 def claimed(start: Launch) -> Launch:
-    """The same run; of a new one, with a folder that this process alone has made.
+    """The same run; of a new one, with a place that this process alone has made.
 
-    Raises ValueError for a name that is taken and not ``numbered``. In a store none is claimed.
+    Raises ValueError for a name that is taken and not ``numbered``, or is in a store.
     """
-    if start.store is not None or start.numbered is None:
+    if start.numbered is None:
         return start
+    if start.store is not None:
+        start.store.claim()
+        return replace(start, numbered=None)
     directory = files.claimed(start.directory, numbered=start.numbered)
     return replace(start, directory=directory, name=directory.name, numbered=None)
 
