@@ -1,7 +1,6 @@
 """What training costs on this machine, as ratios: ``python -m jobs.bench digits``."""
 
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -29,7 +28,7 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    options = cli.guarded(lambda: tyro.cli(Options, args=argv, prog="bench"))
+    options = cli.read(Options, argv, "bench")
     quieten()
     preset = cli.guarded(lambda: cli.one_of(options.preset, PRESETS, "preset"))
     experiment = cli.guarded(lambda: cli.changed(preset, options.set))
@@ -39,4 +38,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.start(main)

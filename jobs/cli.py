@@ -1,5 +1,6 @@
 """Command lines of the jobs, made from the same values that the library takes."""
 
+import argparse
 import importlib
 import json
 import pkgutil
@@ -9,16 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
+from uuid import uuid4
 
 import tyro
 
 import tune_spaces
-from vamf import tracking, values
+from jobs import reading
+from vamf import output, tracking, values
 from vamf.cluster import signals
 from vamf.cluster.failures import RunFailed
 from vamf.cluster.scaling import Scaling
 from vamf.cluster.sweeps import NothingFound
 from vamf.experiment import Experiment
+from vamf.files import expanded
 from vamf.presets import PRESETS
 from vamf.redact import redacted
 from vamf.store import Place, Store, place
@@ -51,22 +55,24 @@ class Options:
     """Print the resolved experiment and stop."""
 
     def resolved(self) -> Experiment:
-        """The experiment with every option applied; ValueError names what is wrong."""
-        experiment = changed(self.experiment, self.set)
+        """The experiment with every option applied, and absolute paths; ValueError names what is
+        wrong."""
+        experiment = changed(self.experiment, self.set).located()
         self.scaling.check(experiment)
         return experiment
 
     def uri(self) -> str:
         """Where MLflow keeps the runs; ValueError if it does not answer."""
-        uri = self.tracking or tracking.default_uri(files(place(self.storage)))
+        uri = tracking.address(files(place(self.storage)), self.tracking)
         tracking.check(uri)
         return uri
 
     def directory(self, prefix: str) -> Place:
-        """Where the run is kept; ValueError if a run of that name exists."""
-        name = self.name or f"{prefix}-{time.strftime('%Y%m%d-%H%M%S')}"
-        directory = place(self.storage) / name
-        if directory.exists():
+        """Where the run is to be kept; ValueError if the user named one that exists."""
+        storage = place(self.storage)
+        if self.name is None:
+            return storage / made_up(prefix, storage)
+        if (directory := storage / self.name).exists():
             raise ValueError(f"{directory} exists; choose another --name, or --resume it")
         return directory
 
@@ -93,12 +99,18 @@ class Resume:
     @property
     def uri(self) -> str:
         """Where MLflow keeps the runs."""
-        return self.tracking or tracking.default_uri(files(self.place.parent))
+        return tracking.address(files(self.place.parent), self.tracking)
 
 
 def files(storage: Place) -> Path:
     """The folder for MLflow's files if no server keeps them: a database cannot be in a store."""
     return Path("runs").resolve() if isinstance(storage, Store) else storage
+
+
+def made_up(prefix: str, storage: Place) -> str:
+    """A name made from the time; in a store, where none is numbered, one that nobody else makes."""
+    name = f"{prefix}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return f"{name}-{uuid4().hex[:6]}" if isinstance(storage, Store) else name
 
 
 def folder(where: Place) -> Path:
@@ -139,10 +151,21 @@ def resumes(argv: Sequence[str]) -> bool:
     return any(argument.split("=")[0] == "--resume" for argument in argv)
 
 
+def resumed_place(argv: Sequence[str]) -> Place:
+    """What follows ``--resume``; ValueError for an address of no use."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--resume", nargs="?")
+    return place(parser.parse_known_args(argv)[0].resume or "")
+
+
 def changed(experiment: Experiment, settings: Sequence[str]) -> Experiment:
-    """The experiment with settings `name=value`; ValueError names what is wrong."""
+    """The experiment with settings `name=value`, where a path may begin with ``~``.
+
+    Raises ValueError that names what is wrong.
+    """
     changes = dict(item.partition("=")[::2] for item in settings)
-    return experiment.override({name: _literal(value) for name, value in changes.items()})
+    changed = experiment.override({name: _literal(value) for name, value in changes.items()})
+    return values.with_paths(changed, expanded)
 
 
 def one_of(name: str, known: Mapping[str, T], what: str) -> T:
@@ -167,14 +190,25 @@ def parse(
     if name in defaults:
         program = f"{Path(sys.argv[0]).stem} {name}"
         default = defaults[name]
-        return name, guarded(
-            lambda: tyro.cli(options, default=default, args=argv[1:], prog=program)
-        )
+        return name, read(options, argv[1:], program, default)
     if name not in ("-h", "--help"):
         guarded(lambda: one_of(name, defaults, what))
     print(f"usage: NAME [options]; NAME --help lists the options of the {what} NAME:")
     print("\n".join(f"  {known}" for known in defaults))
     raise SystemExit(0)
+
+
+def start(main: Callable[[list[str]], None]) -> None:
+    """Runs a job as a program, whatever becomes of what it prints."""
+    output.forgive()
+    main(sys.argv[1:])
+
+
+def read(
+    options: type[T], argv: Sequence[str], prog: str | None = None, default: T | None = None
+) -> T:
+    """The options that a command line gives; exits with what is wrong with them."""
+    return guarded(lambda: reading.read(options, argv, prog, default))
 
 
 def guarded(action: Callable[[], T], resume: str | None = None) -> T:

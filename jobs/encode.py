@@ -1,6 +1,5 @@
 """Encode images for training on latents: ``python -m jobs.encode FOLDER --out LATENTS``."""
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -29,7 +28,7 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    options = cli.guarded(lambda: tyro.cli(Options, args=argv, prog="encode"))
+    options = cli.read(Options, argv, "encode")
     vae = cli.guarded(lambda: VAE(options.vae, torch.device(options.device)))
     lines = encode(options.encoding, options.images, options.out, vae)
     while line := cli.guarded(lambda: next(lines, None), resume="the same command"):
@@ -37,4 +36,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.start(main)

@@ -1,6 +1,5 @@
 """Measure a checkpoint: ``python -m jobs.evaluate runs/NAME``; or ``--images``, or ``--check``."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -40,7 +39,7 @@ def main(argv: list[str]) -> None:
         return evaluate_check.main(argv)
     if any(argument.split("=")[0] == "--images" for argument in argv):
         return evaluate_images.main(argv)
-    options = tyro.cli(Options, args=argv, prog="evaluate")
+    options = cli.read(Options, argv, "evaluate")
     workers = Workers(device=torch.device(options.device))
     trained = cli.guarded(lambda: inference.load(options.checkpoint, workers.device))
     choices = {
@@ -57,4 +56,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.start(main)

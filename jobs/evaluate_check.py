@@ -1,11 +1,9 @@
 """Check the FID by known figures: ``python -m jobs.evaluate --check --root data``."""
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import tyro
 
 from jobs import cli
 from vamf.data.downloads import CIFAR10
@@ -27,7 +25,7 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    options = tyro.cli(Options, args=argv, prog="evaluate")
+    options = cli.read(Options, argv, "evaluate")
     found = calibration.anchors(options.data, options.weights, torch.device(options.device))
     failed = False
     while anchor := cli.guarded(lambda: next(found, None)):
@@ -38,4 +36,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.start(main)

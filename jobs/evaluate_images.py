@@ -1,12 +1,10 @@
 """Measure a folder of images: ``python -m jobs.evaluate --images FOLDER --preset cifar10``."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 
 from jobs import cli
 from vamf.data.folders import ImageFolder
@@ -34,7 +32,7 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    cli.guarded(lambda: run(tyro.cli(Options, args=argv, prog="evaluate")))
+    cli.guarded(lambda: run(cli.read(Options, argv, "evaluate")))
 
 
 def run(options: Options) -> None:
@@ -57,4 +55,4 @@ def run(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.start(main)

@@ -1,6 +1,5 @@
 """Export a checkpoint: ``python -m jobs.export runs/NAME --out model.safetensors``."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +24,7 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    options = tyro.cli(Options, args=argv, prog="export")
+    options = cli.read(Options, argv, "export")
     step = cli.guarded(lambda: export(options.checkpoint, options.out))
     print(f"{options.out}: step {step} of {cli.shown(options.checkpoint)}")
     folder = options.mlflow
@@ -35,4 +34,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.start(main)

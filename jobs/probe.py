@@ -1,6 +1,5 @@
 """Measure the beta landscape of a checkpoint: ``python -m jobs.probe runs/NAME``."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -43,7 +42,7 @@ class Options:
 
 def main(argv: list[str]) -> None:
     quieten()
-    cli.guarded(lambda: _probe(tyro.cli(Options, args=argv, prog="probe")))
+    cli.guarded(lambda: _probe(cli.read(Options, argv, "probe")))
 
 
 def _probe(options: Options) -> None:
@@ -57,4 +56,4 @@ def _probe(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.start(main)

@@ -1,7 +1,5 @@
 """The tables of arXiv 2605.09235 on points: ``python -m jobs.reproduce --sets two_moons``."""
 
-import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -38,10 +36,10 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    options = tyro.cli(Options, args=argv, prog="reproduce")
+    options = cli.read(Options, argv, "reproduce")
     protocol, computing = options.protocol, options.computing
     if (folder := options.table) is not None:
-        print(cli.guarded(lambda: publish.render(folder)).read_text(), end="")
+        print(cli.guarded(lambda: publish.render(folder)).read_text(encoding="utf-8"), end="")
         return
     cli.guarded(protocol.check)
     cli.guarded(computing.prepare)
@@ -49,11 +47,11 @@ def main(argv: list[str]) -> None:
         experiment, device = protocol.experiment(protocol.sets[0]), torch.device(computing.device)
         print(bench.speed(experiment, protocol.betas, protocol.seeds, device))
         return
-    name = options.name or f"reproduce-{time.strftime('%Y%m%d-%H%M%S')}"
     storage = cli.guarded(lambda: cli.folder(place(options.storage)))
-    uri = options.tracking or tracking.default_uri(storage)
-    cli.guarded(lambda: publish.reproduce(protocol, computing, storage / name, uri))
+    uri = cli.guarded(lambda: tracking.address(storage, options.tracking))
+    new, name = options.name is None, options.name or cli.made_up("reproduce", storage)
+    cli.guarded(lambda: publish.reproduce(protocol, computing, storage / name, uri, numbered=new))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.start(main)

@@ -1,6 +1,5 @@
 """Draw samples from a checkpoint: ``python -m jobs.sample runs/NAME --out grid.png --label 3``."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -37,7 +36,7 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    options = tyro.cli(Options, args=argv, prog="sample")
+    options = cli.read(Options, argv, "sample")
     device, out = torch.device(options.device), options.out
     trained = cli.guarded(lambda: inference.load(options.checkpoint, device))
     experiment = cli.guarded(lambda: cli.changed(trained.experiment, options.set))
@@ -49,4 +48,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.start(main)

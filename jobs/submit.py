@@ -4,8 +4,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import tyro
-
+from jobs.reading import read
+from vamf import output
 from vamf.cluster import dashboard, following, submit
 
 
@@ -34,7 +34,7 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Returns the exit status: 0 if the job succeeded."""
     split = arguments.index("--") if "--" in arguments else len(arguments)
-    options = tyro.cli(Options, args=arguments[:split], prog="python -m jobs.submit")
+    options = read(Options, arguments[:split], prog="python -m jobs.submit")
     actions = {following.follow: options.follow, following.stop: options.stop}
     for action, job_id in (actions | {following.status: options.status}).items():
         if job_id:
@@ -52,6 +52,7 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    output.forgive()
     try:
         sys.exit(main(sys.argv[1:]))
     except ValueError as error:

@@ -1,15 +1,12 @@
 """Train one experiment: ``python -m jobs.train digits --beta.value 0.5``; ``--resume FOLDER``."""
 
-import sys
-from dataclasses import dataclass, field
-
-import tyro
+from dataclasses import dataclass, field, replace
 
 from jobs import cli
 from vamf import tracking
 from vamf.cluster import connect
 from vamf.cluster.bars import progress_bar
-from vamf.cluster.launch import Launch, launch, new, resumed
+from vamf.cluster.launch import Launch, claimed, launch, new, resumed, scaling_of
 from vamf.cluster.scaling import Scaling
 from vamf.experiment import Experiment
 from vamf.presets import PRESETS
@@ -21,12 +18,13 @@ class Resume(cli.Resume):
     """Continue a run from its latest checkpoint."""
 
     scaling: Scaling = field(default_factory=Scaling)
-    """Processes, CPUs and GPUs."""
+    """Processes, CPUs and GPUs; what is not given here is as it was."""
 
 
 def main(argv: list[str]) -> None:
     if cli.resumes(argv):
-        again = tyro.cli(Resume, args=argv)
+        saved = cli.guarded(lambda: scaling_of(cli.resumed_place(argv)))
+        again = cli.read(Resume, argv, default=Resume(resume="", scaling=saved))
         run(*cli.guarded(lambda: resumed(again.place, again.uri)), again.scaling)
         return
     presets = {name: cli.Options(experiment=value) for name, value in PRESETS.items()}
@@ -36,13 +34,14 @@ def main(argv: list[str]) -> None:
         cli.show(experiment)
         return
     start = cli.guarded(lambda: new(options.directory(preset), options.uri(), preset))
-    run(experiment, start, options.scaling)
+    run(experiment, replace(start, numbered=options.name is None), options.scaling)
 
 
 def run(experiment: Experiment, start: Launch, scaling: Scaling) -> None:
     """Trains, with a progress bar, and prints what was measured and where it is."""
     cli.guarded(experiment.prepare)
     scaling = cli.guarded(lambda: connect.prepare(scaling, start.place.parent, start.uri))
+    start = cli.guarded(lambda: claimed(start))
 
     def train() -> Summary:
         with progress_bar(start.directory, experiment.steps):
@@ -56,4 +55,4 @@ def run(experiment: Experiment, start: Launch, scaling: Scaling) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.start(main)

@@ -1,9 +1,6 @@
 """Search beta: ``python -m jobs.tune``, ``python -m jobs.tune schedules mnist --trials 30``."""
 
-import sys
 from dataclasses import dataclass, field
-
-import tyro
 
 from jobs import cli
 from vamf.cluster import sweeps
@@ -29,7 +26,7 @@ class Options(cli.Options):
 
 def main(argv: list[str]) -> None:
     if cli.resumes(argv):
-        again = tyro.cli(cli.Resume, args=argv)
+        again = cli.read(cli.Resume, argv)
         run(cli.guarded(lambda: sweeps.resumed(cli.folder(again.place), again.uri)))
     elif (sweep := new(argv)) is not None:
         run(sweep)
@@ -47,7 +44,9 @@ def new(argv: list[str]) -> Sweep | None:
         cli.show(experiment)
         return None
     where = cli.guarded(lambda: (options.folder(f"beta-{name}"), options.uri()))
-    return cli.guarded(lambda: sweeps.new(plan, experiment, *where, options.scaling))
+    return cli.guarded(
+        lambda: sweeps.new(plan, experiment, *where, options.scaling, numbered=options.name is None)
+    )
 
 
 def run(sweep: Sweep) -> None:
@@ -57,4 +56,4 @@ def run(sweep: Sweep) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    cli.start(main)

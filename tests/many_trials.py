@@ -69,7 +69,7 @@ def main(trials: int = 200, every: int = 25) -> None:
     """Runs them and looks every so many trials."""
     folder = Path(tempfile.mkdtemp(prefix="many"))
     os.environ["VAMF_CACHE"] = str(folder / "cache")
-    directory, uri = folder / "sweep", tracking.default_uri(folder)
+    directory, uri = folder / "sweep", tracking.address(folder)
     plan = sweeps.Plan(constant, "constant", trials, 1)
     sweep = sweeps.new(plan, CHEAP, directory, uri, Scaling(gpus=0))
     done, begun = threading.Event(), time.monotonic()

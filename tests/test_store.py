@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from machine import free_ports, kill
@@ -42,6 +44,29 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setenv("UNDER", str(tmp_path))
     return Store(f"under://bucket/{tmp_path.name}")
+
+
+def test_a_place_is_begun_once(store: Store) -> None:
+    """Of several that begin at once at most one does, and nobody where something is."""
+    barrier = Barrier(4)
+
+    def begin(_: int) -> str | None:
+        barrier.wait()
+        try:
+            return (store / "a").claim()
+        except ValueError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(4) as pool:
+        found = [*pool.map(begin, range(4))]
+    assert found.count(None) <= 1
+    refused = f"{store / 'a'} exists; choose another --name, or --resume it"
+    assert {*found} <= {None, refused}
+    (store / "b").claim()
+    (store / "b").write("run.json", b"{}")
+    with pytest.raises(ValueError, match="exists; choose another --name"):
+        (store / "b").claim()
+    assert [name for name in (store / "b").names() if not name.startswith(".")] == ["run.json"]
 
 
 def test_objects_are_written_listed_read_and_deleted(store: Store, tmp_path: Path) -> None:

@@ -381,18 +381,60 @@ def test_only_one_process_sends_at_a_time(tmp_path: Path) -> None:
 
 def test_addresses_and_commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    uri = tracking.default_uri(tmp_path)
+    uri = tracking.address(tmp_path)
     assert uri == f"sqlite:////{str(tmp_path)[1:]}/mlflow.db"
     assert f"mlflow ui --backend-store-uri {uri} " in tracking.ui_command(uri, tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://ann:hunter2@mlflow.example")
-    uri = tracking.default_uri(tmp_path)
+    uri = tracking.address(tmp_path)
     assert tracking.ui_command(uri, tmp_path) == "open https://mlflow.example"
+
+
+def test_the_command_is_one_that_the_user_has(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("UV", raising=False)
+    shown = tracking.ui_command("sqlite:////a/mlflow.db", tmp_path)
+    assert shown.startswith("python -m mlflow ui --backend-store-uri ")
+    monkeypatch.setenv("UV", "/usr/bin/uv")  # as `uv run` sets it
+    assert tracking.ui_command("sqlite:////a/mlflow.db", tmp_path).startswith("uv run mlflow ui ")
+
+
+def experiment_of(uri: str, run: Run) -> tuple[str, str]:
+    """The name of a run's experiment, and where its files are."""
+    client = MlflowClient(uri)
+    found = client.get_experiment(client.get_run(run.run_id).info.experiment_id)
+    return found.name, found.artifact_location
+
+
+def test_the_experiment_is_the_one_that_the_environment_names(
+    tracking_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: Any = {"name": "a", "params": {}, "tags": {}, "spool": tmp_path / "spool"}
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "/Users/ann/digits")
+    parent = tracking.create(tracking_uri, **given)
+    name, files = experiment_of(tracking_uri, parent)
+    assert name == "/Users/ann/digits"
+    assert files.startswith(Path(tracking_uri.removeprefix("sqlite:///")).parent.as_uri())
+    assert (
+        experiment_of(tracking_uri, tracking.create(tracking_uri, **given, experiment="b"))[0]
+        == "b"
+    )
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")  # as on another node
+    child = tracking.create(tracking_uri, **given, parent=parent)
+    assert child.experiment_id == parent.experiment_id
+    assert experiment_of(tracking_uri, tracking.create(tracking_uri, **given))[0] == "vamf"
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", parent.experiment_id)
+    assert tracking.create(tracking_uri, **given).experiment_id == parent.experiment_id
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "987654")
+    with pytest.raises(ValueError, match="987654"):
+        tracking.create(tracking_uri, **given)
 
 
 def test_an_unusable_sqlite_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("this is no database" * 100)
     with pytest.raises(ValueError, match="not a database"):
-        tracking.check(tracking.default_uri(tmp_path))
+        tracking.check(tracking.address(tmp_path))
 
 
 def test_a_spool_folder_is_asked_for(tmp_path: Path) -> None:

@@ -9,16 +9,28 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from vamf.distributed import Workers
-from vamf.files import write_whole
+from vamf.files import expanded, write_whole
+from vamf.output import say
 
 Figures = Mapping[str, tuple[float, float]]
 """Values with their standard errors, by name."""
 
 
+FOLDERS = ("VAMF_CACHE", "XDG_CACHE_HOME", "TORCH_HOME", "HF_HOME")
+"""Environment variables that name folders of vamf's, or of a library that keeps weights."""
+
+
 def folder() -> Path:
-    """VAMF_CACHE, else the user's cache folder; made if it is not there."""
+    """VAMF_CACHE, else the user's cache folder, absolute; ValueError for an unknown ``~``."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("VAMF_CACHE") or Path(home) / "vamf")
+    return expanded(Path(os.environ.get("VAMF_CACHE") or Path(home) / "vamf")).absolute()
+
+
+def settle() -> None:
+    """Makes the environment's folders absolute, for processes that will work in other folders."""
+    for name in FOLDERS:
+        if given := os.environ.get(name):
+            os.environ[name] = str(expanded(Path(given)).absolute())
 
 
 def place(key: Mapping[str, str], suffix: str, kind: str = "reference") -> Path:
@@ -74,4 +86,4 @@ def _write(path: Path, key: Mapping[str, str], found: Figures) -> None:
     try:
         write_whole(path, json.dumps({"protocol": dict(key), "figures": pairs}))
     except OSError as error:
-        print(f"figures were not kept: {error}", flush=True)
+        say(f"figures were not kept: {error}")

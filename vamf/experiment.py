@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
 
 from vamf import values
+from vamf.data import vae
 from vamf.data.augment import Augmentation
 from vamf.data.downloads import CIFAR10, MNIST
 from vamf.data.folders import ImageFolder
@@ -28,6 +29,7 @@ from vamf.metrics.distances import FrechetDistance, SlicedWasserstein
 from vamf.models.dit import DiTConfig
 from vamf.models.mlp import MLPConfig
 from vamf.models.unet import UNetConfig
+from vamf.store import absolute
 from vamf.typing import Sample
 
 Sampler = Literal["average", "euler", "heun", "ancestral", "ddim"]
@@ -318,6 +320,26 @@ class Experiment:
             self.data.prepare(compared=not isinstance(distance.reference, Path))
         distance.prepare(self.pictures)
 
+    def located(self) -> Self:
+        """The same with absolute paths, for processes that work in other folders: Ray's do.
+
+        A relative path starts in the folder that this process works in.
+        """
+        placed: Self = values.with_paths(self, absolute)
+        if not isinstance(placed.data, Latents):
+            return placed
+        return replace(placed, data=replace(placed.data, vae=vae.located(placed.data.vae)))
+
+    def differences(self, other: "Experiment") -> dict[str, tuple[Any, Any]]:
+        """What differs from another experiment: its values there and here, by dotted name.
+
+        A relative path, as earlier versions saved them, equals any absolute one that ends like it:
+        where it started was not saved.
+        """
+        here, there = self.flatten(), other.flatten()
+        pairs = {n: (there.get(n), here.get(n)) for n in sorted(here.keys() | there.keys())}
+        return {n: pair for n, pair in pairs.items() if pair[0] != pair[1] and not _ends(*pair)}
+
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries of JSON's types, and ``schema``, their version."""
         return {"schema": SCHEMA, **values.to_dict(self)}
@@ -343,6 +365,17 @@ class Experiment:
     def flatten(self) -> dict[str, Any]:
         """All choices on one level, by dotted name."""
         return values.flatten(values.to_dict(self))
+
+
+def _ends(there: object, here: object) -> bool:
+    """Whether ``there`` is a relative path, and ``here`` the same path from the root on."""
+    if not (isinstance(there, str) and isinstance(here, str)):
+        return False
+    relative, whole = Path(there), Path(here)
+    if relative.is_absolute() or not whole.is_absolute():
+        return False
+    count = len(relative.parts)
+    return count == 0 or whole.parts[-count:] == relative.parts
 
 
 def _migrated(data: Mapping[str, Any]) -> dict[str, Any]:

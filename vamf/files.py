@@ -4,7 +4,8 @@ import hashlib
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import chain, count
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,10 +36,35 @@ def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], object])
             file.write(content.encode() if isinstance(content, str) else content)
 
 
+def expanded(path: Path) -> Path:
+    """The path with ``~`` as the user's home; ValueError if nobody has that name."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(f"~ must stand for a user's home; got {path}") from None
+
+
 def local(folder: Path) -> Path:
-    """A folder's absolute path, also of one written file:///..."""
+    """A folder's absolute path, also of one written file:///... or ~/..."""
     text = str(folder)
-    return Path(f"/{text[5:].lstrip('/')}") if text.startswith("file:/") else folder.resolve()
+    if text.startswith("file:/"):
+        return Path(f"/{text[5:].lstrip('/')}")
+    return expanded(folder).resolve()
+
+
+def claimed(folder: Path, *, numbered: bool) -> Path:
+    """A new folder of that name, which this process alone has made.
+
+    If there is one already, it is ``numbered``: NAME-2, or the next that is free; otherwise
+    ValueError is raised.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    more = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
+    for path in chain([folder], more if numbered else ()):
+        with suppress(FileExistsError):  # of two processes one makes it
+            path.mkdir()
+            return path
+    raise ValueError(f"{folder} exists; choose another --name, or --resume it")
 
 
 def sync(path: Path) -> None:

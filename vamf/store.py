@@ -160,6 +160,22 @@ class Store:
         finally:
             self.delete(name)
 
+    def claim(self) -> None:
+        """Begins something new here; ValueError if there is something, or begins at this moment.
+
+        Whoever begins leaves an object, and then looks for others': of several at most one finds
+        none. A store makes nothing that is there or not there, as a folder is.
+        """
+        mine = f".begun_{uuid4().hex}"
+        try:
+            self.write(mine, b"begun")
+            if self.names() == [mine]:
+                return
+            self.delete(mine)
+        except StoreError as error:
+            raise ValueError(f"the storage must be writable; got {error}") from None
+        raise ValueError(f"{self} exists; choose another --name, or --resume it")
+
     def check(self) -> None:
         """Raises ValueError unless objects can be made, listed and deleted here."""
         try:
@@ -198,6 +214,17 @@ Place = Path | Store
 def place(text: str) -> Place:
     """What a user means by a path or an address; ValueError for an address of no use."""
     return Store.of(text) or local(Path(text))
+
+
+def absolute(path: Path) -> Path:
+    """A path that means the same in whatever folder a process works; a store's address stays.
+
+    A relative one starts in the folder that this process works in.
+    """
+    text = str(path)
+    if ADDRESS.match(text):
+        return local(path) if text.startswith("file:/") else path
+    return path.absolute()
 
 
 @cache

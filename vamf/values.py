@@ -8,7 +8,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,6 +73,20 @@ def _parse(annotation: Any, value: Any, path: str) -> Any:
     if isinstance(parsed, float) and not math.isfinite(parsed):
         raise ValueError(f"{path} must be finite; got {value}")
     return parsed
+
+
+def with_paths(value: Any, change: Callable[[Path], Path]) -> Any:
+    """The same value, a dataclass for instance, with each path in it, however deep, changed."""
+    if isinstance(value, Path):
+        return change(value)
+    if type(value) is tuple:
+        return tuple(with_paths(item, change) for item in value)
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    before = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+    after = {name: with_paths(item, change) for name, item in before.items()}
+    changed = {name: item for name, item in after.items() if item != before[name]}
+    return dataclasses.replace(value, **changed) if changed else value
 
 
 def _has_fields(cls: type) -> bool:

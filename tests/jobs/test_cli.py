@@ -81,7 +81,7 @@ def test_unknown_names_come_with_the_nearest(capsys: pytest.CaptureFixture[str])
 def test_any_preset_can_be_searched(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     tune.main([*argv, "--dry-run"])
     shown = json.loads(capsys.readouterr().out)
-    assert Experiment.from_dict(shown) == presets.PRESETS["mnist"]
+    assert Experiment.from_dict(shown) == presets.PRESETS["mnist"].located()
 
 
 @pytest.mark.parametrize(

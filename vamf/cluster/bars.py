@@ -3,11 +3,13 @@
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
 from tqdm import tqdm
+
+from vamf.output import say
 
 PROGRESS, NOTES = "progress", "notes"
 """The files in a run's folder that hold the last reported step, and a line for each note."""
@@ -19,20 +21,23 @@ LINE_S = 60.0
 class _Lines:
     """A log, as the terminal that tqdm draws on: each drawing becomes a line."""
 
-    def __init__(self, log: TextIO) -> None:
+    def __init__(self, log: TextIO | None) -> None:
         self._log = log
 
     def write(self, text: str) -> None:
-        if line := text.strip("\r\n "):
-            self._log.write(f"{line}\n")
+        if (line := text.strip("\r\n ")) and self._log:
+            with suppress(OSError, ValueError):  # nobody reads it any more
+                self._log.write(f"{line}\n")
 
     def flush(self) -> None:
-        self._log.flush()
+        if self._log:
+            with suppress(OSError, ValueError):
+                self._log.flush()
 
 
 def step_bar(total: int, initial: int = 0, *, scale: bool = False) -> tqdm:
     """A bar of steps on stderr; where that is no terminal, a line a minute."""
-    terminal = sys.stderr.isatty()
+    terminal = sys.stderr is not None and sys.stderr.isatty()
     return tqdm(
         total=total,
         initial=initial,
@@ -54,7 +59,7 @@ def progress_bar(directory: Path, steps: int) -> Iterator[None]:
         nonlocal told
         shown.update(progress(directory) - shown.n)
         for line in notes(directory)[told:]:
-            tqdm.write(line, file=sys.stderr)
+            say(line, error=True)
             told += 1
 
     def follow() -> None:
@@ -83,7 +88,7 @@ def progress(directory: Path) -> int:
 def notes(directory: Path) -> list[str]:
     """What the run in ``directory`` has noted, a whole line each."""
     try:
-        text = (directory / NOTES).read_text()
+        text = (directory / NOTES).read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
     return text[: text.rfind("\n") + 1].splitlines()
@@ -91,5 +96,5 @@ def notes(directory: Path) -> list[str]:
 
 def add_note(directory: Path, line: str) -> None:
     """Notes something, for whoever follows the run."""
-    with (directory / NOTES).open("a") as file:
+    with (directory / NOTES).open("a", encoding="utf-8") as file:
         file.write(f"{line}\n")

@@ -19,6 +19,7 @@ import torch
 from vamf import tracking
 from vamf.cluster.bars import progress
 from vamf.cluster.launch import RUN
+from vamf.cpus import usable
 from vamf.experiment import Experiment
 from vamf.metrics.distances import FrechetDistance
 from vamf.presets import PRESETS
@@ -84,7 +85,7 @@ def scaling(preset: str, subject: Subject, workers: Sequence[int], threads: int)
     if not on_gpus:
         notes.append(
             f"CPU processes of {each} thread{'s' * (each > 1)} each: they share "
-            f"{os.cpu_count()} cores, caches and memory, as machines of their own would not"
+            f"{usable()} cores, caches and memory, as machines of their own would not"
         )
     first = next(iter(found))
     rows = {

@@ -8,10 +8,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from urllib.parse import urlsplit
 
+from vamf import cache
 from vamf.cluster import signals
 from vamf.cluster.nodes import alive, require_reached, require_room, require_seen
 from vamf.cluster.quiet import mute_raylet, quieten
 from vamf.cluster.scaling import Scaling
+from vamf.cpus import usable
 from vamf.store import Place, Store
 from vamf.tracking.courier import where
 from vamf.tracking.run import database
@@ -33,6 +35,7 @@ def connect() -> None:
     mute_raylet()
     address = os.environ.get("RAY_ADDRESS")
     if address in (None, "", "local"):
+        cache.settle()  # Ray's processes take over the environment, and work in other folders
         _start()
     else:
         _join(address)
@@ -57,6 +60,7 @@ def _start(tries: int = 2) -> None:
         with _on_loopback():
             ray.init(
                 address="local",
+                num_cpus=usable(),  # Ray would count all of the machine's
                 include_dashboard=False,
                 object_store_memory=200 * 2**20,
                 log_to_driver=False,

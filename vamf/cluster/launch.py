@@ -4,12 +4,12 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from errno import ENOENT
 from pathlib import Path
 from typing import Any
 
-from vamf import tracking
+from vamf import files, tracking, values
 from vamf.cluster import signals
 from vamf.cluster.failures import RunFailed
 from vamf.cluster.mirror import Mirror
@@ -20,13 +20,14 @@ from vamf.experiment import Experiment
 from vamf.files import write_whole
 from vamf.store import Place, Store, StoreError
 from vamf.tracking import Run, Tracker
+from vamf.tracking.run import located
 from vamf.tracking.tracker import Status
 from vamf.training.evaluation import protocol
 from vamf.training.fetching import CHECKPOINTS, working_copy
 from vamf.training.loop import Summary
 from vamf.training.restoring import checkpoints, newest
 
-RUN = "run.json"
+RUN, SCALING = "run.json", "scaling.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,9 @@ class Launch:
     store: Store | None = None
     """The place in an object store that holds the run, if one does."""
 
+    numbered: bool | None = None
+    """Of a new run, whether it takes another name if its own is taken; None joins what is there."""
+
     @property
     def place(self) -> Place:
         """What users call the run by."""
@@ -56,11 +60,43 @@ class Launch:
 
 def new(place: Place, uri: str, preset: str) -> Launch:
     """A run by itself, named after its folder."""
+    uri = located(uri)
     if not isinstance(place, Store):
         return Launch(directory=place, uri=uri, name=place.name, preset=preset)
     directory = working_copy(place, "driver")
     shutil.rmtree(directory, ignore_errors=True)  # of another attempt: the store's word counts
     return Launch(directory=directory, uri=uri, name=place.name, preset=preset, store=place)
+
+
+def claimed(start: Launch) -> Launch:
+    """The same run; of a new one, with a place that this process alone has made.
+
+    Raises ValueError for a name that is taken and not ``numbered``, or is in a store.
+    """
+    if start.numbered is None:
+        return start
+    if start.store is not None:
+        start.store.claim()
+        return replace(start, numbered=None)
+    directory = files.claimed(start.directory, numbered=start.numbered)
+    return replace(start, directory=directory, name=directory.name, numbered=None)
+
+
+def scaling_of(place: Place) -> Scaling:
+    """What the run's last attempt was given; the default of a run that does not say, or of none.
+
+    Raises ValueError if that cannot be read.
+    """
+    try:
+        text = place.read(SCALING) if isinstance(place, Store) else (place / SCALING).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):  # earlier versions saved none
+        return Scaling()
+    except OSError as error:
+        raise ValueError(f"the run could not be read: {error}") from None
+    try:
+        return values.from_dict(Scaling, json.loads(text))
+    except ValueError as error:
+        raise ValueError(f"the run's {SCALING} must hold a scaling; got {error}") from None
 
 
 def resumed(place: Place, uri: str) -> tuple[Experiment, Launch]:
@@ -78,7 +114,7 @@ def resumed(place: Place, uri: str) -> tuple[Experiment, Launch]:
     if not (directory / RUN).exists():
         raise ValueError(f"no run in {start.place}: {RUN} is missing")
     tracking.check(uri)
-    experiment = Experiment.load(directory / EXPERIMENT)
+    experiment = Experiment.load(directory / EXPERIMENT).located()
     newest(checkpoints(experiment, directory), experiment)  # told here, not by a worker
     return experiment, start
 
@@ -100,7 +136,7 @@ def create(experiment: Experiment, start: Launch) -> Run:
         raise FileNotFoundError(ENOENT, "this node does not see the sweep's folder", str(sweep))
     saved, marker = start.directory / EXPERIMENT, start.directory / RUN
     if marker.exists():
-        if Experiment.load(saved) != experiment:
+        if experiment.differences(Experiment.load(saved)):
             raise ValueError(f"{start.directory} holds another experiment")
         run = Run(**json.loads(marker.read_text()) | {"uri": start.uri}).kept_in(start.directory)
         tracking.rejoin(run)
@@ -172,6 +208,7 @@ def launch(
     """
     with _stored(start) as mirror:
         run = create(experiment, start)
+        write_whole(start.directory / SCALING, json.dumps(asdict(scaling)))
         with closing(run) as ending:
             summary = fit(experiment, start.directory, run, scaling, mirror=mirror, **hooks)
             check(summary)

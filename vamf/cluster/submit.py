@@ -19,6 +19,7 @@ from ray.exceptions import AuthenticationError
 from vamf.cluster.dashboard import brief, connect, default_address, environment, without
 from vamf.store import Store
 from vamf.tracking.courier import where
+from vamf.tracking.run import relative
 
 JOBS = ("train", "tune", "evaluate", "sample", "bench")
 """What may run: ``python -m jobs.<name>``."""
@@ -99,10 +100,21 @@ class Submission:
                 "the address of an object store, as Ray deletes the folder that a job runs in; "
                 f"got {given or 'none'}"
             )
+        self._check_tracking(words)
         if store and not any(w == "--tracking" for w in words) and not self._knows_mlflow:
             raise ValueError(
                 "with an object store MLFLOW_TRACKING_URI must be the address of a server, as "
                 "MLflow's own file would be in the folder that Ray deletes"
+            )
+
+    def _check_tracking(self, words: list[str]) -> None:
+        """Raises ValueError if MLflow's file would be in the folder that Ray deletes."""
+        given = [words[at + 1 :][:1] for at, word in enumerate(words) if word == "--tracking"]
+        uri = "".join(given[-1]) if given else self.variables.get("MLFLOW_TRACKING_URI", "")
+        if relative(uri):
+            raise ValueError(
+                "MLflow's address must be a server's, or name an absolute path that all nodes see, "
+                f"as Ray deletes the folder that a job runs in; got {uri}"
             )
 
     @property

@@ -20,8 +20,9 @@ from vamf.cluster.sweep import Sweep
 from vamf.cluster.trials import TRIAL
 from vamf.cluster.tune import search
 from vamf.experiment import Experiment
-from vamf.files import write_whole
+from vamf.files import claimed, write_whole
 from vamf.tracking import Run
+from vamf.tracking.run import located
 
 SWEEP = "sweep.json"
 
@@ -48,16 +49,26 @@ class Plan:
     """Name of the preset that is varied; by default the space's own."""
 
 
-def new(plan: Plan, experiment: Experiment, directory: Path, uri: str, scaling: Scaling) -> Sweep:
+def new(
+    plan: Plan,
+    experiment: Experiment,
+    directory: Path,
+    uri: str,
+    scaling: Scaling,
+    *,
+    numbered: bool = False,
+) -> Sweep:
     """Makes the folder and the MLflow run of a new search, once Ray is there.
+
+    A name that is taken is ``numbered``, or else refused by a ValueError.
 
     Raises ValueError if the space does not fit the experiment, weights are missing, or Ray or
     MLflow refuses.
     """
-    objectives = check(plan, experiment)
+    objectives, experiment = check(plan, experiment), experiment.located()
     experiment.prepare()
     scaling = connect.prepare(scaling, directory.parent, uri, cluster=True)
-    directory.mkdir(parents=True)
+    directory = claimed(directory, numbered=numbered)
     preset = plan.preset or plan.space.PRESET
     parent = tracking.create(
         uri,
@@ -109,11 +120,11 @@ def resumed(directory: Path, uri: str) -> Sweep:
     directory = directory.resolve()
     if not (directory / SWEEP).exists():
         raise ValueError(f"no search in {directory}: {SWEEP} is missing")
-    tracking.check(uri)
+    tracking.check(uri := located(uri))
     data: dict[str, Any] = json.loads((directory / SWEEP).read_text())
     fields: Mapping[str, Any] = data | {
         "directory": directory,
-        "experiment": Experiment.from_dict(data["experiment"]),
+        "experiment": Experiment.from_dict(data["experiment"]).located(),
         "objectives": tuple(data["objectives"]),
         "parent": Run(**data["parent"] | {"uri": uri}),
         "scaling": connect.prepare(Scaling(**data["scaling"]), directory.parent, uri, cluster=True),

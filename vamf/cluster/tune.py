@@ -1,15 +1,14 @@
 """The search: Ray Tune runs trials that Optuna suggests. The only module that imports Ray Tune."""
 
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
-from tqdm import tqdm
 
+from vamf import output
 from vamf.cluster import connect
 from vamf.cluster.bars import step_bar
 from vamf.cluster.failures import NonFiniteObjective, RunFailed
@@ -39,6 +38,7 @@ from vamf.cluster.trials import (
     trial_folder,
 )
 from vamf.cluster.verdicts import BASELINE
+from vamf.output import say
 from vamf.redact import redacted
 from vamf.training.loop import Summary
 from vamf.training.trainer import NonFiniteLoss
@@ -136,6 +136,7 @@ def run_trial(sweep: Sweep, number: int, settings: Mapping[str, Any]) -> None:
     """Trains a point with each of its seeds, in a Ray Tune trial, and reports its objectives."""
     from ray import tune
 
+    output.tolerate()
     experiment = sweep.experiment.override(settings)
     trial = Trial(number=number, settings=dict(settings), label=experiment.beta.label)
     folder, start = trial_folder(sweep.directory, number), time.monotonic()
@@ -240,20 +241,22 @@ def _progress(space: Space, sweep: Sweep, bar: Any) -> Any:
 
         def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             number = trial.config["number"]
-            tqdm.write(f"trial {number}: its process died; it goes on from its checkpoint")
+            say(f"trial {number}: its process died; it goes on from its checkpoint")
 
         def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
             if line := watch.look():
-                tqdm.write(line)
-                sys.stdout.flush()
+                say(line)
 
         def _move(self, trial: Any, now: int) -> None:
             bar.update(max(now - steps.get(trial.trial_id, 0), 0))
             steps[trial.trial_id] = max(now, steps.get(trial.trial_id, 0))
 
         def _line(self, trial: Any) -> None:
-            tqdm.write(describe(sweep, trial.config["number"]))
-            sys.stdout.flush()  # whoever follows a job's log should see it now
+            number = trial.config["number"]
+            try:
+                say(describe(sweep, number))
+            except (OSError, ValueError) as error:  # what only prints ends no search
+                say(f"trial {number}: its record could not be read: {error}")
 
     return Progress()
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vamf import output
 from vamf.cluster import signals
 from vamf.cluster.bars import NOTES, PROGRESS, add_note, notes
 from vamf.cluster.mirror import Mirror
@@ -34,6 +35,7 @@ EXPERIMENT = "experiment.json"
 
 def work(config: dict[str, Any]) -> None:
     """The function that every Ray Train worker runs."""
+    output.tolerate()
     if config["mark"] and not (mark := Path(config["mark"])).exists():
         raise unseen(mark.parent, [f"node {socket.gethostname()}"])
     workers = _place(config["workers"], config["gpus"])

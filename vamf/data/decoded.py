@@ -12,6 +12,7 @@ import torch
 from vamf import cache
 from vamf.data.files import Cut, decode
 from vamf.files import write_whole
+from vamf.output import say
 from vamf.typing import Pixels
 
 WORTH_S = 1.0
@@ -74,7 +75,7 @@ def _write(path: Path, images: Pixels, complaints: Sequence[str]) -> None:
     try:
         write_whole(path, lambda file: np.savez(file, images=pixels, complaints=told))
     except OSError as error:
-        print(f"decoded images were not kept: {error}", flush=True)
+        say(f"decoded images were not kept: {error}")
         return
     size = images.nbytes / 2**20
-    print(f"decoded {len(images)} files; their pixels, {size:.0f} MiB, are in {path}", flush=True)
+    say(f"decoded {len(images)} files; their pixels, {size:.0f} MiB, are in {path}")

@@ -1,6 +1,5 @@
 """Image files as pixels: which there are, how they are cut to size, and which are of no use."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,6 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vamf import cpus
+from vamf.output import say
 from vamf.typing import Pixels
 
 T = TypeVar("T")
@@ -19,7 +20,7 @@ R = TypeVar("R")
 
 Crop = Literal["centre", "exact"]
 
-THREADS = min(8, os.cpu_count() or 1)
+THREADS = min(8, cpus.usable())
 """Pillow lets go of the interpreter while it decodes; of small files more are slower than these."""
 NAMED = 3
 """Files of no use that a message names."""
@@ -134,7 +135,7 @@ def tell(bad: Sequence[str], total: int, skip: bool) -> None:
     line = f"{len(bad)} of {total} files are of no use: {'; '.join(bad[:NAMED])}{more}"
     if not skip or len(bad) == total:
         raise ValueError(line)
-    print(f"skipped {line}", flush=True)
+    say(f"skipped {line}")
 
 
 def parallel(function: Callable[[T], R], items: Iterable[T]) -> list[R]:

@@ -1,7 +1,6 @@
 """Data too large for memory: read from disk, ahead of the steps that need them."""
 
 import hashlib
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vamf.cpus import usable
 from vamf.data.dataset import WHOLE, require_positive, to_device, to_float
 from vamf.data.files import Cut, Unreadable
 from vamf.data.order import Order
+from vamf.output import say
 from vamf.typing import Label, Pixels, Sample
 
 AHEAD = 4
@@ -103,7 +104,7 @@ class FileSet:
         """``skip`` names a damaged file and puts the next good one of its class in its place."""
         self.files, self.cut, self.labels, self.skip = list(files), cut, labels, skip
         self._order = Order(len(files))
-        threads = min(16, 2 * (os.cpu_count() or 1))
+        threads = min(16, 2 * usable())
         self._ahead = Ahead(self._order.positions, self._read, threads)
         self._named: set[Path] = set()
 
@@ -142,7 +143,7 @@ class FileSet:
     def _name(self, path: Path, error: Unreadable) -> None:
         if path not in self._named:
             self._named.add(path)
-            print(f"skipped, file {len(self._named)} of no use: {error}", flush=True)
+            say(f"skipped, file {len(self._named)} of no use: {error}")
 
     def labels_of(
         self, step: int, size: int, seed: int, device: torch.device, part: slice = WHOLE

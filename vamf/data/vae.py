@@ -6,17 +6,28 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vamf.data.dataset import to_float
+from vamf.files import expanded
 from vamf.precision import strict_fp32
 from vamf.typing import Pixels, Sample
 
 AT_ONCE = {"cpu": 4, "cuda": 32}
 """Images of 256x256 that are encoded, or decoded, at once: 1 GB on the CPU, 10 on a GPU."""
+
+
+def located(name: str) -> str:
+    """The absolute path of an autoencoder's folder; a repository's name as it is.
+
+    ``name`` may begin with ``~``. Raises ValueError if that is nobody's home.
+    """
+    folder = expanded(Path(name))
+    return str(folder.absolute()) if name.startswith("~") or folder.is_dir() else name
 
 
 class VAE:
@@ -28,7 +39,7 @@ class VAE:
         Raises ValueError where diffusers, or the weights, are not to be had.
         """
         self.name, self.device = name, device
-        self.network = _load(name).to(device)
+        self.network = _load(located(name)).to(device)
         config = self.network.config
         self.scaling = float(config.scaling_factor)
         if config.get("shift_factor"):

@@ -22,6 +22,7 @@ from vamf.metrics.quality import Quality
 from vamf.metrics.quantize import to_uint8
 from vamf.metrics.reference import Reference
 from vamf.metrics.wasserstein import sliced_wasserstein
+from vamf.output import say
 from vamf.random import generator
 from vamf.typing import Sample
 
@@ -127,7 +128,7 @@ class FrechetDistance:
         if isinstance(self.reference, Path):
             reference.of_file(self.reference, extractor, source.shape, cpu)
             if told := reference.caution(self.reference, extractor):
-                print(f"note: {told}", flush=True)
+                say(f"note: {told}")
 
     def protocol(self, source: Source, workers: Workers) -> dict[str, str]:
         """All that a figure depends on besides the generated images."""

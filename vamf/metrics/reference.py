@@ -16,6 +16,7 @@ from vamf.files import write_whole
 from vamf.metrics.extractors import INCEPTION_ID, Extractor
 from vamf.metrics.gathering import gather
 from vamf.metrics.statistics import FeatureStatistics, maker
+from vamf.output import say
 from vamf.typing import Features
 
 SMALL = 64
@@ -94,7 +95,7 @@ def _write(path: Path, key: Mapping[str, str], made: Reference) -> None:
             write_whole(path.with_suffix(".npy"), lambda file: np.save(file, array))
         made.statistics.save(path, key)
     except OSError as error:
-        print(f"reference statistics were not kept: {error}", flush=True)
+        say(f"reference statistics were not kept: {error}")
 
 
 def _share(

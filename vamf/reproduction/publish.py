@@ -6,7 +6,8 @@ from pathlib import Path
 
 from vamf import tracking
 from vamf.cluster.launch import closing
-from vamf.files import write_whole
+from vamf.files import claimed, write_whole
+from vamf.output import say
 from vamf.reproduction import work
 from vamf.reproduction.protocol import Protocol, claim
 from vamf.reproduction.results import Result, load_all
@@ -19,31 +20,35 @@ from vamf.values import flatten
 RUN, TABLE = "run.json", "reproduction.md"
 
 
-def reproduce(protocol: Protocol, computing: Computing, folder: Path, uri: str) -> None:
+def reproduce(
+    protocol: Protocol, computing: Computing, folder: Path, uri: str, *, numbered: bool = False
+) -> None:
     """Trains what is left, publishes each set when it is finished, and prints how it goes.
 
+    With ``numbered`` it is a new one, whose folder takes another name if its own is taken.
     Raises ValueError if MLflow does not answer at the start; later it costs a line.
     """
     tracking.check(uri)
+    folder = claimed(folder, numbered=True) if numbered else folder
     claim(folder, protocol)
     run = parent(protocol, folder, uri)
     with closing(run):
         _publish(folder, run)
         for result in work.run(protocol, folder, computing):
-            print(f"{result.set} is finished after {result.seconds:.0f} s", flush=True)
+            say(f"{result.set} is finished after {result.seconds:.0f} s")
             _publish(folder, run)
     if left := work.unfinished(protocol, folder):
         Tracker(run).close("KILLED", f"paused with {len(left)} sets left")
-        print(f"{len(left)} sets are left; the same command with --name {folder.name} goes on")
-    print(f"table      {folder / TABLE}")
-    print(f"compare    {tracking.ui_command(uri, folder.parent)}")
+        say(f"{len(left)} sets are left; the same command with --name {folder.name} goes on")
+    say(f"table      {folder / TABLE}")
+    say(f"compare    {tracking.ui_command(uri, folder.parent)}")
 
 
 def _publish(folder: Path, run: Run) -> None:
     try:
         publish(folder, run)
     except ValueError as error:
-        print(f"not published: {error}", flush=True)
+        say(f"not published: {error}")
 
 
 def parent(protocol: Protocol, folder: Path, uri: str) -> Run:

@@ -6,16 +6,16 @@ stderr and no point of any curve.
 
 from vamf.tracking.model import save_model
 from vamf.tracking.provenance import git_commit
-from vamf.tracking.run import Run, default_uri, ui_command
+from vamf.tracking.run import Run, address, ui_command
 from vamf.tracking.server import check, create, history
 from vamf.tracking.tracker import Tracker, rejoin, resend
 
 __all__ = [
     "Run",
     "Tracker",
+    "address",
     "check",
     "create",
-    "default_uri",
     "git_commit",
     "history",
     "rejoin",

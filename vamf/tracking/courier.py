@@ -1,7 +1,6 @@
 """Delivery of a run's events to MLflow, which may be away, or refuse them, at any time."""
 
 import errno
-import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import groupby
@@ -11,6 +10,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from requests import RequestException
 
+from vamf.output import say
 from vamf.redact import redacted
 from vamf.tracking.spool import Event, Queued, Spool
 
@@ -202,7 +202,7 @@ def _groups(waiting: list[Queued]) -> Iterator[list[Queued]]:
 
 
 def _warn(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    say(line, error=True)
 
 
 def is_refusal(error: Exception) -> bool:

@@ -1,14 +1,23 @@
 """A run of MLflow as a value, and where runs are kept."""
 
 import os
+import re
 import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from vamf.files import expanded
 from vamf.tracking.courier import where
 
 SPOOL = "spool"
 """The folder, in a run's, that holds a folder for each MLflow run."""
+
+
+FILE = re.compile(r"(sqlite(?:\+\w+)?:///)(?!:memory:)([^?]+)(\?.*|)")
+"""The address of an SQLite file, in three parts; one in memory is none."""
+
+SERVICES = ("databricks", "databricks-uc", "uc")
+"""Addresses that name a service without ``://``, alone or before a colon."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,16 +36,40 @@ class Run:
         return replace(self, spool=str(directory.resolve() / SPOOL / self.run_id))
 
 
-def default_uri(storage: Path) -> str:
-    """Where runs are tracked: MLFLOW_TRACKING_URI, else an SQLite file in the storage folder."""
-    chosen = os.environ.get("MLFLOW_TRACKING_URI")
-    return chosen or f"sqlite:///{storage.resolve() / 'mlflow.db'}"
+def address(storage: Path, given: str | None = None) -> str:
+    """Where runs are tracked: as given, else MLFLOW_TRACKING_URI, else an SQLite file in storage.
+
+    Paths in it are absolute. Raises ValueError for a ``~`` that is nobody's home.
+    """
+    chosen = given or os.environ.get("MLFLOW_TRACKING_URI")
+    return located(chosen or f"sqlite:///{storage.resolve() / 'mlflow.db'}")
+
+
+def located(uri: str) -> str:
+    """The address with an absolute path, if it names a file or folder: Ray's processes work in
+    other folders."""
+    if match := FILE.fullmatch(uri):
+        before, path, after = match.groups()
+        return f"{before}{expanded(Path(path)).absolute()}{after}"
+    if uri.startswith("file:"):
+        path = uri.removeprefix("file:")
+        return uri if path.startswith("/") else expanded(Path(path)).absolute().as_uri()
+    if "://" in uri or not uri or uri.partition(":")[0] in SERVICES:
+        return uri
+    return str(expanded(Path(uri)).absolute())
+
+
+def relative(uri: str) -> bool:
+    """Whether an address names a file or a folder by a path that is not absolute."""
+    match = FILE.fullmatch(uri)
+    path = match[2] if match else uri.removeprefix("file:")
+    return not path.startswith("/") and located(uri) != uri
 
 
 def database(uri: str) -> Path | None:
     """The SQLite file that an address names, if it names one."""
-    _, found, path = uri.partition("sqlite:///")
-    return Path(path).resolve() if found else None
+    match = FILE.fullmatch(uri)
+    return Path(match[2]).resolve() if match else None
 
 
 def ui_command(uri: str, storage: Path) -> str:
@@ -50,4 +83,5 @@ def ui_command(uri: str, storage: Path) -> str:
     store = shlex.quote(where(uri))
     # MLflow's four workers take half a minute to start on a small machine; one reader needs one.
     flags = f"--backend-store-uri {store} --artifacts-destination {files} --workers 1"
-    return f"uv run mlflow ui {flags} --host 127.0.0.1"
+    program = "uv run mlflow" if "UV" in os.environ else "python -m mlflow"  # uv run sets it
+    return f"{program} ui {flags} --host 127.0.0.1"

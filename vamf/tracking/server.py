@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from vamf.redact import redacted
 from vamf.tracking.courier import failure, is_refusal
 from vamf.tracking.provenance import user
-from vamf.tracking.run import Run
+from vamf.tracking.run import Run, located
 from vamf.tracking.spool import Event, Spool, locked
 
 # MLflow's own choices (7 retries of up to 120 s each, logs and URLs on the terminal, telemetry)
@@ -59,7 +59,7 @@ def check(uri: str) -> None:
 def create(
     uri: str,
     *,
-    experiment: str = "vamf",
+    experiment: str | None = None,
     name: str,
     params: Mapping[str, object],
     tags: Mapping[str, str],
@@ -69,16 +69,23 @@ def create(
 ) -> Run:
     """Creates a run, and its experiment if need be; ``spool`` gets a folder for this run.
 
+    A run with a parent is in its parent's experiment, others in the one of that name: by default
+    the one that MLFLOW_EXPERIMENT_NAME or MLFLOW_EXPERIMENT_ID says, or else ``vamf``.
     ``artifact_root`` is where a new experiment keeps files; without it the server decides, or the
     SQLite file's folder is used.
 
     Raises:
         ValueError: MLflow does not answer or refuses, or the experiment was deleted.
     """
+    uri = located(uri)
     system = {"mlflow.user": user(), "mlflow.source.name": Path(sys.argv[0]).name}
     above = {"mlflow.parentRunId": parent.run_id} if parent else {}
     try:
-        experiment_id = _patiently(lambda: _experiment(uri, experiment, artifact_root))
+        experiment_id = (
+            parent.experiment_id
+            if parent
+            else _patiently(lambda: _chosen(uri, experiment, artifact_root))
+        )
         everything = {**system, **tags, **above}
         everything = {k: redacted(v)[:TAG_LENGTH] for k, v in everything.items()}
         created = _patiently(
@@ -208,6 +215,14 @@ def _patiently(action: Callable[[], T]) -> T:
         time.sleep(0.5)
 
 
+def _chosen(uri: str, name: str | None, artifact_root: Path | None) -> str:
+    """The experiment that the caller or the environment asks for, as MLflow's own tools read it."""
+    name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    if not name and (known := os.environ.get("MLFLOW_EXPERIMENT_ID")):
+        return _client(uri).get_experiment(known).experiment_id
+    return _experiment(uri, name or "vamf", artifact_root)
+
+
 def _experiment(uri: str, name: str, artifact_root: Path | None) -> str:
     """Finds or creates an experiment that MLflow's UI opens on its training runs."""
     from mlflow.exceptions import MlflowException
@@ -233,7 +248,8 @@ def _file_root(uri: str, experiment: str, root: Path | None) -> str | None:
     """Where an experiment's files go; MLflow alone would put SQLite's into the current folder."""
     if root is None and uri.startswith("sqlite:///"):
         root = _database(uri).parent / "mlartifacts"
-    return (root.resolve() / experiment).as_uri() if root else None
+    folder = re.sub(r"[^\w.= -]|^\.+$", "_", experiment)  # a name may hold slashes
+    return (root.resolve() / folder).as_uri() if root else None
 
 
 def _log_params(uri: str, run_id: str, params: Mapping[str, object]) -> None:

@@ -1,7 +1,6 @@
 """Logging to a run: from one process at a time, through a queue, without ever raising."""
 
 import json
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from vamf.files import write_whole
+from vamf.output import say
 from vamf.redact import redacted
 from vamf.tracking.courier import Courier, where
 from vamf.tracking.run import Run
@@ -69,7 +69,7 @@ class Tracker:
         if not self.flush(CLOSE_S):
             folder = self._run.spool
             line = f"Not yet sent to MLflow: what is in {folder}; vamf.tracking.resend sends it"
-            print(line, file=sys.stderr, flush=True)
+            say(line, error=True)
 
     def reopen(self) -> None:
         """Sets a run that ended back to running, after what still waits for it."""

@@ -78,10 +78,10 @@ class Checkpoint:
 
     def require(self, experiment: Experiment) -> None:
         """Raises ValueError, which names what differs, unless this is a state of ``experiment``."""
-        mine, other = experiment.flatten(), self.experiment().flatten()
-        names = sorted(n for n in mine.keys() | other.keys() if mine.get(n) != other.get(n))
-        if names:
-            differ = ", ".join(f"{n} {other.get(n)} there, {mine.get(n)} here" for n in names)
+        if found := experiment.differences(self.experiment()):
+            differ = ", ".join(
+                f"{n} {there} there, {here} here" for n, (there, here) in found.items()
+            )
             raise ValueError(f"checkpoint {self.path} is of another experiment: {differ}")
 
     def load_for(self, experiment: Experiment, device: torch.device | str) -> dict[str, Any]:

@@ -1,0 +1,61 @@
+"""What is said on a command line counts, however often its option is named."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import pytest
+import tyro
+
+from jobs import reading, submit, train
+from vamf.presets import PRESETS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    numbers: tuple[int, ...] = (1, 2)
+    pair: tuple[int, int] = (0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    where: Annotated[str, tyro.conf.Positional] = "nowhere"
+    set: tuple[str, ...] = ()
+    some_names: tuple[str, ...] | None = None
+    inner: Inner = field(default_factory=Inner)
+    steps: int = 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ("--set a=1 b=2", Options(set=("a=1", "b=2"))),
+        ("--set a=1 --set b=2", Options(set=("a=1", "b=2"))),
+        ("--set=a=1 --set=b=2", Options(set=("a=1", "b=2"))),
+        ("--set a=1 b=2 --steps 3 --set=c=3", Options(set=("a=1", "b=2", "c=3"), steps=3)),
+        ("--set=a=1 here --set b=2", Options(where="here", set=("a=1", "b=2"))),
+        ("here --set a=--b", Options(where="here", set=("a=--b",))),
+        ("--some-names a --some_names b", Options(some_names=("a", "b"))),
+        ("--inner.numbers 3 --inner.numbers 4 5", Options(inner=Inner(numbers=(3, 4, 5)))),
+        ("--inner.pair 3 4 --inner.pair 5 6", Options(inner=Inner(pair=(5, 6)))),
+        ("--steps 3 --steps 4", Options(steps=4)),  # one value, as with any program
+        ("--set a=1 --set", Options(set=("a=1",))),
+    ],
+)
+def test_a_list_may_be_given_in_parts(argv: str, expected: Options) -> None:
+    assert reading.read(Options, argv.split()) == expected
+
+
+def test_every_setting_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["digits", "--dry-run", "--set", "optim.lr=0.5", "--batch", "32", "--set", "steps=7"]
+    train.main([*argv, "--model.attention", "8", "--model.attention", "4"])
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["optim"]["lr"], shown["steps"], shown["batch"]) == (0.5, 7, 32)
+    assert shown["model"]["attention"] == [8, 4]
+    assert shown["data"] == PRESETS["digits"].to_dict()["data"]
+
+
+def test_a_job_gets_all_variables_and_packages() -> None:
+    argv = ["--env", "A=1", "--env", "B=2", "--packages", "x", "--detach", "--packages", "y", "z"]
+    found = reading.read(submit.Options, argv)
+    assert (found.env, found.packages, found.detach) == (("A=1", "B=2"), ("x", "y", "z"), True)
