@@ -1,6 +1,7 @@
 """Decoded images of a folder, kept on disk: who needs them next decodes nothing."""
 
 import hashlib
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,13 +11,13 @@ import numpy as np
 import torch
 
 from vamf import cache
-from vamf.data.files import Cut, decode
+from vamf.data.files import Cut, decode, stamp
 from vamf.files import write_whole
 from vamf.typing import Pixels
 
 WORTH_S = 1.0
 """What is decoded sooner is not kept."""
-VERSION = "1"
+VERSION = "2"
 """Of what is kept and how files are cut: another one is never read."""
 
 
@@ -44,8 +45,8 @@ def decoded(root: Path, files: Sequence[Path], cut: Cut) -> tuple[Pixels, list[s
 def _key(root: Path, files: Sequence[Path], cut: Cut) -> dict[str, str]:
     seen = hashlib.sha256()
     for path in files:
-        stat = path.stat()
-        seen.update(f"{path.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        size, changed = stamp(path)
+        seen.update(os.fsencode(path.relative_to(root)) + f"\0{size}\0{changed}\n".encode())
     how = {name: str(value) for name, value in asdict(cut).items()}
     return {"root": str(root.resolve()), "files": seen.hexdigest(), "version": VERSION, **how}
 
