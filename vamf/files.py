@@ -57,16 +57,18 @@ def sha256(path: Path) -> str:
 
 
 ZIP = "it is a zip archive"
+GZIP = "it is compressed by gzip"
+PICKLE = "it seems to be a pickle"
 KINDS = (
     (
         b"version https://git-lfs",
         "it is a Git LFS pointer, in the place of the file that `git lfs pull` fetches",
     ),
     (b"PK", ZIP),
-    (b"\x1f\x8b", "it is compressed by gzip"),
+    (b"\x1f\x8b", GZIP),
     (b"\xfd7zXZ", "it is compressed by xz"),
     (b"\x93NUMPY", "it is a single array, .npy"),
-    (b"\x80", "it seems to be a pickle"),
+    (b"\x80", PICKLE),
     (b"%PDF", "it is a PDF"),
     (b"\x89HDF", "it is an HDF5 file"),
 )

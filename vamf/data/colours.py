@@ -4,6 +4,8 @@ import numpy as np
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
+VERSION = "2"
+"""Of how files become pixels: what was kept of another one is never used."""
 BACKGROUND = "white"
 """What shows through transparent pixels."""
 

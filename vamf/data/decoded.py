@@ -12,14 +12,13 @@ import numpy as np
 import torch
 
 from vamf import cache
+from vamf.data.colours import VERSION
 from vamf.data.files import Cut, decode, stamp
 from vamf.files import write_whole
 from vamf.typing import Pixels
 
 WORTH_S = 1.0
 """What is decoded sooner is not kept."""
-VERSION = "2"
-"""Of what is kept and how files are cut: another one is never read."""
 
 
 def decoded(root: Path, files: Sequence[Path], cut: Cut) -> tuple[Pixels, list[str]]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vamf.data.colours import VERSION
 from vamf.data.dataset import WHOLE, require_positive, to_device, to_float
 from vamf.data.files import Cut, Unreadable, stamp
 from vamf.data.order import Order
@@ -163,7 +164,7 @@ class FileSet:
 
     def fingerprint(self) -> str:
         """BLAKE2 of names, sizes and times of change, and of how files are cut: not of contents."""
-        digest = hashlib.blake2b(repr(self.cut).encode(), digest_size=16)
+        digest = hashlib.blake2b(repr((VERSION, self.cut)).encode(), digest_size=16)
         for path in self.files:
             digest.update(repr((path.name, *stamp(path))).encode())
         return digest.hexdigest()
