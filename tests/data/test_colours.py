@@ -221,6 +221,26 @@ def test_files_show_white_where_they_are_transparent(tmp_path, ending):
     assert np.abs(found[6:10, 6:10] - (0, 0, 200)).max() <= 12
 
 
+@pytest.mark.parametrize("ending", [".tga", ".dds", ".bmp"])
+def test_alpha_that_is_left_at_0_hides_nothing(tmp_path, ending):
+    """Some writers of these formats leave it so, where PNG's mean it."""
+    pixels = np.full((2, 4, 4), (10, 20, 30, 0), "u1")
+    if ending == ".bmp":  # with masks, which Pillow reads and does not write
+        masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+        head = struct.pack("<IiiHHIIiiII", 108, 4, 2, 1, 32, 3, 32, 0, 0, 0, 0)
+        head += masks + bytes(108 - len(head) - len(masks))
+        body = head + pixels[..., [2, 1, 0, 3]].tobytes()
+        (tmp_path / "a.bmp").write_bytes(struct.pack("<2sIII", b"BM", 154, 0, 122) + body)
+    else:
+        Image.fromarray(pixels).save(tmp_path / f"a{ending}")
+    with Image.open(tmp_path / f"a{ending}") as image:
+        assert image.mode == "RGBA" and image.getpixel((0, 0)) == (10, 20, 30, 0)
+    assert shown(tmp_path / f"a{ending}", "RGB") == [[[10, 20, 30]] * 4] * 2
+    pixels[0, 0, 3] = 255  # then it is meant
+    Image.fromarray(pixels).save(tmp_path / "a.tga")
+    assert shown(tmp_path / "a.tga", "RGB")[1] == [[255, 255, 255]] * 4
+
+
 SIDES = {"top": np.s_[:16], "bottom": np.s_[-16:], "left": np.s_[:, :16], "right": np.s_[:, -16:]}
 FIRST = ["top left", "top right", "bottom right", "bottom left"]
 FIRST += ["left top", "right top", "right bottom", "left bottom"]

@@ -24,6 +24,10 @@ GREY_STEP = {"L;2": 85, "L;4": 17}
 """What a step of fewer than 8 bits is after Pillow has scaled it."""
 
 
+UNUSED = {"BMP", "DDS", "TGA"}
+"""Formats whose writers may leave the alpha of all pixels at 0, and mean nothing by it."""
+
+
 def has_range(image: Image.Image) -> bool:
     """Whether the file says which levels are black and white: 32-bit and float ones do not.
 
@@ -99,7 +103,12 @@ def _opaque(image: Image.Image) -> Image.Image:
     """The image on ``BACKGROUND``: what lies hidden behind transparent pixels is not shown."""
     if image.mode == "La":  # Pillow has no other way from there
         image = image.convert("LA")
-    if not image.has_transparency_data:
+    if not image.has_transparency_data or _alpha_is_unused(image):
         return image
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image)
+
+
+def _alpha_is_unused(image: Image.Image) -> bool:
+    unset = image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0)
+    return image.format in UNUSED and unset

@@ -62,7 +62,7 @@ class ImageFolder:
 
     def velocity(self) -> EmpiricalVelocity:
         """Raises ValueError: of a folder of any size no closed form is offered."""
-        raise ValueError(f"a folder of images has no closed-form velocity; got {self.root}")
+        raise ValueError(f"a folder of images has no closed-form velocity; got {shown(self.root)}")
 
     @classmethod
     def of(

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +28,14 @@ NAMED = 5
 def formats() -> tuple[str, ...]:
     """The formats that this Pillow can open and that hold pictures."""
     Image.init()
-    return tuple(name for name in Image.ID if name in Image.OPEN and name not in NO_PICTURES)
+    return _pictures(tuple(Image.ID))
+
+
+@cache
+def _pictures(known: tuple[str, ...]) -> tuple[str, ...]:
+    """The usual ones first, as Pillow tries them in this order."""
+    usable = [name for name in known if name in Image.OPEN and name not in NO_PICTURES]
+    return tuple(sorted(usable, key=lambda name: name not in ("JPEG", "PNG", "WEBP")))
 
 
 def endings() -> frozenset[str]:
