@@ -80,3 +80,47 @@ def sha256(path: Path) -> str:
     """The checksum of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+ZIP = "it is a zip archive"
+GZIP = "it is compressed by gzip"
+PICKLE = "it seems to be a pickle"
+KINDS = (
+    (
+        b"version https://git-lfs",
+        "it is a Git LFS pointer, in the place of the file that `git lfs pull` fetches",
+    ),
+    (b"PK", ZIP),
+    (b"\x1f\x8b", GZIP),
+    (b"\xfd7zXZ", "it is compressed by xz"),
+    (b"\x93NUMPY", "it is a single array, .npy"),
+    (b"\x80", PICKLE),
+    (b"%PDF", "it is a PDF"),
+    (b"\x89HDF", "it is an HDF5 file"),
+)
+"""What files are that begin with these bytes."""
+
+
+def seems(path: Path) -> str:
+    """What a file in the place of another is, or why it cannot be read; nothing if not known."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(200)
+    except OSError as error:
+        return f"{error.strerror}"
+    if not start:
+        return "it is empty"
+    if start.lstrip()[:1] == b"<":
+        return "it seems to be an HTML page, as of a failed download"
+    return next((kind for begin, kind in KINDS if start.startswith(begin)), "")
+
+
+def shown(path: Path) -> str:
+    """A path that can be printed, on one line: what is not UTF-8 or not printable is escaped."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def brief(error: BaseException) -> str:
+    """What an error says, on one line of bounded length; its kind if it says nothing."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

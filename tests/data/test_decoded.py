@@ -62,7 +62,7 @@ def test_a_file_that_could_not_be_read_for_a_while_is_read(root, monkeypatch):
     whole = Image.open
 
     def failing(path, *args):
-        if path.name == "000002.png":
+        if Path(path.name).name == "000002.png":
             raise OSError("input/output error")
         return whole(path, *args)
 
@@ -107,6 +107,38 @@ def test_what_is_damaged_or_cannot_be_kept_is_decoded(root, opened, tmp_path, mo
     (tmp_path / "file").touch()
     monkeypatch.setenv("VAMF_CACHE", str(tmp_path / "file"))
     assert torch.equal(seen(root)[0], images) and len(opened) == 21
+
+
+def test_no_damage_of_what_is_kept_goes_unseen(tmp_path, monkeypatch):
+    """Bits, blocks and ends, most of all of the headers: what is read is what was written."""
+    random = np.random.RandomState(0)
+    pixels = torch.from_numpy(random.randint(0, 256, (400, 3, 8, 8)).astype("u1"))  # over a buffer
+    complaints, path = [""] * 399 + ["of no use"], tmp_path / "kept.npz"
+    decoded._write(path, pixels, complaints)
+    whole = path.read_bytes()
+    places = [*range(200), *range(len(whole) - 1000, len(whole), 2)]
+    places += random.randint(len(whole), size=100).tolist()
+    unread = 0
+    for trial, place in enumerate(places):
+        content = bytearray(whole)
+        content[place] ^= 1 << random.randint(8)
+        if trial % 20 == 0:
+            content[place : place + 16] = bytes(16)
+        if trial % 25 == 0:
+            del content[place:]
+        path.write_bytes(content)
+        found = decoded._read(path)
+        unread += found is None
+        if found is not None:  # a date, or another field of no use
+            assert found[0].dtype == torch.uint8 and torch.equal(found[0], pixels)
+            assert found[1] == complaints
+    assert unread > len(places) / 2
+    path.write_bytes(whole)
+    for place, bit in ((68, 1), (121, 1)):  # the length of a header, and the shape in it
+        content = bytearray(whole)
+        content[place] ^= 1 << bit
+        path.write_bytes(content)
+        assert decoded._read(path) is None
 
 
 def test_what_is_decoded_at_once_is_not_kept(root, tmp_path, monkeypatch, capsys):

@@ -1,5 +1,9 @@
 """MNIST and CIFAR-10 as torchvision keeps them."""
 
+import gzip
+import os
+import struct
+
 import numpy as np
 import pytest
 import torch
@@ -47,7 +51,7 @@ def test_cifar10(root, monkeypatch):
 
 @pytest.mark.parametrize("data", [CIFAR10, MNIST])
 def test_absent_data_are_one_line(data, tmp_path):
-    with pytest.raises(ValueError, match=r"as torchvision keeps it; got: Dataset not found") as e:
+    with pytest.raises(ValueError, match=r"as torchvision keeps it; got: .* is not there; ") as e:
         data(root=tmp_path).load("train")
     assert str(tmp_path) in str(e.value) and "data.download=true fetches it" in str(e.value)
     assert "\n" not in str(e.value)
@@ -66,6 +70,168 @@ def test_labels_out_of_range_are_refused(tmp_path):
         MNIST(root=tmp_path).load("train")
     with pytest.raises(ValueError, match=r"0, ..., 1; got -1 to 0"):
         check_labels(torch.tensor([-1, 0]), 2, "here")
+
+
+IMAGES, LABELS = "MNIST/raw/train-images-idx3-ubyte", "MNIST/raw/train-labels-idx1-ubyte"
+BATCH = "cifar-10-batches-py/data_batch_1"
+
+
+def told(data, root, **settings):
+    """What is wrong and what helps, of the one line that a data set is refused with."""
+    with pytest.raises(ValueError, match="as torchvision keeps it; got: ") as caught:
+        data(root=root, **settings).load("train")
+    line = str(caught.value)
+    assert line.isprintable()
+    return line.partition("; got: ")[2]
+
+
+@pytest.mark.parametrize(("data", "name"), [(MNIST, IMAGES), (MNIST, LABELS), (CIFAR10, BATCH)])
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"", "it is empty"),
+        (b"\n<!DOCTYPE html><html>404", "it seems to be an HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "it is a Git LFS pointer"),
+        (gzip.compress(b"x"), "it is compressed by gzip"),
+        (b"PK\3\4", "it is a zip archive"),
+    ],
+)
+def test_what_lies_in_a_files_place_is_told(root, data, name, content, kind):
+    (root / name).write_bytes(content)
+    line = told(data, root)
+    assert line.startswith(f"{root / name}: {kind}")
+    assert line.endswith("; delete it, and data.download=true fetches it")
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "more", "reason"),
+    [
+        (IMAGES, (0x803, 64, 28, 28), 99, "it must have 50192 bytes by its header; got 115"),
+        (LABELS, (0x801, 64), 65, "it must have 72 bytes by its header; got 73"),
+        (LABELS, (0x803, 64, 28, 28), 0, "it does not begin as an IDX file of labels does"),
+        (IMAGES, (7,), 0, "it does not begin as an IDX file of images does"),
+        (IMAGES, (0x803, 64), 0, "its images must be 28x28; got 0x0"),
+    ],
+)
+def test_damaged_mnist_is_told(root, name, head, more, reason):
+    (root / name).write_bytes(struct.pack(f">{len(head)}I", *head) + bytes(more))
+    assert told(MNIST, root).startswith(f"{root / name}: {reason}; delete it")
+
+
+def test_mnist_of_another_size_is_not_taken(root):
+    """torchvision would read it."""
+    head = struct.pack(">4I", 0x803, 64, 32, 32)
+    (root / IMAGES).write_bytes(head + bytes(64 * 32 * 32))
+    with pytest.raises(ValueError, match=r"must be \(1, 28, 28\).*; got 64 of \(1, 32, 32\)"):
+        MNIST(root=root).load("train")
+    (root / IMAGES).write_bytes(struct.pack(">4I", 0x803, 63, 28, 28) + bytes(63 * 28 * 28))
+    with pytest.raises(ValueError, match=r"labels as many; got 63 of .*, and 64 labels"):
+        MNIST(root=root).load("train")
+
+
+def test_damaged_cifar10_is_told(root):
+    (root / BATCH).write_bytes(b"\x80" + bytes(99))
+    reason = "it is cut short: 10,000 images take more than 30720000 bytes; got 100"
+    assert told(CIFAR10, root).startswith(f"{root / BATCH}: {reason}; delete it")
+    with (root / BATCH).open("wb") as file:
+        file.write(b"\x80")
+        file.truncate(31_035_704)  # the published size
+    assert "must have the published MD5 c99cafc152244af753f735de768cd75f" in told(CIFAR10, root)
+
+
+@pytest.mark.parametrize(("data", "name"), [(MNIST, LABELS), (CIFAR10, BATCH)])
+def test_one_file_that_is_missing_is_told(root, data, name):
+    (root / name).unlink()
+    count = "3 of 4" if data is MNIST else "6 of 7"
+    wanted = f"{root / name} is not there, though {count} files are; data.download=true fetches it"
+    assert told(data, root) == wanted
+
+
+@pytest.mark.parametrize(
+    ("data", "folder", "moved", "remedy"),
+    [
+        (MNIST, "MNIST", "deep/MNIST", "set data.root={root}/deep"),
+        (CIFAR10, "cifar-10-batches-py", "a/b/cifar-10-batches-py", "set data.root={root}/a/b"),
+        (MNIST, "MNIST/raw", "MNIST", "move it to {root}/MNIST/raw/train-images-idx3-ubyte"),
+        (MNIST, "MNIST/raw", "mnist/raw", "move it to {root}/MNIST/raw/train-images-idx3-ubyte"),
+        (CIFAR10, "cifar-10-batches-py", "a", "move it to {root}/cifar-10-batches-py/data_batch_1"),
+    ],
+)
+def test_files_in_another_folder_are_found(tmp_path, data, folder, moved, remedy):
+    root = tmp_path / "data"
+    write_tiny(tmp_path / "made")
+    (root / moved).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "made" / folder).rename(root / moved)
+    first = "train-images-idx3-ubyte" if data is MNIST else "data_batch_1"
+    line = told(data, root)
+    assert line.startswith(f"{root / moved}") and f"/{first} lies " in line
+    assert line.endswith(f"{remedy.format(root=root)}; or data.download=true fetches it")
+
+
+@pytest.mark.parametrize("too_deep", ["MNIST", "MNIST/raw", "other"])
+def test_a_root_that_is_another_is_told(root, too_deep):
+    line = told(MNIST, root / too_deep)
+    assert f"{root / IMAGES} lies " in line
+    assert "; or data.download=true fetches it" in line
+
+
+def test_mnist_under_other_names_is_found(root):
+    path, dotted = root / IMAGES, root / "MNIST" / "raw" / "train-images.idx3-ubyte"
+    path.rename(dotted)
+    assert told(MNIST, root).startswith(f"{dotted} has another name; rename it to {path}; ")
+    packed = dotted.with_name(f"{path.name}.gz")
+    packed.write_bytes(gzip.compress(dotted.read_bytes()))
+    dotted.unlink()
+    assert told(MNIST, root).startswith(f"{packed} is not unpacked; unpack it in {path.parent}; ")
+    packed.write_bytes(b"<html>")
+    assert f"{packed} is no gzip file: it seems to be an HTML page" in told(MNIST, root)
+    packed.write_bytes(b"?")
+    assert f"{packed} is no gzip file: it seems to be damaged; delete it" in told(MNIST, root)
+
+
+def test_an_archive_that_is_not_unpacked_is_found(tmp_path):
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    archive.write_bytes(gzip.compress(b"x"))
+    assert told(CIFAR10, tmp_path) == (
+        f"{archive} is not unpacked; unpack it in {tmp_path}; or data.download=true fetches it"
+    )
+    archive.write_bytes(b"")
+    assert told(CIFAR10, tmp_path).startswith(f"{archive} is no gzip file: it is empty; delete it")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("closed", [LABELS, "MNIST/raw"])
+def test_files_that_may_not_be_read_are_told(root, closed):
+    (root / closed).chmod(0)
+    try:
+        assert "Permission denied; it must be " in told(MNIST, root)
+    finally:
+        (root / closed).chmod(0o700)
+
+
+def test_a_folder_in_a_files_place_is_told(root):
+    """Some archives hold each file in a folder of its name."""
+    (root / LABELS).unlink()
+    (root / LABELS).mkdir()
+    assert told(MNIST, root) == f"{root / LABELS}: Is a directory; it must be a readable file"
+
+
+def test_a_download_that_fails_is_told(root, monkeypatch):
+    from urllib.error import URLError
+
+    def offline(*arguments, **more):
+        raise URLError("no route\nto host")
+
+    for module in ("mnist", "cifar"):
+        place = f"torchvision.datasets.{module}.download_and_extract_archive"
+        monkeypatch.setattr(place, offline)
+    (root / LABELS).unlink()
+    for data in (MNIST, CIFAR10):
+        line = told(data, root, download=True)
+        assert "; it could not be fetched: " in line and "no route to host" in line
+    write_tiny(root)
+    (root / IMAGES).write_bytes(b"")  # torchvision tries to fetch nothing that is there
+    assert "it is empty; delete it, and data.download=true" in told(MNIST, root, download=True)
 
 
 @real

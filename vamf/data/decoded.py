@@ -1,24 +1,25 @@
 """Decoded images of a folder, kept on disk: who needs them next decodes nothing."""
 
 import hashlib
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
 
 from vamf import cache
-from vamf.data.files import Cut, decode
+from vamf.data.colours import VERSION
+from vamf.data.files import Cut, decode, stamp
 from vamf.files import write_whole
 from vamf.output import say
 from vamf.typing import Pixels
 
 WORTH_S = 1.0
 """What is decoded sooner is not kept."""
-VERSION = "1"
-"""Of what is kept and how files are cut: another one is never read."""
 
 
 def decoded(root: Path, files: Sequence[Path], cut: Cut) -> tuple[Pixels, list[str]]:
@@ -45,8 +46,8 @@ def decoded(root: Path, files: Sequence[Path], cut: Cut) -> tuple[Pixels, list[s
 def _key(root: Path, files: Sequence[Path], cut: Cut) -> dict[str, str]:
     seen = hashlib.sha256()
     for path in files:
-        stat = path.stat()
-        seen.update(f"{path.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        size, changed = stamp(path)
+        seen.update(os.fsencode(path.relative_to(root)) + f"\0{size}\0{changed}\n".encode())
     how = {name: str(value) for name, value in asdict(cut).items()}
     return {"root": str(root.resolve()), "files": seen.hexdigest(), "version": VERSION, **how}
 
@@ -54,10 +55,20 @@ def _key(root: Path, files: Sequence[Path], cut: Cut) -> dict[str, str]:
 def _read(path: Path) -> tuple[Pixels, list[str]] | None:
     """What is kept, or None if it is not there, or damaged: zip files have checksums."""
     try:
-        with np.load(path, allow_pickle=False) as kept:
-            return torch.from_numpy(kept["images"]), kept["complaints"].tolist()
+        with ZipFile(path) as kept:
+            images, complaints = (_array(kept, f"{name}.npy") for name in ("images", "complaints"))
+        return torch.from_numpy(images), complaints.tolist()
     except Exception:  # of damaged bytes zipfile, zlib and NumPy raise a dozen kinds
         return None
+
+
+def _array(kept: ZipFile, name: str) -> np.ndarray:
+    """To its end, where the checksum is checked: np.load stops where a header, damaged, says."""
+    with kept.open(name) as file:
+        array = np.lib.format.read_array(file, allow_pickle=False)
+        if file.read(1):
+            raise BadZipFile(f"{name} is longer than it says")
+    return array
 
 
 def _tried_again(

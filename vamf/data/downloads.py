@@ -1,14 +1,19 @@
 """MNIST and CIFAR-10 as torchvision keeps them: one local folder, and a download if asked for."""
 
+import hashlib
+import math
+import struct
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 
 from vamf.data.dataset import ImageSet, Split, check_labels
+from vamf.data.layout import Layout, fault
+from vamf.files import brief, shown
 from vamf.flow.oracle import EmpiricalVelocity
 
 ROOT = Path("data")
@@ -37,7 +42,8 @@ class Published(ABC):
     def load(self, split: Split) -> ImageSet:
         """The images of one split, (N, *shape), in the published order.
 
-        Raises ValueError if they are neither there nor to be downloaded, or damaged.
+        Raises ValueError if they are neither there nor to be downloaded, or damaged; it names the
+        file, what lies in its place, and what helps.
         """
         return _load(self, split)
 
@@ -64,9 +70,15 @@ class CIFAR10(Published):
     def read(self, split: Split) -> ImageSet:
         from torchvision.datasets import CIFAR10 as Theirs  # four CPU-seconds
 
-        found = _read("CIFAR-10", "cifar-10-batches-py", Theirs, self.root, self.download, split)
+        sums = dict([*Theirs.train_list, *Theirs.test_list])
+        batches = {name: partial(_no_batch, md5=md5) for name, md5 in sums.items()}
+        meta = {Theirs.meta["filename"]: partial(_another, md5=Theirs.meta["md5"])}
+        layout = Layout(
+            folder=Theirs.base_folder, files=batches | meta, archive=Theirs.filename, verified=True
+        )
+        found = _read("CIFAR-10", layout, Theirs, self, split)
         images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
-        return _labelled(images, torch.tensor(found.targets), self.root)
+        return _labelled(images, torch.tensor(found.targets), self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,24 +94,70 @@ class MNIST(Published):
     def read(self, split: Split) -> ImageSet:
         from torchvision.datasets import MNIST as Theirs  # four CPU-seconds
 
-        found = _read("MNIST", "MNIST/raw", Theirs, self.root, self.download, split)
-        return _labelled(found.data[:, None], found.targets, self.root)
+        names = [Path(address).stem for address, _ in Theirs.resources]  # without .gz
+        layout = Layout(folder="MNIST/raw", files=dict.fromkeys(names, _no_idx))
+        found = _read("MNIST", layout, Theirs, self, split)
+        return _labelled(found.data[:, None], found.targets, self)
 
 
-def _read(name: str, folder: str, theirs, root: Path, download: bool, split: Split):  # type: ignore[no-untyped-def]
-    """torchvision's own data set, or its complaint as one line."""
+def _read(name: str, layout: Layout, theirs, data: Published, split: Split):  # type: ignore[no-untyped-def]
+    """torchvision's own data set, or what is wrong as one line."""
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test'; got {split!r}")
     try:
-        return theirs(root=root, train=split == "train", download=download)
-    except (OSError, RuntimeError, EOFError) as error:
-        reason = " ".join(str(error).split())
-        hint = "" if download else "; data.download=true fetches it"
+        return theirs(root=data.root, train=split == "train", download=data.download)
+    except Exception as error:  # of damaged files there are many kinds, some without a text
+        where = shown(data.root / layout.folder)
         raise ValueError(
-            f"{name} must lie in {root / folder}, as torchvision keeps it; got: {reason}{hint}"
+            f"{name} must lie in {where}, as torchvision keeps it; got: "
+            f"{_told(layout, data, error)}"
         ) from None
 
 
-def _labelled(images: torch.Tensor, labels: torch.Tensor, root: Path) -> ImageSet:
-    check_labels(labels, 10, root)
+def _told(layout: Layout, data: Published, error: Exception) -> str:
+    found = fault(layout, data.root)
+    if found is None:
+        return brief(error)
+    if data.download and (found.missing or layout.verified):  # it has been tried
+        return f"{found.text}; it could not be fetched: {brief(error)}"
+    return str(found)
+
+
+def _no_idx(path: Path) -> str:
+    """What is wrong with an IDX file of bytes: of images (n, 28, 28), or of labels (n,)."""
+    sides = (28, 28) if "images" in path.name else ()
+    with path.open("rb") as file:
+        magic, count, *found = struct.unpack(">4I", file.read(16).ljust(16, b"\0"))
+    if magic != 0x801 + len(sides):
+        return f"it does not begin as an IDX file of {'images' if sides else 'labels'} does"
+    if sides and tuple(found) != sides:
+        return f"its images must be 28x28; got {found[0]}x{found[1]}"
+    promised = 4 * (2 + len(sides)) + count * math.prod(sides)
+    if (size := path.stat().st_size) != promised:
+        return f"it must have {promised} bytes by its header; got {size}"
+    return ""
+
+
+def _no_batch(path: Path, md5: str) -> str:
+    """What is wrong with a pickle of 10,000 images."""
+    size, least = path.stat().st_size, 10_000 * 3 * 32 * 32
+    if size < least:
+        return f"it is cut short: 10,000 images take more than {least} bytes; got {size}"
+    return _another(path, md5)
+
+
+def _another(path: Path, md5: str) -> str:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "md5").hexdigest()
+    return "" if found == md5 else f"it must have the published MD5 {md5}; got {found}"
+
+
+def _labelled(images: torch.Tensor, labels: torch.Tensor, data: Published) -> ImageSet:
+    found = tuple(images.shape[1:])
+    if found != data.shape or len(images) != len(labels):
+        raise ValueError(
+            f"images in {shown(data.root)} must be {data.shape}, and labels as many; "
+            f"got {len(images)} of {found}, and {len(labels)} labels"
+        )
+    check_labels(labels, 10, data.root)
     return ImageSet(images, labels.long())

@@ -13,6 +13,7 @@ from vamf.data.folders import ImageFolder
 from vamf.data.shards import INDEX, Index, intact, write_shard
 from vamf.data.streaming import FileSet
 from vamf.data.vae import VAE
+from vamf.files import shown
 from vamf.typing import Pixels
 
 AT_ONCE = 128
@@ -102,7 +103,7 @@ def encode(encoding: Encoding, root: Path, out: Path, vae: VAE) -> Iterator[str]
         yield f"shard {number + 1} of {len(index.shards)}, {len(index.of(number))} images: {done}"
     then = "train on them" if step == 1 else "once the other parts are there, train on them"
     yield (
-        f"{then}: --data.root {out} --data.images {root} --data.vae {vae.name} "
+        f"{then}: --data.root {shown(out)} --data.images {shown(root)} --data.vae {vae.name} "
         f"--data.channels {index.shape[0]} --data.size {index.shape[1]} "
         f"--data.resolution {index.resolution} --data.classes {index.classes}"
     )

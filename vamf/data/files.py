@@ -9,9 +9,12 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vamf import cpus
+from vamf.data.colours import has_range, picture
+from vamf.data.listing import formats, listed, told
+from vamf.files import brief, seems, shown
 from vamf.output import say
 from vamf.typing import Pixels
 
@@ -43,30 +46,41 @@ class Cut:
     of another size."""
 
     def __call__(self, path: Path) -> Pixels:
-        """The pixels of a file, (channels, size, size); Unreadable says what is wrong with it."""
-        with self._opened(path) as image:
-            return as_pixels(self._resized(image.convert(_mode(self.channels))))
+        """The pixels of a file, (channels, size, size); Unreadable says what is wrong with it.
+
+        See ``picture`` for 16 bits, transparency, orientation, colour profiles and frames.
+        """
+        with self.opened(path) as image:
+            return as_pixels(self._resized(picture(image, _mode(self.channels))))
 
     def check(self, path: Path) -> None:
         """The same of a file's header alone: damage further on goes unseen."""
-        with self._opened(path):
+        with self.opened(path):
             pass
 
     @contextmanager
-    def _opened(self, path: Path) -> Iterator[Image.Image]:
+    def opened(self, path: Path) -> Iterator[Image.Image]:
+        """A file's image; whatever fails while it is open is Unreadable."""
         try:
-            with Image.open(path) as image:
+            # By its name Pillow would map the file into memory, and garble TIFFs on their side.
+            with path.open("rb") as file, Image.open(file, "r", formats()) as image:
                 self._check(image, path)
                 yield image
         except Unreadable:
             raise
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise Unreadable(f"{path} is no image that Pillow reads: {error}") from None
+        except Exception as error:  # decoders raise what they like
+            reason = seems(path) or _reason(error)
+            raise Unreadable(f"{shown(path)} is no image that Pillow reads: {reason}") from None
 
     def _check(self, image: Image.Image, path: Path) -> None:
         if self.crop == "exact" and image.size != (self.size, self.size):
             width, height = image.size
-            raise Unreadable(f"{path} must be {self.size}x{self.size}; got {width}x{height}")
+            must = f"must be {self.size}x{self.size}"
+            raise Unreadable(f"{shown(path)} {must}; got {width}x{height}")
+        if not has_range(image):
+            must = "must have levels of 1 to 16 bits, whose range is known"
+            found = f"mode {image.mode} in a {image.format} file"
+            raise Unreadable(f"{shown(path)} {must}; got {found}")
 
     def _resized(self, image: Image.Image) -> Image.Image:
         """Halved by averages while it is more than twice too large, then bicubic (as ADM does)."""
@@ -81,6 +95,12 @@ class Cut:
         return image.crop((left, top, left + self.size, top + self.size))
 
 
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "its content is of no known format"
+    return brief(error)
+
+
 def _mode(channels: int) -> str:
     return "L" if channels == 1 else "RGB"
 
@@ -92,19 +112,37 @@ def as_pixels(image: Image.Image) -> Pixels:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """All files below a folder whose ending Pillow knows, by name; ValueError if there are none."""
-    known = Image.registered_extensions()
+    """All images below a folder by name (see ``listed``); ValueError if there are none."""
+    return images_and_others(folder)[0]
+
+
+def images_and_others(folder: Path) -> tuple[list[Path], list[Path]]:
+    """All images below a folder by name, and all files that are none by their endings.
+
+    Raises ValueError if there are no images.
+    """
     require_folder(folder)
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in known and p.is_file())
-    if not found:
-        raise ValueError(f"a folder of images must hold at least one; got none in {folder}")
-    return found
+    images, others = listed(folder)
+    if not images:
+        beside = f", but files that are none by their endings: {told(others)}" if others else ""
+        found = f"none in {shown(folder)}{beside}"
+        raise ValueError(f"a folder of images must hold at least one; got {found}")
+    return images, others
 
 
 def require_folder(folder: Path) -> None:
     """Raises ValueError unless it is there; what it holds is not looked at."""
     if not folder.is_dir():
-        raise ValueError(f"a folder of images must exist; got {folder}")
+        raise ValueError(f"a folder of images must exist; got {shown(folder)}")
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """Size and time of change, by which a file is taken to be the same; -1 if it is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
 
 
 def usable(files: Sequence[Path], cut: Cut, skip: bool) -> list[Path]:

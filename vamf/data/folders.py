@@ -1,5 +1,6 @@
 """A folder of images of any format and size, as a data set."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -10,8 +11,10 @@ import torch
 
 from vamf.data.dataset import Images, ImageSet, Split, check_labels
 from vamf.data.decoded import decoded
-from vamf.data.files import Crop, Cut, image_files, tell, usable
+from vamf.data.files import Crop, Cut, images_and_others, tell, usable
+from vamf.data.listing import NAMED, told
 from vamf.data.streaming import FileSet
+from vamf.files import shown
 from vamf.flow.oracle import EmpiricalVelocity
 from vamf.typing import Label
 
@@ -19,6 +22,9 @@ from vamf.typing import Label
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder:
     """Images below a folder: flat, or one subfolder a class, numbered by name.
+
+    Symbolic links are followed; names that begin with a dot, and what macOS and network drives
+    leave behind, are passed over. How files become pixels, see ``Cut``.
 
     Decoded images that fit live in memory, on the device, as uint8; what takes long to decode is
     kept in VAMF_CACHE for other processes. Larger sets are read from disk batch by batch, ahead of
@@ -56,7 +62,7 @@ class ImageFolder:
 
     def velocity(self) -> EmpiricalVelocity:
         """Raises ValueError: of a folder of any size no closed form is offered."""
-        raise ValueError(f"a folder of images has no closed-form velocity; got {self.root}")
+        raise ValueError(f"a folder of images has no closed-form velocity; got {shown(self.root)}")
 
     @classmethod
     def of(
@@ -95,8 +101,11 @@ class ImageFolder:
 
 @cache
 def _load(folder: ImageFolder, root: Path) -> Images:
-    files, skip, cut = image_files(root), folder.damaged == "skip", folder.cut
+    (files, others), skip, cut = images_and_others(root), folder.damaged == "skip", folder.cut
     names = class_names(root, files, folder.classes)
+    _same_classes(folder.root, root, names)
+    if others:
+        print(f"no images by their endings, in {shown(root)}: {told(others)}", flush=True)
     if len(files) * folder.channels * folder.size**2 > folder.memory_gb * 2**30:
         files = usable(files, cut, skip)
         return FileSet(files, cut, _labels(root, files, names), skip)
@@ -116,13 +125,40 @@ def class_names(root: Path, files: Sequence[Path], classes: int) -> list[str]:
     """
     if not classes:
         return []
-    flat = next((path for path in files if path.parent == root), None)
-    if flat:
-        raise ValueError(f"images with classes must lie in class subfolders; got {flat}")
-    names = sorted({path.relative_to(root).parts[0] for path in files})
-    if len(names) != classes:
-        raise ValueError(f"{root} must have {classes} class subfolders; got {len(names)}")
-    return names
+    if flat := [path for path in files if path.parent == root]:
+        more = f" and {len(flat) - 1} more" if len(flat) > 1 else ""
+        raise ValueError(
+            f"images with classes must lie in class subfolders; got {shown(flat[0])}{more}"
+        )
+    counts = Counter(path.relative_to(root).parts[0] for path in files)
+    if len(counts) != classes:
+        raise ValueError(
+            f"{shown(root)} must have {classes} class subfolders; got {_counted(root, counts)}"
+        )
+    return sorted(counts)
+
+
+def _counted(root: Path, counts: Counter[str]) -> str:
+    """The number of classes, the smallest of them, which may be surplus, and folders of none."""
+    fewest = sorted(counts.items(), key=lambda item: (item[1], item[0]))
+    parts = ", ".join(f"{shown(Path(name))} {count}" for name, count in fewest[:NAMED])
+    line = f"{len(counts)}, by number of images {parts}{', ...' * (len(counts) > NAMED)}"
+    empty = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name not in counts)
+    none = ", ".join(shown(Path(name)) for name in empty[:NAMED])
+    return f"{line}; and without images {none}{', ...' * (len(empty) > NAMED)}" if empty else line
+
+
+def _same_classes(train: Path, test: Path, names: Sequence[str]) -> None:
+    """Raises ValueError for held-out classes that are not among the training images' ones.
+
+    There are as many of both, so that they have the same numbers if none is.
+    """
+    strange = [name for name in names if train.is_dir() and not (train / name).is_dir()]
+    if strange:
+        named = ", ".join(shown(Path(name)) for name in strange[:NAMED])
+        raise ValueError(
+            f"{shown(test)} must have the class subfolders of {shown(train)}; got {named}"
+        )
 
 
 def _labels(root: Path, files: Sequence[Path], names: Sequence[str]) -> Label:

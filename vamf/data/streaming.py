@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from vamf.cpus import usable
+from vamf.data.colours import VERSION
 from vamf.data.dataset import WHOLE, require_positive, to_device, to_float
-from vamf.data.files import Cut, Unreadable
+from vamf.data.files import Cut, Unreadable, stamp
 from vamf.data.order import Order
+from vamf.files import shown
 from vamf.output import say
 from vamf.typing import Label, Pixels, Sample
 
@@ -138,7 +140,7 @@ class FileSet:
                 if not self.skip:
                     raise
                 self._name(self.files[other], error)
-        raise Unreadable(f"no file like {self.files[place]} is of any use")
+        raise Unreadable(f"no file like {shown(self.files[place])} is of any use")
 
     def _name(self, path: Path, error: Unreadable) -> None:
         if path not in self._named:
@@ -163,10 +165,9 @@ class FileSet:
 
     def fingerprint(self) -> str:
         """BLAKE2 of names, sizes and times of change, and of how files are cut: not of contents."""
-        digest = hashlib.blake2b(repr(self.cut).encode(), digest_size=16)
+        digest = hashlib.blake2b(repr((VERSION, self.cut)).encode(), digest_size=16)
         for path in self.files:
-            found = path.stat()
-            digest.update(repr((path.name, found.st_size, found.st_mtime_ns)).encode())
+            digest.update(repr((path.name, *stamp(path))).encode())
         return digest.hexdigest()
 
     def waiting_share(self) -> float:

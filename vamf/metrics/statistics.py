@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vamf.files import write_whole
+from vamf.files import ZIP, seems, write_whole
 
 Protocol = Mapping[str, str]
 """What statistics must share to be compared: extractor, weights, quantisation, resolution."""
@@ -159,22 +159,10 @@ def _require_all_members(path: Path, archive: ZipFile) -> None:
 
 def _seems(path: Path, error: Exception) -> str:
     """What a file that could not be read is, or else why it could not."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(200)
-    except OSError as reason:
-        return f"{reason.strerror}"
-    if not start:
-        return "it is empty"
-    if start.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, in the place of the file that `git lfs pull` fetches"
-    if start.lstrip()[:1] == b"<":
-        return "it seems to be an HTML page, as of a failed download"
-    if start.startswith(b"\x93NUMPY"):
-        return "it is a single array, .npy"
-    if start.startswith(b"\x80"):
-        return "it seems to be a pickle"
-    if isinstance(error, BadZipFile) and not start.startswith(b"PK"):
+    kind = seems(path)
+    if kind and kind != ZIP:
+        return kind
+    if isinstance(error, BadZipFile) and not kind:
         return "it is no zip file"
     line = next(iter(str(error).splitlines()), "") or type(error).__name__
     return f"it seems to be damaged: {line[:200]}"
