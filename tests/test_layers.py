@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    ("vamf.precision", "vamf.memory", "vamf.dropout"),
+    ("vamf.precision", "vamf.memory", "vamf.dropout", "vamf.output", "vamf.cpus"),
     ("vamf.typing", "vamf.values", "vamf.random", "vamf.distributed", "vamf.files", "vamf.redact"),
     ("vamf.store", "vamf.cache"),
     ("vamf.flow",),
