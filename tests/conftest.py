@@ -11,6 +11,7 @@ import s3_server
 from ray_nodes import TOKEN, Node
 
 os.environ.update(TOKEN)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small networks; processes share the cores
 
 # Reference statistics are kept in the user's cache folder; those of tests are not.
 os.environ["VAMF_CACHE"] = tempfile.mkdtemp(prefix="vamf-cache")
