@@ -5,7 +5,9 @@ import itertools
 
 import pytest
 import torch
+from pictures import write_images
 
+from vamf.data.images import Digits
 from vamf.data.mixtures import Mixture
 from vamf.diagnostics.probe import Probe
 from vamf.distributed import Workers
@@ -30,6 +32,11 @@ TOY = PRESETS["toy"].override(
 DROPOUT = PRESETS["digits"].override(
     {"model.channels": 8, "model.blocks": 1, "model.dropout": 0.3, "batch": 8, "steps": 20}
 )
+TINY_EVALUATION = {
+    "evaluation.distance.samples": 40,
+    "evaluation.variance_samples": 4,
+    "evaluation.gradient_batches": 2,
+}
 PLAN = Probe(pairs=2, bins=3)
 
 
@@ -137,6 +144,17 @@ def test_a_reference_run_is_a_frozen_proxy(tmp_path):
         trainer(TOY.override(other))
     with pytest.raises(ValueError, match="no checkpoint in"):
         trainer(TOY.override({"proxy": "reference", "reference": str(tmp_path / "none")}))
+
+
+def test_a_reference_with_relative_paths_is_of_the_same_data(tmp_path, monkeypatch):
+    """As earlier versions saved them; this run's are absolute, for processes elsewhere."""
+    write_images(tmp_path / "data", Digits().load("train").images[:30, 0].numpy())
+    folder = {"data.kind": "ImageFolder", "data.size": 8, "data.channels": 1, "data.root": "data"}
+    monkeypatch.chdir(tmp_path)
+    flow = DROPOUT.override({**folder, "times.prob_equal": 1.0, "steps": 1, **TINY_EVALUATION})
+    train(flow, Session(directory=tmp_path / "run"))
+    taught = {"proxy": "reference", "reference": str(tmp_path / "run")}
+    assert trainer(flow.located().override(taught)).v_hat is not None
 
 
 def test_a_ddpm_is_no_velocity(tmp_path):

@@ -48,7 +48,7 @@ def reference_velocity(experiment: Experiment, device: torch.device) -> Velocity
     assert experiment.reference is not None
     checkpoint = find_checkpoint(experiment.reference)
     other = checkpoint.experiment()
-    if other.data != experiment.data:
+    if any(name.startswith("data.") for name in experiment.differences(other)):
         raise ValueError(
             f"the reference {checkpoint.path} was trained on other data: "
             f"{other.data} there, {experiment.data} here"
