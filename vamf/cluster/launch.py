@@ -11,7 +11,7 @@ from typing import Any
 
 from vamf import files, tracking, values
 from vamf.cluster import signals
-from vamf.cluster.failures import RunFailed
+from vamf.cluster.failures import RunFailed, full, is_full
 from vamf.cluster.mirror import Mirror
 from vamf.cluster.scaling import Scaling
 from vamf.cluster.train import fit
@@ -208,12 +208,22 @@ def launch(
     """
     with _stored(start) as mirror:
         run = create(experiment, start)
-        write_whole(start.directory / SCALING, json.dumps(asdict(scaling)))
         with closing(run) as ending:
+            _keep_scaling(start.directory, scaling)
             summary = fit(experiment, start.directory, run, scaling, mirror=mirror, **hooks)
             check(summary)
             ending.stopped = summary.stopped
     return summary
+
+
+def _keep_scaling(directory: Path, scaling: Scaling) -> None:
+    """Writes what ``--resume`` goes on with; RunFailed if the storage takes no more."""
+    try:
+        write_whole(directory / SCALING, json.dumps(asdict(scaling)))
+    except OSError as error:
+        if is_full(error):
+            raise full(error) from None
+        raise
 
 
 @contextmanager
