@@ -284,3 +284,15 @@ def test_coefficients_stay_on_the_device_of_the_tables(name):
     """A device without memory refuses to mix with others, as a GPU does."""
     tables = Tables.zeros(3, 2, torch.device("meta"))
     assert coefficients(name, tables.map(lambda table: table.mean(0))).device.type == "meta"
+
+
+def test_the_error_of_a_mean_is_its_standard_error():
+    """The jackknife of a mean is exactly s / sqrt(n), here of the mean loss at beta = 0."""
+    n, blank = 7, Tables.zeros(7, 1, torch.device("cpu"))
+    blank.count.fill_(1)
+    blank.first[:, 0, 0] = torch.randn(n, generator=generator("jackknife")).double()
+    landscape = Landscape(blank, (0.0, 1.0), 8, False)
+    value, error = landscape.curve("loss/mean", torch.zeros(1))
+    losses = blank.first[:, 0, 0]
+    torch.testing.assert_close(value[0], losses.mean())
+    torch.testing.assert_close(error[0], losses.std() / n**0.5)

@@ -172,3 +172,9 @@ def test_the_trace_of_large_gradients_is_taken_piece_by_piece(monkeypatch):
     whole = trace_with_error(gradients)
     monkeypatch.setattr(variance, "COLUMNS", 4)
     assert trace_with_error(gradients) == pytest.approx(whole, rel=1e-12)
+
+
+def test_a_gradient_is_0_where_a_loss_does_not_depend_on_a_parameter():
+    used, unused = torch.ones(2, requires_grad=True), torch.ones(3, requires_grad=True)
+    gradient = variance.flat_gradient(used.square().sum(), [used, unused])
+    assert gradient.tolist() == [2, 2, 0, 0, 0]

@@ -183,3 +183,16 @@ def test_too_few_or_too_many_steps_are_refused(steps):
 def test_bad_settings_are_refused(settings, said):
     with pytest.raises(ValueError, match=said):
         DDPM(**settings)
+
+
+def test_two_levels_are_enough():
+    assert DDPM(levels=2).kept().tolist() == pytest.approx([0.9999, 0.9999 * 0.98])
+
+
+def test_what_is_watched_of_a_loss_has_no_graph():
+    x, e = normal(4, 3), normal(4, 3, key="noise")
+    d = Draws(x, e, torch.zeros(4), torch.full((4,), 0.5), 0)
+    weight = torch.ones((), requires_grad=True)
+    terms = DDPM()(lambda z, r, t: weight * z, d)
+    assert terms.loss.requires_grad
+    assert not (terms.squared_error.requires_grad or terms.squared_correction.requires_grad)
