@@ -107,7 +107,7 @@ def run(tree: Path, tests: list[Path]) -> None:
     signal.alarm(SECONDS)
     import pytest
 
-    os._exit(pytest.main(["-x", "-q", "-p", "no:randomly", *map(str, tests)]))
+    os._exit(pytest.main(["-x", "-q", *map(str, tests)]))
 
 
 def verdict(tree: Path, file: Path, source: str) -> str:
