@@ -44,6 +44,16 @@ def expanded(path: Path) -> Path:
         raise ValueError(f"~ must stand for a user's home; got {path}") from None
 
 
+def home() -> Path:
+    """The user's home; ValueError if there is none, as of a container's user id without a name."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise ValueError(
+            f"HOME must name a folder, in which libraries keep files; user {os.getuid()} has none"
+        ) from None
+
+
 def local(folder: Path) -> Path:
     """A folder's absolute path, also of one written file:///... or ~/..."""
     text = str(folder)

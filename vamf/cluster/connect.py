@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -12,14 +13,20 @@ from vamf import cache
 from vamf.cluster import signals
 from vamf.cluster.nodes import alive, require_reached, require_room, require_seen
 from vamf.cluster.quiet import mute_raylet, quieten
+from vamf.cluster.reach import require_cluster
 from vamf.cluster.scaling import Scaling
 from vamf.cpus import usable
+from vamf.files import brief
+from vamf.redact import redacted
 from vamf.store import Place, Store
 from vamf.tracking.courier import where
 from vamf.tracking.run import database
 
 CONNECT_SECONDS = 5.0
 """How long an address may take to accept a connection."""
+
+TOKENS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+"""Environment variables by which users say whether clusters have a token, and which."""
 
 
 def connect() -> None:
@@ -47,14 +54,29 @@ def _join(address: str) -> None:
 
     _check(address)
     try:
+        require_cluster(_found(address))
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError) as error:
-        raise _absent(address, str(error).splitlines()[0]) from None
+    except Exception as error:  # whatever its parts raise means the same to the user
+        raise _absent(address, redacted(brief(error))) from None
+
+
+def _found(address: str) -> str:
+    """The address that Ray makes of what it is given, such as ``auto``."""
+    from ray._private.services import canonicalize_bootstrap_address
+
+    if address.startswith("ray://"):
+        return address
+    if address == "auto":  # as Ray does for this one alone: the token of the user's home
+        from ray._private.authentication import authentication_token_setup as tokens
+
+        tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    return str(canonicalize_bootstrap_address(address))
 
 
 def _start(tries: int = 2) -> None:
     import ray
 
+    _keep_token()
     try:
         # vamf keeps its data out of Ray's object store; the default would reserve a third of RAM.
         with _on_loopback():
@@ -73,7 +95,29 @@ def _start(tries: int = 2) -> None:
         if "timed out" in reason and tries > 1:  # Ray gives a busy machine 30 s, fixed
             _start(tries - 1)
             return
-        raise ValueError(f"Ray must start on this machine; got {reason}") from None
+        raise ValueError(f"Ray must start on this machine; got {reason}{_advice(error)}") from None
+
+
+def _advice(error: Exception) -> str:
+    """The way out of a folder in which Ray's files cannot be."""
+    from ray._common.utils import get_default_system_temp_dir
+
+    if "AF_UNIX path" not in str(error) and not isinstance(error, OSError):
+        return ""
+    return f"; RAY_TMPDIR must be a short, writable folder, now {get_default_system_temp_dir()}"
+
+
+def _keep_token() -> None:
+    """Gives the cluster that is to be started here a token that only its processes know.
+
+    Ray alone would leave one in the user's home folder, and each later `ray start` would ask for
+    it. What the environment says of tokens counts.
+    """
+    from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader
+
+    if not any(name in os.environ for name in TOKENS):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextmanager
@@ -144,12 +188,12 @@ def _check(address: str) -> None:
         return
     if address.startswith(("http://", "https://")):
         raise ValueError(f"RAY_ADDRESS must be HOST:6379 or ray://HOST:10001; got {where(address)}")
-    parts = urlsplit(address if "://" in address else f"ray://{address}")
     try:
+        parts = urlsplit(address if "://" in address else f"ray://{address}")
         socket.create_connection(
             (parts.hostname or "", parts.port or 6379), CONNECT_SECONDS
         ).close()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter: a port that is no number
         raise _absent(address, str(error)) from None
 
 
