@@ -22,7 +22,7 @@ from vamf.cluster.failures import RunFailed
 from vamf.cluster.scaling import Scaling
 from vamf.cluster.sweeps import NothingFound
 from vamf.experiment import Experiment
-from vamf.files import expanded
+from vamf.files import expanded, home
 from vamf.presets import PRESETS
 from vamf.redact import redacted
 from vamf.store import Place, Store, place
@@ -201,6 +201,7 @@ def parse(
 def start(main: Callable[[list[str]], None]) -> None:
     """Runs a job as a program, whatever becomes of what it prints."""
     output.forgive()
+    guarded(home)
     main(sys.argv[1:])
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from vamf.distributed import Workers
-from vamf.files import expanded, write_whole
+from vamf.files import expanded, home, write_whole
 from vamf.output import say
 
 Figures = Mapping[str, tuple[float, float]]
@@ -21,9 +21,11 @@ FOLDERS = ("VAMF_CACHE", "XDG_CACHE_HOME", "TORCH_HOME", "HF_HOME")
 
 
 def folder() -> Path:
-    """VAMF_CACHE, else the user's cache folder, absolute; ValueError for an unknown ``~``."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return expanded(Path(os.environ.get("VAMF_CACHE") or Path(home) / "vamf")).absolute()
+    """VAMF_CACHE, else the user's cache folder, absolute; ValueError without a home."""
+    if given := os.environ.get("VAMF_CACHE"):
+        return expanded(Path(given)).absolute()
+    caches = os.environ.get("XDG_CACHE_HOME") or home() / ".cache"
+    return expanded(Path(caches) / "vamf").absolute()
 
 
 def settle() -> None:
