@@ -16,7 +16,7 @@ from mlflow_server import Server
 
 from vamf.redact import redacted
 from vamf.tracking import Run, ui_command
-from vamf.tracking.courier import failure, reason, where
+from vamf.tracking.reasons import failure, reason, where
 
 ROOT = Path(__file__).parents[1]
 SECRET = "s3cr3t-hunter2"

@@ -5,13 +5,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from disks import fill, small_disk
 from machine import command, descendants, train_workers, wait_until
 from mlflow.entities import Run
 from mlflow_server import Server
@@ -114,26 +114,6 @@ def assert_history(uri: str, place: object, twin: Path) -> Run:
     for key in ("loss/train", "grad/norm", "eval/loss_variance"):
         assert history(uri, run, key) == history(uri, undisturbed, key), key
     return run
-
-
-@contextmanager
-def small_disk(folder: Path, mib: int) -> Iterator[Path]:
-    """A file system of its own, which can be full."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("mounting a tmpfs takes the rights of root")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(path: Path) -> None:
-    """Takes all space that a file system has left."""
-    with path.open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(4096))
 
 
 @pytest.mark.slow

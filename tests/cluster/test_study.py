@@ -1,7 +1,9 @@
 """A search's study: which points are drawn when it goes on."""
 
+import sqlite3
 import tempfile
 from collections.abc import Mapping
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +14,10 @@ import pytest
 from optuna.trial import TrialState
 
 from jobs import cli
+from vamf.cluster import sweeps
 from vamf.cluster.space import Space
 from vamf.cluster.study import sampler
-from vamf.cluster.sweep import Sweep
+from vamf.cluster.sweep import Sweep, storage
 from vamf.presets import PRESETS
 from vamf.tracking import Run
 
@@ -110,3 +113,17 @@ def test_a_resumed_sobol_sequence_is_the_one_that_was_begun(tmp_path: Path) -> N
         for _ in range(3)
     ]
     assert whole == [point for part in parts for point in part]
+
+
+def test_a_study_of_another_optuna_is_one_line(tracking_uri: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text("{}")
+    optuna.create_study(storage=storage(tmp_path))
+    with closing(sqlite3.connect(tmp_path / "study.db")) as database, database:
+        database.execute("UPDATE version_info SET schema_version = 10")
+        database.execute("UPDATE alembic_version SET version_num = 'v2.6.0.a'")
+    with pytest.raises(ValueError, match="must be readable; got The runtime optuna") as caught:
+        sweeps.resumed(tmp_path, tracking_uri)
+    assert f"`$ optuna storage upgrade --storage {storage(tmp_path)}`" in str(caught.value)
+    (tmp_path / "study.db").write_bytes(b"garbage" * 1000)
+    with pytest.raises(ValueError, match="must be readable; got .*file is not a database"):
+        sweeps.resumed(tmp_path, tracking_uri)

@@ -23,6 +23,7 @@ from vamf.cpus import usable
 from vamf.experiment import Experiment
 from vamf.metrics.distances import FrechetDistance
 from vamf.presets import PRESETS
+from vamf.tracking.run import sqlite
 from vamf.training.bench_steps import Subject
 from vamf.training.benchmark import Row, Table
 from vamf.training.stand_ins import without_weights
@@ -133,7 +134,7 @@ def _logged_step(
 
 
 def _database(storage: Path) -> str:
-    return f"sqlite:///{storage / 'mlflow.db'}"
+    return sqlite(storage / "mlflow.db")
 
 
 @contextmanager

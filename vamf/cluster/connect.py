@@ -19,7 +19,7 @@ from vamf.cpus import usable
 from vamf.files import brief
 from vamf.redact import redacted
 from vamf.store import Place, Store
-from vamf.tracking.courier import where
+from vamf.tracking.reasons import where
 from vamf.tracking.run import database
 
 CONNECT_SECONDS = 5.0

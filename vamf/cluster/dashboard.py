@@ -10,7 +10,7 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-from vamf.tracking.courier import where
+from vamf.tracking.reasons import where
 
 HEADERS = "RAY_JOB_HEADERS"
 """Ray's own variable for HTTP headers."""

@@ -10,7 +10,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from vamf.cluster.dashboard import brief
-from vamf.tracking.courier import where
+from vamf.tracking.reasons import where
 
 SILENCE_S = 60.0
 """Seconds without an answer after which a job is no longer followed."""

@@ -5,6 +5,7 @@ import optuna
 from vamf.cluster.space import Space
 from vamf.cluster.sweep import Sweep
 from vamf.cluster.trials import TRIAL, Trial, judged, load_trials, trial_folder
+from vamf.files import brief
 from vamf.random import seed_of
 
 BETA_STAR = "beta_star/gradient/mse"
@@ -14,6 +15,15 @@ BETA_STAR = "beta_star/gradient/mse"
 def open_study(sweep: Sweep) -> optuna.Study:
     """The sweep's study, which exists."""
     return optuna.load_study(study_name=sweep.name, storage=sweep.storage)
+
+
+def require_study(storage: str) -> None:
+    """Raises ValueError if the study's database is damaged, or of another version of Optuna's."""
+    try:
+        optuna.get_all_study_names(storage)
+    except Exception as error:  # Optuna's, SQLAlchemy's, SQLite's
+        told = brief(error).replace("$STORAGE_URL", storage)
+        raise ValueError(f"the search's study, {storage}, must be readable; got {told}") from None
 
 
 def sampler(space: Space, sweep: Sweep) -> optuna.samplers.BaseSampler:

@@ -18,7 +18,7 @@ from ray.exceptions import AuthenticationError
 
 from vamf.cluster.dashboard import brief, connect, default_address, environment, without
 from vamf.store import Store
-from vamf.tracking.courier import where
+from vamf.tracking.reasons import where
 from vamf.tracking.run import relative
 
 JOBS = ("train", "tune", "evaluate", "sample", "bench")

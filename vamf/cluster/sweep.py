@@ -7,6 +7,7 @@ from vamf.cluster.halving import Halving
 from vamf.cluster.scaling import Scaling
 from vamf.experiment import Experiment
 from vamf.tracking import Run
+from vamf.tracking.run import sqlite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,4 +56,9 @@ class Sweep:
     @property
     def storage(self) -> str:
         """The study's database, as Optuna and optuna-dashboard take it."""
-        return f"sqlite:///{self.directory / 'study.db'}"
+        return storage(self.directory)
+
+
+def storage(directory: Path) -> str:
+    """The database of the study of the search in a folder."""
+    return sqlite(directory / "study.db")

@@ -15,8 +15,8 @@ from vamf.cluster.report import publish
 from vamf.cluster.results import Results, gather
 from vamf.cluster.scaling import Scaling
 from vamf.cluster.space import Space
-from vamf.cluster.study import abandon
-from vamf.cluster.sweep import Sweep
+from vamf.cluster.study import abandon, require_study
+from vamf.cluster.sweep import Sweep, storage
 from vamf.cluster.trials import TRIAL
 from vamf.cluster.tune import search
 from vamf.experiment import Experiment
@@ -121,6 +121,7 @@ def resumed(directory: Path, uri: str) -> Sweep:
     if not (directory / SWEEP).exists():
         raise ValueError(f"no search in {directory}: {SWEEP} is missing")
     tracking.check(uri := located(uri))
+    require_study(storage(directory))
     data: dict[str, Any] = json.loads((directory / SWEEP).read_text())
     fields: Mapping[str, Any] = data | {
         "directory": directory,

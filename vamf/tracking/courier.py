@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 from requests import RequestException
 
 from vamf.output import say
-from vamf.redact import redacted
+from vamf.tracking.reasons import failure, reason, where
 from vamf.tracking.spool import Event, Queued, Spool
 
 RETRY_S = 10.0
@@ -215,37 +214,3 @@ def is_refusal(error: Exception) -> bool:
     if isinstance(error, OSError):
         return not isinstance(error, (ConnectionError, TimeoutError)) and error.errno in MISSING
     return isinstance(error, (ValueError, TypeError))
-
-
-def failure(uri: str, error: Exception) -> str:
-    """That a server does not answer, and why unless that is all there is to say; one line."""
-    text = f"MLflow at {where(uri)} does not answer"
-    # MLflow's own words for a connection that failed fill half a screen.
-    unknown = getattr(error, "error_code", None) == "INTERNAL_ERROR"
-    return text if unknown else f"{text} ({reason(uri, error)})"
-
-
-def reason(uri: str, error: Exception) -> str:
-    """The first line of an error, without the credentials of an address."""
-    code = getattr(error, "error_code", type(error).__name__)
-    line = str(error).partition("\n")[0].removeprefix(f"{code}: ")
-    for secret in _secrets(uri):
-        line = line.replace(secret, "...")
-    return f"{code}: {redacted(line)[:200]}"
-
-
-def where(uri: str) -> str:
-    """An address without the credentials in it: neither a user's nor a query."""
-    parts = urlsplit(uri)
-    place = parts.netloc.rpartition("@")[2]
-    bare = uri.replace(parts.netloc, place, 1) if parts.netloc != place else uri
-    return bare.partition("?")[0]
-
-
-def _secrets(uri: str) -> list[str]:
-    """What of an address is to be told to nobody; the longest first."""
-    parts = urlsplit(uri)
-    user = parts.netloc.rpartition("@")[0]
-    given = [user, user.partition(":")[2], parts.query, *(v for _, v in parse_qsl(parts.query))]
-    found = {secret for known in given for secret in (known, unquote(known)) if secret}
-    return sorted(found, key=len, reverse=True)

@@ -5,16 +5,23 @@ import re
 import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from urllib.parse import unquote
 
 from vamf.files import expanded
-from vamf.tracking.courier import where
+from vamf.tracking.reasons import where
 
 SPOOL = "spool"
 """The folder, in a run's, that holds a folder for each MLflow run."""
 
 
-FILE = re.compile(r"(sqlite(?:\+\w+)?:///)(?!:memory:)([^?]+)(\?.*|)")
+FILE = re.compile(r"(sqlite(?:\+\w+)?:///)(?!:memory:|file:)([^?]+)(\?[^/?]*|)")
 """The address of an SQLite file, in three parts; one in memory is none."""
+
+SQLITE = re.compile(r"sqlite(\+\w+)?:")
+"""How addresses of SQLite begin, also those that name no file."""
+
+QUOTED = str.maketrans({character: f"%{ord(character):02X}" for character in "%?{}"})
+"""What must not stand in the address of a file: SQLAlchemy reads the first two, Optuna braces."""
 
 SERVICES = ("databricks", "databricks-uc", "uc")
 """Addresses that name a service without ``://``, alone or before a colon."""
@@ -42,12 +49,25 @@ def address(storage: Path, given: str | None = None) -> str:
     Paths in it are absolute. Raises ValueError for a ``~`` that is nobody's home.
     """
     chosen = given or os.environ.get("MLFLOW_TRACKING_URI")
-    return located(chosen or f"sqlite:///{storage.resolve() / 'mlflow.db'}")
+    return located(chosen or sqlite(storage.resolve() / "mlflow.db"))
+
+
+def sqlite(file: Path) -> str:
+    """The address of an SQLite file, whatever characters its folders' names hold."""
+    return f"sqlite:///{str(file).translate(QUOTED)}"
 
 
 def located(uri: str) -> str:
     """The address with an absolute path, if it names a file or folder: Ray's processes work in
-    other folders."""
+    other folders.
+
+    Raises ValueError for a database in memory, and for one of which the file is not clear.
+    """
+    if SQLITE.match(uri) and (not FILE.fullmatch(uri) or "mode=memory" in uri):
+        raise ValueError(
+            "MLflow's address must name an SQLite file, sqlite:////FOLDER/mlflow.db, with %3F for "
+            f"a ? in it: one in memory would be lost; got {uri}"
+        )
     if match := FILE.fullmatch(uri):
         before, path, after = match.groups()
         return f"{before}{expanded(Path(path)).absolute()}{after}"
@@ -69,7 +89,7 @@ def relative(uri: str) -> bool:
 def database(uri: str) -> Path | None:
     """The SQLite file that an address names, if it names one."""
     match = FILE.fullmatch(uri)
-    return Path(match[2]).resolve() if match else None
+    return Path(unquote(match[2])).resolve() if match else None
 
 
 def ui_command(uri: str, storage: Path) -> str:

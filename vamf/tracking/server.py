@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vamf.redact import redacted
-from vamf.tracking.courier import failure, is_refusal
+from vamf.tracking.courier import is_refusal
 from vamf.tracking.provenance import user
-from vamf.tracking.run import Run, located
+from vamf.tracking.reasons import failure
+from vamf.tracking.run import Run, database, located
 from vamf.tracking.spool import Event, Spool, locked
 
 # MLflow's own choices (7 retries of up to 120 s each, logs and URLs on the terminal, telemetry)
@@ -176,18 +177,13 @@ class Server:
         _client(self._run.uri).log_artifact(self._run.run_id, str(path), event.data["folder"])
 
 
-def _database(uri: str) -> Path:
-    return Path(uri.removeprefix("sqlite:///"))
-
-
 @cache
 def _client(uri: str) -> Any:
     """MLflow's client; an unusable SQLite file fails here, where MLflow would try for 100 s."""
     from mlflow import MlflowClient
 
-    if not uri.startswith("sqlite:///"):
+    if (path := database(uri)) is None:
         return MlflowClient(tracking_uri=uri)
-    path = _database(uri)
     path.parent.mkdir(parents=True, exist_ok=True)
     # MLflow creates its tables without a lock: two processes that start together would collide.
     with locked(path.with_name(f"{path.name}.lock"), wait=True):
@@ -197,8 +193,8 @@ def _client(uri: str) -> Any:
 
 def _ask(uri: str, seconds: float = 1.0) -> None:
     """Fails after so long if another process holds an SQLite file; MLflow would wait for 20 s."""
-    if uri.startswith("sqlite:///"):
-        with closing(sqlite3.connect(_database(uri), seconds, isolation_level=None)) as file:
+    if (path := database(uri)) is not None:
+        with closing(sqlite3.connect(path, seconds, isolation_level=None)) as file:
             file.execute("BEGIN IMMEDIATE")
             file.execute("ROLLBACK")
 
@@ -246,8 +242,8 @@ def _experiment(uri: str, name: str, artifact_root: Path | None) -> str:
 
 def _file_root(uri: str, experiment: str, root: Path | None) -> str | None:
     """Where an experiment's files go; MLflow alone would put SQLite's into the current folder."""
-    if root is None and uri.startswith("sqlite:///"):
-        root = _database(uri).parent / "mlartifacts"
+    if root is None and (path := database(uri)) is not None:
+        root = path.parent / "mlartifacts"
     folder = re.sub(r"[^\w.= -]|^\.+$", "_", experiment)  # a name may hold slashes
     return (root.resolve() / folder).as_uri() if root else None
 

@@ -10,7 +10,8 @@ from typing import Literal
 from vamf.files import write_whole
 from vamf.output import say
 from vamf.redact import redacted
-from vamf.tracking.courier import Courier, where
+from vamf.tracking.courier import Courier
+from vamf.tracking.reasons import where
 from vamf.tracking.run import Run
 from vamf.tracking.server import Server
 from vamf.tracking.spool import Spool
