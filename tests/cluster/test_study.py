@@ -125,5 +125,5 @@ def test_a_study_of_another_optuna_is_one_line(tracking_uri: str, tmp_path: Path
         sweeps.resumed(tmp_path, tracking_uri)
     assert f"`$ optuna storage upgrade --storage {storage(tmp_path)}`" in str(caught.value)
     (tmp_path / "study.db").write_bytes(b"garbage" * 1000)
-    with pytest.raises(ValueError, match="must be readable; got .*file is not a database"):
+    with pytest.raises(ValueError, match=r"must be readable; got .*file is not a database"):
         sweeps.resumed(tmp_path, tracking_uri)
