@@ -224,6 +224,10 @@ def guarded(action: Callable[[], T], resume: str | None = None) -> T:
         stop(str(error))
     except (NonFiniteLoss, NothingFound, RunFailed) as error:
         stop(str(error), status=1)
+    except OSError as error:
+        if error.filename is None or error.strerror is None:  # no file's, but a fault
+            raise
+        stop(f"cannot use {error.filename}: {error.strerror}", status=1)
     except KeyboardInterrupt as error:
         asked = signals.cause(error)
         told, status = (f"ended by {asked}", asked.status) if asked else ("interrupted", 130)

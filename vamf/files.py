@@ -62,6 +62,16 @@ def local(folder: Path) -> Path:
     return expanded(folder).resolve()
 
 
+def make_folder(folder: Path, above: int) -> None:
+    """Makes a folder, and at most so many of those above it; FileNotFoundError if more are missing.
+
+    What has to be in the folder of a run would else, once the run's file system is gone, be written
+    below its mount point, where nobody sees it any more.
+    """
+    for path in (*reversed(folder.parents[:above]), folder):
+        path.mkdir(exist_ok=True)
+
+
 def claimed(folder: Path, *, numbered: bool) -> Path:
     """A new folder of that name, which this process alone has made.
 

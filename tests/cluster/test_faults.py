@@ -1,5 +1,6 @@
 """Workers and drivers that die, and losses that are not finite: what is lost, and what is told."""
 
+import json
 import os
 import signal
 import subprocess
@@ -279,3 +280,37 @@ def test_a_checkpoint_of_another_experiment_is_refused(
     assert line.endswith("is of another experiment: batch 16 there, 32 here")
     (run,) = tracked(tracking_uri, directory)
     assert run.info.status == "FINISHED"  # as it was: nothing was resumed
+
+
+@pytest.mark.slow
+def test_a_search_ends_with_one_line_when_its_disk_is_full(
+    tracking_uri: str, tmp_path: Path
+) -> None:
+    """And goes on once there is room: what could not be written is no result."""
+    program = [sys.executable, "-m", "jobs.tune"]
+    with small_disk(tmp_path / "disk", 4) as disk:
+        new = ["constant", "digits", "--trials", "2", "--name", "s", "--storage", str(disk)]
+        (disk / "filler").write_bytes(bytes(3 << 20))  # room for a study and a checkpoint or two
+        ended = subprocess.run(
+            [*program, *new, "--tracking", tracking_uri, *options({})],
+            env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"},
+            capture_output=True,
+            text=True,
+        )
+        (line,) = (line for line in ended.stderr.splitlines() if line.startswith("error: "))
+        assert "No space left on device" in line or "disk is full" in line, line
+        assert ended.returncode == 1
+        assert "Traceback" not in ended.stderr
+        assert "its process died" not in ended.stdout
+        assert not [json.loads(f.read_text())["error"] for f in disk.glob("s/t*/trial.json")]
+
+        (disk / "filler").unlink()
+        again = subprocess.run(
+            [*program, "--resume", str(disk / "s"), "--tracking", tracking_uri],
+            env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"},
+            capture_output=True,
+            text=True,
+        )
+        assert again.returncode == 0, again.stderr
+        trials = [json.loads(file.read_text()) for file in disk.glob("s/t*/trial.json")]
+        assert [trial["error"] for trial in trials] == [None, None]

@@ -81,7 +81,7 @@ def progress(directory: Path) -> int:
     """The step that the run in ``directory`` last reported."""
     try:
         return int((directory / PROGRESS).read_text() or 0)
-    except FileNotFoundError:
+    except OSError:  # not there yet, or a file system that is gone
         return 0
 
 
@@ -89,7 +89,7 @@ def notes(directory: Path) -> list[str]:
     """What the run in ``directory`` has noted, a whole line each."""
     try:
         text = (directory / NOTES).read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except OSError:
         return []
     return text[: text.rfind("\n") + 1].splitlines()
 

@@ -28,6 +28,10 @@ class RunFailed(RuntimeError):
     """A run ended before its last step; says why, in one line."""
 
 
+class StorageUnusable(RunFailed):
+    """Storage took no more, or was gone: no fault of the run's, which can go on later."""
+
+
 class NonFiniteObjective(FloatingPointError):
     """An objective of a whole run was infinite or not a number: it compares with no other."""
 
@@ -42,10 +46,11 @@ def is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in FULL
 
 
-def full(error: OSError) -> RunFailed:
-    """Storage that took no more, as the end of a run."""
-    return RunFailed(
-        f"cannot write {error.filename or 'a file'}: {error.strerror}; "
+def full(error: OSError, directory: Path | None = None) -> StorageUnusable:
+    """Storage that took no more, as the end of the run in a folder."""
+    place = error.filename or (f"in {directory}" if directory else "a file")
+    return StorageUnusable(
+        f"cannot write {place}: {error.strerror}; "
         "checkpoints before it are whole: make room, then resume"
     )
 
@@ -53,7 +58,7 @@ def full(error: OSError) -> RunFailed:
 def explained(error: BaseException, directory: Path) -> BaseException:
     """A final error as what the driver raises; its traceback goes to a file."""
     if isinstance(error, OSError) and is_full(error):
-        return full(error)
+        return full(error, directory)
     for kind in (NonFiniteLoss, ValueError):  # said in words for users
         if isinstance(error, kind):
             return kind(str(error))

@@ -9,6 +9,9 @@ from vamf.experiment import Experiment
 from vamf.tracking import Run
 from vamf.tracking.run import sqlite
 
+SWEEP = "sweep.json"
+"""The file in a search's folder that says what it is."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:

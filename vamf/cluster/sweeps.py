@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,22 +10,22 @@ from typing import Any
 from vamf import tracking, values
 from vamf.cluster import connect
 from vamf.cluster import space as spaces
+from vamf.cluster.failures import StorageUnusable
 from vamf.cluster.halving import Halving, forget
 from vamf.cluster.launch import RUN, close_orphan, closing
 from vamf.cluster.report import publish
 from vamf.cluster.results import Results, gather
 from vamf.cluster.scaling import Scaling
 from vamf.cluster.space import Space
+from vamf.cluster.storage import one_line
 from vamf.cluster.study import abandon, require_study
-from vamf.cluster.sweep import Sweep, storage
+from vamf.cluster.sweep import SWEEP, Sweep, storage
 from vamf.cluster.trials import TRIAL
 from vamf.cluster.tune import search
 from vamf.experiment import Experiment
 from vamf.files import claimed, write_whole
 from vamf.tracking import Run
 from vamf.tracking.run import located
-
-SWEEP = "sweep.json"
 
 
 class NothingFound(RuntimeError):
@@ -143,11 +144,12 @@ def _save(sweep: Sweep) -> None:
     write_whole(sweep.directory / SWEEP, json.dumps(data, indent=2) + "\n")
 
 
+@one_line()
 def run(space: Space, sweep: Sweep) -> tuple[Results, dict[str, Path]]:
     """Runs what is left of a search, and writes what it found, to files and to MLflow.
 
     Trials that were in flight when an earlier attempt died are repeated. Raises NothingFound if no
-    trial succeeded.
+    trial succeeded, StorageUnusable if nothing can be written any more.
     """
     tracking.rejoin(sweep.parent)
     with closing(sweep.parent):
@@ -159,6 +161,11 @@ def run(space: Space, sweep: Sweep) -> tuple[Results, dict[str, Path]]:
             connect.leave()  # ends the trials' processes
             abandon(sweep)
             _close_unfinished(sweep)
+            raise
+        except StorageUnusable:  # what needs storage is done when the search goes on
+            connect.leave()
+            with suppress(Exception):
+                _close_unfinished(sweep)
             raise
         found = gather(sweep)
         files = publish(sweep, found)

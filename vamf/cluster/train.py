@@ -78,7 +78,7 @@ def fit(
         raise _told(error, directory, scaling) from None
     except OSError as error:  # of this process
         if is_full(error):
-            raise full(error) from None
+            raise full(error, directory) from None
         raise
     return Summary.load(directory / SUMMARY)
 

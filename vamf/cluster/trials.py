@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from vamf.files import write_whole
+from vamf.files import make_folder, write_whole
 from vamf.metrics.distances import Measurement, mean_with_error
 from vamf.training.evaluation import Metrics
 
@@ -46,7 +46,7 @@ class Trial:
 
     def save(self, folder: Path) -> None:
         """Writes its record, whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, above=0)
         write_whole(folder / TRIAL, json.dumps(asdict(self)))
 
     @classmethod

@@ -11,7 +11,7 @@ import optuna
 from vamf import output
 from vamf.cluster import connect
 from vamf.cluster.bars import step_bar
-from vamf.cluster.failures import NonFiniteObjective, RunFailed
+from vamf.cluster.failures import NonFiniteObjective, RunFailed, StorageUnusable
 from vamf.cluster.halving import Judge, forget, seconds_at_rungs
 from vamf.cluster.launch import RUN, Launch, close_orphan, launch
 from vamf.cluster.nodes import groups, sizes
@@ -19,6 +19,7 @@ from vamf.cluster.quiet import quiet_optuna
 from vamf.cluster.room import Watch
 from vamf.cluster.scaling import Scaling
 from vamf.cluster.space import Space
+from vamf.cluster.storage import Storage, one_line, told_to_the_search
 from vamf.cluster.study import (
     BETA_STAR,
     follow_landscape,
@@ -44,13 +45,15 @@ from vamf.training.loop import Summary
 from vamf.training.trainer import NonFiniteLoss
 
 
+@one_line()
 @quiet_optuna()
 def search(space: Space, sweep: Sweep) -> None:
     """Runs what is left of a sweep; its study and its trials' files hold the results.
 
     A trial that fails, or has an objective that is not finite, costs that trial only. A trial whose
     process dies is started again, as often as ``scaling.max_failures`` says, and goes on from its
-    checkpoint. Raises KeyboardInterrupt if it is interrupted.
+    checkpoint. Raises KeyboardInterrupt if it is interrupted, StorageUnusable if nothing can be
+    written any more.
     """
     from ray import tune
     from ray.tune.search.optuna import OptunaSearch
@@ -127,7 +130,8 @@ class _Numbered:
 
 def _run_trial(sweep: Sweep) -> Any:
     def run(config: dict[str, Any]) -> None:
-        run_trial(sweep, config["number"], config["settings"])
+        with told_to_the_search():
+            run_trial(sweep, config["number"], config["settings"])
 
     return run
 
@@ -145,6 +149,8 @@ def run_trial(sweep: Sweep, number: int, settings: Mapping[str, Any]) -> None:
     for index in range(sweep.seeds):
         try:
             runs.append(_run_seed(sweep, trial, index))
+        except StorageUnusable:  # no result
+            raise
         except (NonFiniteLoss, NonFiniteObjective, RunFailed, ValueError) as failure:
             error = redacted(f"seed {experiment.seed + index}: {failure}")
         if error is not None or runs[-1].stopped is not None:
@@ -216,7 +222,7 @@ def _progress(space: Space, sweep: Sweep, bar: Any) -> Any:
     from ray.tune.progress_reporter import TrialProgressCallback
 
     steps: dict[str, int] = {}
-    watch = Watch(sweep.scaling)
+    watch, storage = Watch(sweep.scaling), Storage(sweep.directory)
 
     class Progress(TrialProgressCallback):  # where there is none, Ray adds its own, which prints
         def __reduce__(self) -> tuple[Any, ...]:
@@ -226,24 +232,29 @@ def _progress(space: Space, sweep: Sweep, bar: Any) -> Any:
         def on_trial_result(
             self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
         ) -> None:
+            storage.hear(result)
             self._move(trial, result.get("steps", result.get("step", 0)))
 
         def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             self._move(trial, sweep.seeds * sweep.experiment.steps)
             self._line(trial)
-            settle_one(sweep, trial.config["number"])
-            follow_landscape(space, sweep, trial.config["number"])
+            with storage.minded():
+                settle_one(sweep, trial.config["number"])
+                follow_landscape(space, sweep, trial.config["number"])
 
         def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            if trial.num_failures > sweep.scaling.max_failures:
-                give_up(sweep, trial.config)
+            if trial.num_failures > sweep.scaling.max_failures and storage.usable():
+                with storage.minded():
+                    give_up(sweep, trial.config)
                 self._line(trial)
 
         def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             number = trial.config["number"]
-            say(f"trial {number}: its process died; it goes on from its checkpoint")
+            if storage.usable():
+                say(f"trial {number}: its process died; it goes on from its checkpoint")
 
         def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
+            storage.require()
             if line := watch.look():
                 say(line)
 

@@ -97,6 +97,7 @@ class Courier:
             self._lost(away.error, time.monotonic() - started)
         except OSError as error:
             self._unwritable(error)
+            return not self._spool.folder.exists()  # nothing waits in a folder that is gone
         return False
 
     def guarded(self, action: Callable[[], None]) -> None:

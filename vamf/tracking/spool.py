@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vamf.files import make_folder
+
 PIECE = 1 << 18
 """Bytes that ``Spool.peek`` reads at once, unless a single event is longer."""
 
@@ -65,7 +67,7 @@ class Spool:
 
     def append(self, event: Event) -> None:
         """Puts an event at the end."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder, above=1)
         with self._exclusive(), self._events.open("a+b") as file:
             # A process killed while it wrote has left half a line: it must not spoil this one.
             size = file.seek(0, os.SEEK_END)
@@ -107,7 +109,7 @@ class Spool:
     @contextmanager
     def sender(self) -> Iterator[tuple[bool, bool]]:
         """Makes this the only sender; yields (it is, another has sent since this one last did)."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder, above=1)
         with locked(self.folder / "sender.lock", wait=False) as mine:
             last = self.folder / "sender"
             changed = mine and (not last.exists() or last.read_text() != self._name)

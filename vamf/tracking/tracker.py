@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
-from vamf.files import write_whole
+from vamf.files import make_folder, write_whole
 from vamf.output import say
 from vamf.redact import redacted
 from vamf.tracking.courier import Courier
@@ -78,7 +78,7 @@ class Tracker:
 
     def _describe(self) -> None:
         """Leaves beside the queue which run it is for, without credentials."""
-        self._spool.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._spool.folder, above=1)
         known = asdict(self._run) | {"uri": where(self._run.uri)}
         write_whole(self._spool.folder / "run.json", json.dumps(known))
 

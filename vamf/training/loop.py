@@ -129,6 +129,8 @@ def train(experiment: Experiment, session: Session) -> Summary:
 def _train(experiment: Experiment, session: Session) -> Summary:
     start = time.monotonic()
     trainer = _prepare(experiment, session)
+    if session.leads:
+        session.directory.mkdir(parents=True, exist_ok=True)
     folder = checkpoints(experiment, session.directory)
     restore(trainer, folder, session.note, session.fetch)
     _agree(trainer)
@@ -278,6 +280,7 @@ def _write(
     trainer: Trainer, session: Session, figures: Mapping[str, float], evaluated: bool
 ) -> None:
     experiment, step, shape = trainer.experiment, trainer.step, trainer.dataset.shape
+    session.directory.stat()  # raises where its file system is gone: no picture makes it anew
     if evaluated:
         path = session.directory / "samples" / f"step_{step:08d}.png"
         generate = generate_from(as_sampled(trainer.ema), experiment, shape, session.workers.device)
