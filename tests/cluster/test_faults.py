@@ -288,9 +288,9 @@ def test_a_search_ends_with_one_line_when_its_disk_is_full(
 ) -> None:
     """And goes on once there is room: what could not be written is no result."""
     program = [sys.executable, "-m", "jobs.tune"]
-    with small_disk(tmp_path / "disk", 4) as disk:
+    with small_disk(tmp_path / "disk", 16) as disk:
         new = ["constant", "digits", "--trials", "2", "--name", "s", "--storage", str(disk)]
-        (disk / "filler").write_bytes(bytes(3 << 20))  # room for a study and a checkpoint or two
+        (disk / "filler").write_bytes(bytes(15 << 20))  # room for a study and a checkpoint or two
         ended = subprocess.run(
             [*program, *new, "--tracking", tracking_uri, *options({})],
             env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"},
