@@ -177,15 +177,15 @@ def test_what_ray_says_of_an_address_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def refuse(**_: object) -> None:
+    def refuse(address: str) -> None:
         raise ConnectionError("Could not find any running Ray instance.\nMore.")
 
-    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr("ray._private.services.canonicalize_bootstrap_address", refuse)
     argv = ["digits", "--storage", str(tmp_path), "--tracking", tracking_uri]
     argv += ["--scaling.workers", "1"]
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     line = mistake(train, argv, capsys)
-    assert line.endswith("RAY_ADDRESS=auto: Could not find any running Ray instance.")
+    assert line.endswith("RAY_ADDRESS=auto: Could not find any running Ray instance. More.")
     monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")  # right for jobs.submit
     line = mistake(train, argv, capsys)
     assert line.startswith("RAY_ADDRESS must be HOST:6379 or ray://HOST:10001; got http://head")
