@@ -7,6 +7,7 @@ from vamf.cluster import sweeps
 from vamf.cluster.halving import Halving
 from vamf.cluster.report import report
 from vamf.cluster.sweep import Sweep
+from vamf.experiment import Experiment
 from vamf.presets import PRESETS
 
 SPACES = cli.search_spaces()
@@ -32,18 +33,32 @@ def main(argv: list[str]) -> None:
         run(sweep)
 
 
-def new(argv: list[str]) -> Sweep | None:
-    """A new search; None if its experiment was only to be shown."""
+def read(argv: list[str]) -> tuple[sweeps.Plan, Options, Experiment]:
+    """What a new search is to do, the options and the experiment."""
     argv, preset = cli.varied(argv, "constant")
     defaults = {n: Options(experiment=PRESETS[preset or s.PRESET]) for n, s in SPACES.items()}
     name, options = cli.parse(Options, defaults, argv, "search space")
     plan = sweeps.Plan(SPACES[name], name, options.trials, options.seeds, options.halving, preset)
     experiment = cli.guarded(options.resolved)
     cli.guarded(lambda: sweeps.check(plan, experiment))
+    return plan, options, experiment
+
+
+def check(argv: list[str]) -> None:
+    """Exits with what is wrong with the options, and looks for nothing that they name."""
+    if cli.resumes(argv):
+        cli.read(cli.Resume, argv)
+    else:
+        read(argv)
+
+
+def new(argv: list[str]) -> Sweep | None:
+    """A new search; None if its experiment was only to be shown."""
+    plan, options, experiment = read(argv)
     if options.dry_run:
         cli.show(experiment)
         return None
-    where = cli.guarded(lambda: (options.folder(f"beta-{name}"), options.uri()))
+    where = cli.guarded(lambda: (options.folder(f"beta-{plan.name}"), options.uri()))
     return cli.guarded(
         lambda: sweeps.new(plan, experiment, *where, options.scaling, numbered=options.name is None)
     )

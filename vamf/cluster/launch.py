@@ -163,7 +163,6 @@ def _tags(experiment: Experiment, start: Launch) -> dict[str, str]:
         "beta": experiment.beta.label,
         "seed": str(experiment.seed),
         "evaluation.protocol": protocol(experiment),
-        "git.commit": tracking.git_commit() or "unknown",
         "directory": str(start.place),
         **start.tags,
     }

@@ -78,7 +78,6 @@ def new(
             "preset": preset,
             "space": plan.name,
             "objectives": ", ".join(objectives),
-            "git.commit": tracking.git_commit() or "unknown",
             "directory": str(directory),
         },
         spool=directory / "spool",

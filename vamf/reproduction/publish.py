@@ -67,7 +67,6 @@ def parent(protocol: Protocol, folder: Path, uri: str) -> Run:
             name=folder.name,
             params=protocol.common(),
             tags={
-                "git.commit": tracking.git_commit() or "unknown",
                 "directory": str(folder),
                 "command": protocol.command,
             },

@@ -5,7 +5,6 @@ stderr and no point of any curve.
 """
 
 from vamf.tracking.model import save_model
-from vamf.tracking.provenance import git_commit
 from vamf.tracking.run import Run, address, ui_command
 from vamf.tracking.server import check, create, history
 from vamf.tracking.tracker import Tracker, rejoin, resend
@@ -16,7 +15,6 @@ __all__ = [
     "address",
     "check",
     "create",
-    "git_commit",
     "history",
     "rejoin",
     "resend",

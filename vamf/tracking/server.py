@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vamf.redact import redacted
+from vamf.tracking import provenance
 from vamf.tracking.courier import failure, is_refusal
-from vamf.tracking.provenance import user
 from vamf.tracking.run import Run, located
 from vamf.tracking.spool import Event, Spool, locked
 
@@ -78,7 +78,7 @@ def create(
         ValueError: MLflow does not answer or refuses, or the experiment was deleted.
     """
     uri = located(uri)
-    system = {"mlflow.user": user(), "mlflow.source.name": Path(sys.argv[0]).name}
+    system = {"mlflow.user": provenance.user(), "mlflow.source.name": Path(sys.argv[0]).name}
     above = {"mlflow.parentRunId": parent.run_id} if parent else {}
     try:
         experiment_id = (
@@ -86,7 +86,7 @@ def create(
             if parent
             else _patiently(lambda: _chosen(uri, experiment, artifact_root))
         )
-        everything = {**system, **tags, **above}
+        everything = {**system, **provenance.tags(), **tags, **above}
         everything = {k: redacted(v)[:TAG_LENGTH] for k, v in everything.items()}
         created = _patiently(
             lambda: _client(uri).create_run(experiment_id, tags=everything, run_name=name)
