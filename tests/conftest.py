@@ -12,6 +12,7 @@ import leftovers
 import pytest
 import s3_server
 import warm
+from hypothesis.configuration import set_hypothesis_home_dir
 from ray_nodes import TOKEN, Node
 
 os.environ.update(TOKEN)
@@ -22,6 +23,7 @@ os.environ.setdefault(leftovers.MARK, uuid4().hex)  # processes of pytest-xdist 
 # Reference statistics are kept in the user's cache folder; those of tests are not.
 os.environ["VAMF_CACHE"] = tempfile.mkdtemp(prefix="vamf-cache")
 atexit.register(shutil.rmtree, os.environ["VAMF_CACHE"], ignore_errors=True)
+set_hypothesis_home_dir(os.environ["VAMF_CACHE"])
 
 
 STARTED, LEFT = pytest.StashKey[set[str]](), pytest.StashKey[list[str]]()

@@ -79,6 +79,7 @@ def serve(address: str) -> None:
 
 def work(argv: list[str], env: dict[str, str], folder: str, files: list[int]) -> None:
     """Becomes a Ray worker."""
+    os.setpgid(0, 0)  # Ray kills the group of a worker that ends
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if NODE in env:
         (Path(env[NODE]) / f"fork_{os.getpid()}").touch()
