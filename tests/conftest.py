@@ -132,9 +132,17 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_server.Server]:
 
 @pytest.fixture(scope="session")
 def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An SQLite database of MLflow's: making its tables takes seconds, so tests share it."""
-    from vamf import tracking
+    """An SQLite database of MLflow's: making its tables takes seconds, so tests share it.
 
-    uri = f"sqlite:///{tmp_path_factory.mktemp('tracking') / 'mlflow.db'}"
-    tracking.check(uri)
-    return uri
+    The processes of pytest-xdist have copies of one.
+    """
+    from vamf import tracking
+    from vamf.tracking.spool import locked
+
+    base, database = tmp_path_factory.getbasetemp(), tmp_path_factory.mktemp("tracking")
+    empty = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "empty.db"
+    with locked(empty.with_suffix(".lock"), wait=True):
+        if not empty.exists():
+            tracking.check(f"sqlite:///{empty}")
+    shutil.copy(empty, database / "mlflow.db")
+    return f"sqlite:///{database / 'mlflow.db'}"

@@ -202,7 +202,10 @@ def test_the_address_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch)
         dashboard.connect("head:6379")
 
 
-def test_an_address_without_a_cluster_is_one_line(project: Path) -> None:
+def test_an_address_without_a_cluster_is_one_line(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dashboard, "ANSWER_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         with pytest.raises(ValueError, match=f"must answer at http://127.0.0.1:{port}; got no"):
@@ -233,7 +236,10 @@ class Flickering:
             raise ClientError("broken")
 
 
-def test_a_lost_connection_repeats_no_line_of_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_lost_connection_repeats_no_line_of_the_log(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "PAUSE_S", 0.01)
     assert following.follow(cast(JobSubmissionClient, Flickering()), "j") == 0
     assert capsys.readouterr().out == Flickering.log + "Job j SUCCEEDED: done\n"
 

@@ -15,6 +15,8 @@ from vamf.tracking.courier import where
 
 SILENCE_S = 60.0
 """Seconds without an answer after which a job is no longer followed."""
+PAUSE_S = 1.0
+"""Seconds until a connection that was lost is made again."""
 STOP_S = submit.STOP_S + 15.0
 """Seconds for which a stopped job's end is waited for: Ray kills it before."""
 
@@ -89,7 +91,7 @@ async def _tail(client: JobSubmissionClient, job_id: str) -> JobDetails:
             if time.monotonic() - answered > SILENCE_S:
                 place = where(client.get_address())
                 raise ValueError(f"Ray at {place} must answer; got {brief(error)}") from None
-        await asyncio.sleep(1)
+        await asyncio.sleep(PAUSE_S)
 
 
 def _interrupted(client: JobSubmissionClient, job_id: str) -> int:
