@@ -12,6 +12,7 @@ from typing import Any
 from vamf import files, tracking, values
 from vamf.cluster import signals
 from vamf.cluster.failures import RunFailed, full, is_full
+from vamf.cluster.holding import held, require_ended
 from vamf.cluster.mirror import Mirror
 from vamf.cluster.scaling import Scaling
 from vamf.cluster.train import fit
@@ -28,6 +29,9 @@ from vamf.training.loop import Summary
 from vamf.training.restoring import checkpoints, newest
 
 RUN, SCALING = "run.json", "scaling.json"
+
+HANDOVER_S = 120.0
+"""Seconds for which a trial waits for the process that had it before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +106,13 @@ def scaling_of(place: Place) -> Scaling:
 def resumed(place: Place, uri: str) -> tuple[Experiment, Launch]:
     """The run in a folder, ready to go on.
 
-    Raises ValueError if there is none, no checkpoint of it is intact, or MLflow or a store is away.
+    Raises ValueError if there is none, it is still running, no checkpoint of it is intact, or
+    MLflow or a store is away.
     """
-    start = new(place if isinstance(place, Store) else place.resolve(), uri, preset="")
+    place = place if isinstance(place, Store) else place.resolve()
+    if isinstance(place, Store) or (place / RUN).exists():
+        require_ended(place)  # before its working copy is made anew
+    start = new(place, uri, preset="")
     directory = start.directory
     if start.store is not None:
         try:
@@ -132,8 +140,7 @@ def create(experiment: Experiment, start: Launch) -> Run:
     Raises ValueError if the folder holds another experiment, or MLflow does not answer;
     FileNotFoundError on a node that does not see the folder of the sweep.
     """
-    if start.parent is not None and not (sweep := Path(start.parent.spool).parent).is_dir():
-        raise FileNotFoundError(ENOENT, "this node does not see the sweep's folder", str(sweep))
+    _require_seen(start)
     saved, marker = start.directory / EXPERIMENT, start.directory / RUN
     if marker.exists():
         if experiment.differences(Experiment.load(saved)):
@@ -155,6 +162,11 @@ def create(experiment: Experiment, start: Launch) -> Run:
     write_whole(marker, json.dumps(asdict(run) | {"uri": ""}))
     Tracker(run).artifact(saved)
     return run
+
+
+def _require_seen(start: Launch) -> None:
+    if start.parent is not None and not (sweep := Path(start.parent.spool).parent).is_dir():
+        raise FileNotFoundError(ENOENT, "this node does not see the sweep's folder", str(sweep))
 
 
 def _tags(experiment: Experiment, start: Launch) -> dict[str, str]:
@@ -204,9 +216,13 @@ def launch(
 ) -> Summary:
     """Trains a run, new or resumed, and tracks it; ``hooks`` are those of ``fit``.
 
-    What ``check`` raises, at a run's end, fails the run.
+    What ``check`` raises, at a run's end, fails the run. Raises StillRunning if another process
+    works on it.
     """
-    with _stored(start) as mirror:
+    _require_seen(start)
+    # A trial's process may have died a moment ago, or its machine, whose lock ends later.
+    patience = HANDOVER_S if start.parent is not None else 0.0
+    with held(start.place, patience), _stored(start) as mirror:
         run = create(experiment, start)
         with closing(run) as ending:
             _keep_scaling(start.directory, scaling)

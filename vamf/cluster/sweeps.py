@@ -10,6 +10,7 @@ from vamf import tracking, values
 from vamf.cluster import connect
 from vamf.cluster import space as spaces
 from vamf.cluster.halving import Halving, forget
+from vamf.cluster.holding import held, require_ended
 from vamf.cluster.launch import RUN, close_orphan, closing
 from vamf.cluster.report import publish
 from vamf.cluster.results import Results, gather
@@ -115,11 +116,12 @@ def check(plan: Plan, experiment: Experiment) -> tuple[str, ...]:
 def resumed(directory: Path, uri: str) -> Sweep:
     """The search in a folder, to go on with on the cluster that is there now.
 
-    Raises ValueError if there is none, or Ray or MLflow does not answer.
+    Raises ValueError if there is none, it is still running, or Ray or MLflow does not answer.
     """
     directory = directory.resolve()
     if not (directory / SWEEP).exists():
         raise ValueError(f"no search in {directory}: {SWEEP} is missing")
+    require_ended(directory)
     tracking.check(uri := located(uri))
     data: dict[str, Any] = json.loads((directory / SWEEP).read_text())
     fields: Mapping[str, Any] = data | {
@@ -146,23 +148,28 @@ def run(space: Space, sweep: Sweep) -> tuple[Results, dict[str, Path]]:
     """Runs what is left of a search, and writes what it found, to files and to MLflow.
 
     Trials that were in flight when an earlier attempt died are repeated. Raises NothingFound if no
-    trial succeeded.
+    trial succeeded, StillRunning if another process has the search.
     """
-    tracking.rejoin(sweep.parent)
-    with closing(sweep.parent):
+    with held(sweep.directory):
+        tracking.rejoin(sweep.parent)
+        with closing(sweep.parent):
+            return _searched(space, sweep)
+
+
+def _searched(space: Space, sweep: Sweep) -> tuple[Results, dict[str, Path]]:
+    abandon(sweep)
+    _close_unfinished(sweep)
+    try:
+        search(space, sweep)
+    except KeyboardInterrupt:
+        connect.leave()  # ends the trials' processes
         abandon(sweep)
         _close_unfinished(sweep)
-        try:
-            search(space, sweep)
-        except KeyboardInterrupt:
-            connect.leave()  # ends the trials' processes
-            abandon(sweep)
-            _close_unfinished(sweep)
-            raise
-        found = gather(sweep)
-        files = publish(sweep, found)
-        if not found.complete:
-            raise NothingFound(f"no trial of {sweep.name} succeeded; see {files['table']}")
+        raise
+    found = gather(sweep)
+    files = publish(sweep, found)
+    if not found.complete:
+        raise NothingFound(f"no trial of {sweep.name} succeeded; see {files['table']}")
     return found, files
 
 
