@@ -14,7 +14,7 @@ from tiny import TINY
 
 from jobs import train, tune
 from vamf.cluster import sweeps
-from vamf.cluster.holding import StillRunning, held, require_ended
+from vamf.cluster.holding import StillRunning, require_ended
 from vamf.cluster.launch import Launch, create, launch, new, resumed
 from vamf.cluster.scaling import Scaling
 from vamf.store import Store
