@@ -123,15 +123,22 @@ def resumed(place: Place, uri: str) -> tuple[Experiment, Launch]:
         raise ValueError(f"no run in {start.place}: {RUN} is missing")
     tracking.check(uri)
     experiment = Experiment.load(directory / EXPERIMENT).located()
+    if start.store is None:
+        experiment = experiment.moved(before(directory / RUN), directory)
     newest(checkpoints(experiment, directory), experiment)  # told here, not by a worker
     return experiment, start
+
+
+def before(marker: Path) -> Path:
+    """The folder in which the run of this ``run.json`` last was: another one if it was moved."""
+    return Run(**json.loads(marker.read_text())).directory
 
 
 def close_orphan(
     marker: Path, uri: str, status: Status = "KILLED", why: str = "interrupted"
 ) -> None:
     """Ends the run whose ``run.json`` this is: nobody will go on with it."""
-    Tracker(Run(**json.loads(marker.read_text()) | {"uri": uri})).close(status, why)
+    Tracker(Run.load(marker, uri)).close(status, why)
 
 
 def create(experiment: Experiment, start: Launch) -> Run:
@@ -145,8 +152,12 @@ def create(experiment: Experiment, start: Launch) -> Run:
     if marker.exists():
         if experiment.differences(Experiment.load(saved)):
             raise ValueError(f"{start.directory} holds another experiment")
-        run = Run(**json.loads(marker.read_text()) | {"uri": start.uri}).kept_in(start.directory)
+        run = Run.load(marker, start.uri)
         tracking.rejoin(run)
+        if start.store is None and before(marker) != run.directory:
+            experiment.save(saved)
+            run.save(marker)
+            Tracker(run).tags({"directory": str(start.directory)})
         return run
     start.directory.mkdir(parents=True, exist_ok=True)
     experiment.save(saved)
@@ -158,8 +169,7 @@ def create(experiment: Experiment, start: Launch) -> Run:
         spool=start.directory / "spool",
         parent=start.parent,
     )
-    # The address may hold credentials; it is given anew when the run is resumed.
-    write_whole(marker, json.dumps(asdict(run) | {"uri": ""}))
+    run.save(marker)
     Tracker(run).artifact(saved)
     return run
 

@@ -18,11 +18,11 @@ from vamf.cluster.scaling import Scaling
 from vamf.cluster.space import Space
 from vamf.cluster.study import abandon
 from vamf.cluster.sweep import Sweep
-from vamf.cluster.trials import TRIAL
+from vamf.cluster.trials import TRIAL, load_trials
 from vamf.cluster.tune import search
 from vamf.experiment import Experiment
 from vamf.files import claimed, write_whole
-from vamf.tracking import Run
+from vamf.tracking import Run, Tracker
 from vamf.tracking.run import located
 
 SWEEP = "sweep.json"
@@ -124,11 +124,13 @@ def resumed(directory: Path, uri: str) -> Sweep:
     require_ended(directory)
     tracking.check(uri := located(uri))
     data: dict[str, Any] = json.loads((directory / SWEEP).read_text())
+    parent = Run(**data["parent"] | {"uri": uri})
+    experiment = Experiment.from_dict(data["experiment"]).located()
     fields: Mapping[str, Any] = data | {
         "directory": directory,
-        "experiment": Experiment.from_dict(data["experiment"]).located(),
+        "experiment": experiment.moved(parent.directory, directory),
         "objectives": tuple(data["objectives"]),
-        "parent": Run(**data["parent"] | {"uri": uri}),
+        "parent": parent.kept_in(directory),
         "scaling": connect.prepare(Scaling(**data["scaling"]), directory.parent, uri, cluster=True),
         "halving": values.from_dict(Halving, data.get("halving", {})),  # older searches lack it
     }
@@ -152,6 +154,8 @@ def run(space: Space, sweep: Sweep) -> tuple[Results, dict[str, Path]]:
     """
     with held(sweep.directory):
         tracking.rejoin(sweep.parent)
+        _save(sweep)  # it may have been moved
+        Tracker(sweep.parent).tags({"directory": str(sweep.directory)})
         with closing(sweep.parent):
             return _searched(space, sweep)
 
@@ -159,6 +163,7 @@ def run(space: Space, sweep: Sweep) -> tuple[Results, dict[str, Path]]:
 def _searched(space: Space, sweep: Sweep) -> tuple[Results, dict[str, Path]]:
     abandon(sweep)
     _close_unfinished(sweep)
+    before = {trial.number for trial in load_trials(sweep.directory)}
     try:
         search(space, sweep)
     except KeyboardInterrupt:
@@ -168,8 +173,12 @@ def _searched(space: Space, sweep: Sweep) -> tuple[Results, dict[str, Path]]:
         raise
     found = gather(sweep)
     files = publish(sweep, found)
-    if not found.complete:
-        raise NothingFound(f"no trial of {sweep.name} succeeded; see {files['table']}")
+    tried = [trial for trial in found.trials if trial.number not in before]
+    if not found.complete or (tried and all(trial.error for trial in tried)):
+        raise NothingFound(
+            f"no trial of {sweep.name}{' that was tried now' * bool(before)} succeeded; "
+            f"see {files['table']}"
+        )
     return found, files
 
 

@@ -1,7 +1,5 @@
 """A reproduction in MLflow: a parent run, a child for each (set, beta), and the table."""
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 from vamf import tracking
@@ -59,7 +57,7 @@ def parent(protocol: Protocol, folder: Path, uri: str) -> Run:
     marker = folder / RUN
     with locked(folder / f".{RUN}.lock", wait=True):
         if marker.exists():
-            run = Run(**json.loads(marker.read_text()) | {"uri": uri})
+            run = Run.load(marker, uri)
             tracking.rejoin(run)
             return run
         run = tracking.create(
@@ -73,8 +71,7 @@ def parent(protocol: Protocol, folder: Path, uri: str) -> Run:
             },
             spool=folder / "spool",
         )
-        # The address may hold credentials; it is given anew when the run is joined.
-        write_whole(marker, json.dumps(asdict(run) | {"uri": ""}))
+        run.save(marker)
     return run
 
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from vamf.redact import redacted
 from vamf.tracking.courier import failure, is_refusal
+from vamf.tracking.moved import ARTIFACTS, follow
 from vamf.tracking.provenance import user
 from vamf.tracking.run import Run, located
 from vamf.tracking.spool import Event, Spool, locked
@@ -163,14 +164,14 @@ class Server:
         name = key.replace("/", "~")
         if step <= self._image_steps.get(name, -1):
             return
-        with Image.open(self._spool.file(event, Path(event.data["path"]))) as image:
+        with Image.open(self._spool.file(event)) as image:
             _client(self._run.uri).log_image(
                 self._run.run_id, image, key=key, step=step, timestamp=event.time_ms
             )
         self._image_steps[name] = step
 
     def _artifact(self, event: Event) -> None:
-        path = self._spool.file(event, Path(event.data["path"]))
+        path = self._spool.file(event)
         if not path.exists():
             raise ValueError(f"a file to log must exist until it is sent; got {path}")
         _client(self._run.uri).log_artifact(self._run.run_id, str(path), event.data["folder"])
@@ -192,6 +193,7 @@ def _client(uri: str) -> Any:
     # MLflow creates its tables without a lock: two processes that start together would collide.
     with locked(path.with_name(f"{path.name}.lock"), wait=True):
         _ask(uri, seconds=10.0)
+        follow(path)
         return MlflowClient(tracking_uri=uri)
 
 
@@ -247,7 +249,7 @@ def _experiment(uri: str, name: str, artifact_root: Path | None) -> str:
 def _file_root(uri: str, experiment: str, root: Path | None) -> str | None:
     """Where an experiment's files go; MLflow alone would put SQLite's into the current folder."""
     if root is None and uri.startswith("sqlite:///"):
-        root = _database(uri).parent / "mlartifacts"
+        root = _database(uri).parent / ARTIFACTS
     folder = re.sub(r"[^\w.= -]|^\.+$", "_", experiment)  # a name may hold slashes
     return (root.resolve() / folder).as_uri() if root else None
 

@@ -43,11 +43,11 @@ class Tracker:
 
     def image(self, path: Path, key: str, step: int) -> None:
         """Adds a PNG file to the images of a key, which MLflow shows with a slider over steps."""
-        self._courier.post("image", path=str(path.resolve()), key=key, step=int(step))
+        self._courier.post("image", path=self._spool.reference(path), key=key, step=int(step))
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Uploads a file, or a folder, into a folder of the run's artifacts."""
-        self._courier.post("artifact", path=str(path.resolve()), folder=folder)
+        self._courier.post("artifact", path=self._spool.reference(path), folder=folder)
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Sets tags."""
