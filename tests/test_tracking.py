@@ -56,7 +56,7 @@ def server(folder: Path, database: str) -> Iterator[Server]:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(courier, "RETRY_S", 0.1)
     monkeypatch.setattr("vamf.tracking.tracker.CLOSE_S", 0.2)
-    monkeypatch.setattr("vamf.tracking.server.CREATE_S", 0.2)
+    monkeypatch.setattr("vamf.tracking.making.CREATE_S", 0.2)
 
 
 def new_run(uri: str, spool: Path, **changes: Any) -> Run:
@@ -220,7 +220,7 @@ def test_a_silent_server_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_training_goes_on_without_a_server(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vamf.tracking.server.CREATE_S", 0.2)
+    monkeypatch.setattr("vamf.tracking.making.CREATE_S", 0.2)
     tracker = Tracker(nowhere(tmp_path))
     started = time.monotonic()
     for step in range(1000):

@@ -2,7 +2,9 @@
 there."""
 
 import shutil
+import sqlite3
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -12,6 +14,7 @@ import pytest
 from tiny import TINY
 
 from vamf.cluster import connect, sweeps
+from vamf.cluster.results import Results
 from vamf.cluster.scaling import Scaling
 from vamf.cluster.space import Space
 from vamf.cluster.study import sampler, settle_one
@@ -53,12 +56,18 @@ def search(space: Space, sweep: Sweep) -> None:
         settle_one(sweep, trial.number)
 
 
+def published(sweep: Sweep, found: Results) -> Mapping[str, Path]:
+    """Without its plot, which takes seconds."""
+    return {name: sweep.directory / name for name in ("table", "front")}
+
+
 def without_ray(patch: pytest.MonkeyPatch) -> None:
     """Has searches run here."""
     patch.setattr(connect, "prepare", lambda scaling, *_, **__: scaling)
     patch.setattr(connect, "leave", lambda: None)
     patch.setattr(sweeps, "search", search)
     patch.setattr("ray.tune.report", lambda figures: None)
+    patch.setattr(sweeps, "publish", published)
 
 
 def begun(
@@ -73,4 +82,6 @@ def database_in(storage: Path, tracking_uri: str) -> str:
     """A copy of MLflow's tables in a storage of its own: making them takes seconds."""
     storage.mkdir()
     shutil.copy(tracking_uri.removeprefix("sqlite:///"), storage / "mlflow.db")
+    with closing(sqlite3.connect(storage / "mlflow.db")) as file, file:
+        file.execute("UPDATE experiments SET name = 'of other tests' WHERE name = 'vamf'")
     return f"sqlite:///{storage / 'mlflow.db'}"

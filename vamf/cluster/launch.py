@@ -14,6 +14,7 @@ from vamf.cluster import signals
 from vamf.cluster.failures import RunFailed, full, is_full
 from vamf.cluster.holding import held, require_ended
 from vamf.cluster.mirror import Mirror
+from vamf.cluster.outage import telling
 from vamf.cluster.scaling import Scaling
 from vamf.cluster.train import fit
 from vamf.cluster.worker import EXPERIMENT
@@ -144,8 +145,9 @@ def close_orphan(
 def create(experiment: Experiment, start: Launch) -> Run:
     """Makes the folder and the MLflow run of a new run, or rejoins those that are there.
 
-    Raises ValueError if the folder holds another experiment, or MLflow does not answer;
-    FileNotFoundError on a node that does not see the folder of the sweep.
+    A trial waits for an MLflow that does not answer. Raises ValueError if the folder holds another
+    experiment, NotCreated if MLflow does not answer or refuses, FileNotFoundError on a node that
+    does not see the folder of the sweep.
     """
     _require_seen(start)
     saved, marker = start.directory / EXPERIMENT, start.directory / RUN
@@ -161,14 +163,17 @@ def create(experiment: Experiment, start: Launch) -> Run:
         return run
     start.directory.mkdir(parents=True, exist_ok=True)
     experiment.save(saved)
-    run = tracking.create(
-        start.uri,
-        name=start.name,
-        params=experiment.flatten(),
-        tags=_tags(experiment, start),
-        spool=start.directory / "spool",
-        parent=start.parent,
-    )
+    with telling(start.directory) as tell:
+        run = tracking.create(
+            start.uri,
+            name=start.name,
+            params=experiment.flatten(),
+            tags=_tags(experiment, start),
+            spool=start.directory / "spool",
+            parent=start.parent,
+            key=_key(start),
+            wait=tell if start.parent is not None else None,
+        )
     run.save(marker)
     Tracker(run).artifact(saved)
     return run
@@ -177,6 +182,13 @@ def create(experiment: Experiment, start: Launch) -> Run:
 def _require_seen(start: Launch) -> None:
     if start.parent is not None and not (sweep := Path(start.parent.spool).parent).is_dir():
         raise FileNotFoundError(ENOENT, "this node does not see the sweep's folder", str(sweep))
+
+
+def _key(start: Launch) -> str | None:
+    """What a trial's run is known by, also to a process that takes it over; None of other runs."""
+    if start.parent is None:
+        return None
+    return "/".join([start.parent.run_id, *start.directory.parts[-2:]])
 
 
 def _tags(experiment: Experiment, start: Launch) -> dict[str, str]:

@@ -103,6 +103,7 @@ def cells(result: Result, parent: Run, folder: Path) -> None:
             tags={"set": result.set, "beta": f"β={beta:.3f}", **verdict_tags(result, column)},
             spool=folder / "spool",
             parent=parent,
+            key=f"{parent.run_id}/{result.set}/{beta}",
         )
         tracker = Tracker(run)
         tracker.metrics(figures(result, column), step=result.experiment["steps"])

@@ -4,15 +4,16 @@ import os
 import re
 import sqlite3
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vamf.redact import redacted
-from vamf.tracking.courier import failure, is_refusal
+from vamf.tracking.courier import failure
+from vamf.tracking.making import KEY, NotCreated, Wait, made, patiently
 from vamf.tracking.moved import ARTIFACTS, follow
 from vamf.tracking.provenance import user
 from vamf.tracking.run import Run, located
@@ -38,14 +39,10 @@ PARAMS_AT_ONCE, METRICS_AT_ONCE = 100, 1000
 """The most that MLflow takes in one request; for tags as for parameters."""
 
 
-CREATE_S = 20.0
-"""Seconds for which the creation of a run tries again."""
-
-
 T = TypeVar("T")
 
 
-def check(uri: str) -> None:
+def check(uri: str, before: str = "training") -> None:
     """Asks the server for anything at all.
 
     Raises:
@@ -54,7 +51,7 @@ def check(uri: str) -> None:
     try:
         _client(uri).search_experiments(max_results=1)
     except Exception as error:  # any failure, of any library below, means the same to the user
-        raise ValueError(f"MLflow must answer before training; {failure(uri, error)}") from None
+        raise ValueError(f"MLflow must answer before {before}; {failure(uri, error)}") from None
 
 
 def create(
@@ -67,6 +64,8 @@ def create(
     spool: Path,
     parent: Run | None = None,
     artifact_root: Path | None = None,
+    key: str | None = None,
+    wait: Wait | None = None,
 ) -> Run:
     """Creates a run, and its experiment if need be; ``spool`` gets a folder for this run.
 
@@ -75,8 +74,11 @@ def create(
     ``artifact_root`` is where a new experiment keeps files; without it the server decides, or the
     SQLite file's folder is used.
 
+    The run of a ``key`` is made once, however often it is asked for. A server that does not answer
+    is asked for 20 seconds, or with ``wait``, which hears why, until it does.
+
     Raises:
-        ValueError: MLflow does not answer or refuses, or the experiment was deleted.
+        NotCreated: MLflow does not answer or refuses, or the experiment was deleted.
     """
     uri = located(uri)
     system = {"mlflow.user": user(), "mlflow.source.name": Path(sys.argv[0]).name}
@@ -85,19 +87,16 @@ def create(
         experiment_id = (
             parent.experiment_id
             if parent
-            else _patiently(lambda: _chosen(uri, experiment, artifact_root))
+            else patiently(uri, lambda: _chosen(uri, experiment, artifact_root), wait)
         )
-        everything = {**system, **tags, **above}
+        everything = {**system, **tags, **above, KEY: key or uuid.uuid4().hex}
         everything = {k: redacted(v)[:TAG_LENGTH] for k, v in everything.items()}
-        created = _patiently(
-            lambda: _client(uri).create_run(experiment_id, tags=everything, run_name=name)
-        )
-        run_id = created.info.run_id
-        _patiently(lambda: _log_params(uri, run_id, params))
-    except ValueError:
+        run_id = patiently(uri, made(lambda: _client(uri), experiment_id, name, everything), wait)
+        patiently(uri, lambda: _log_params(uri, run_id, params), wait)
+    except NotCreated:
         raise
     except Exception as error:  # any failure, of any library below, means the same to the user
-        raise ValueError(f"run {name!r} was not created; {failure(uri, error)}") from None
+        raise NotCreated(f"run {name!r} was not created; {failure(uri, error)}") from None
     folder = str(spool.resolve() / run_id)
     return Run(uri=uri, run_id=run_id, experiment_id=experiment_id, spool=folder)
 
@@ -205,18 +204,6 @@ def _ask(uri: str, seconds: float = 1.0) -> None:
             file.execute("ROLLBACK")
 
 
-def _patiently(action: Callable[[], T]) -> T:
-    """Repeats an action that a locked database or a busy server fails, for a while."""
-    give_up = time.monotonic() + CREATE_S
-    while True:
-        try:
-            return action()
-        except Exception as error:  # any library below; what is no passing failure is raised again
-            if is_refusal(error) or time.monotonic() >= give_up:
-                raise
-        time.sleep(0.5)
-
-
 def _chosen(uri: str, name: str | None, artifact_root: Path | None) -> str:
     """The experiment that the caller or the environment asks for, as MLflow's own tools read it."""
     name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME")
@@ -240,7 +227,7 @@ def _experiment(uri: str, name: str, artifact_root: Path | None) -> str:
                 raise
         found = client.get_experiment_by_name(name)
     if found.lifecycle_stage == "deleted":
-        raise ValueError(f"the MLflow experiment must not be deleted; got deleted {name!r}")
+        raise NotCreated(f"the MLflow experiment must not be deleted; got deleted {name!r}")
     if kind[0] not in found.tags:
         client.set_experiment_tag(found.experiment_id, *kind)
     return found.experiment_id

@@ -104,6 +104,18 @@ class Spool:
         """Whether nothing waits."""
         return not self.peek()
 
+    def waiting(self) -> int:
+        """How many events wait."""
+        if not self._events.exists():
+            return 0
+        with self._exclusive(), self._events.open("rb") as file:
+            file.seek(self._offset())
+            return sum(_parse(line) is not None for line in file)
+
+    def refused(self) -> int:
+        """How many events were refused for good."""
+        return len(self.rejected.read_bytes().splitlines()) if self.rejected.exists() else 0
+
     @contextmanager
     def sender(self) -> Iterator[tuple[bool, bool]]:
         """Makes this the only sender; yields (it is, another has sent since this one last did)."""
