@@ -1,14 +1,17 @@
 """A search that goes on: with the trials that were in flight, and with those that failed."""
 
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from machine import wait_until
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow_server import Server
 from optuna.trial import TrialState
 from searching import SPACE, begun, without_ray
 from tiny import TINY, checkpoint, history, same, tracked
@@ -16,6 +19,7 @@ from tiny import TINY, checkpoint, history, same, tracked
 from jobs import tune
 from vamf.cluster import sweeps
 from vamf.cluster.failures import RunFailed
+from vamf.cluster.outage import Waiting
 from vamf.cluster.study import open_study
 from vamf.cluster.sweep import Sweep
 from vamf.cluster.trials import Trial, load_trials, trial_folder
@@ -185,3 +189,45 @@ def test_a_search_whose_trials_all_fail_now_is_no_success(
         sweeps.run(SPACE, sweep)
     found, _ = sweeps.run(SPACE, sweep)  # nothing was left to try
     assert [bool(trial.error) for trial in found.trials] == [False, False, True, True]
+
+
+@pytest.mark.slow
+def test_an_outage_costs_no_trial_and_no_point(
+    tracking_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow goes while the first trial trains, and comes back while the second waits to begin."""
+    for name, seconds in (
+        ("making.CREATE_S", 0.2),
+        ("making.RETRY_S", 0.2),
+        ("tracker.CLOSE_S", 0),
+    ):
+        monkeypatch.setattr(f"vamf.tracking.{name}", seconds)
+    server = Server(tmp_path)
+    database = Path(tracking_uri.removeprefix("sqlite:///"))
+    (tmp_path / "mlflow.db").write_bytes(database.read_bytes())
+    said: list[str] = []
+
+    def mend() -> None:
+        waits = tmp_path / "s" / "t001" / "seed_0" / "waiting"
+        wait_until(waits.exists, "the second trial's waiting")
+        monkeypatch.setattr("vamf.cluster.outage.LOOK_S", 0)
+        said.extend(waiting.look())
+        server.start()
+
+    try:
+        server.start()
+        sweep = begun(tmp_path / "s", server.uri)
+        waiting = Waiting(sweep.directory)
+        mending = threading.Thread(target=mend)
+        mending.start()
+        monkeypatch.setattr("ray.tune.report", at(3, server.kill))
+        found, _ = sweeps.run(SPACE, sweep)
+        mending.join()
+        assert [trial.error for trial in found.trials] == [None, None]
+        assert [run.info.status for run in children(sweep)] == ["FINISHED"] * 2
+        for number in (0, 1):
+            (run,) = tracked(server.uri, folder(sweep, number))
+            assert list(history(server.uri, run, "loss/train")) == [1, 2, 3, 4, 5, 6]
+        assert said == [f"trial 1 waits to begin: MLflow at {server.uri} does not answer"]
+    finally:
+        server.kill()
