@@ -97,10 +97,10 @@ def retry_failed(sweep: Sweep) -> list[int]:
 
     Their records are renamed, and count no more.
     """
-    study, trials = open_study(sweep), load_trials(sweep.directory)
+    trials = load_trials(sweep.directory)
     failed = [t.number for t in trials if judged(t, sweep.objectives).error is not None]
     for number in failed:
-        folder = trial_folder(sweep.directory, number)
+        study, folder = open_study(sweep), trial_folder(sweep.directory, number)
         study.enqueue_trial(study.get_trials(deepcopy=False)[number].params)
         forget(folder)
         (folder / TRIAL).rename(folder / FAILED)

@@ -46,12 +46,13 @@ def resend(folder: Path, uri: str | None = None) -> Resent:
 
 
 def sent(runs: list[Run]) -> Resent:
-    """Sends what waits for these runs, once, and counts."""
+    """Sends what waits for these runs, until MLflow does not answer, and counts."""
     total = Resent(0, 0, 0)
     for run in runs:
         queue = Spool(Path(run.spool))
         before, refused = queue.waiting(), queue.refused()
-        Tracker(run).flush()
+        if not total.left:  # to find out for each run that a server hangs would take minutes
+            Tracker(run).flush()
         left, new = queue.waiting(), queue.refused() - refused
         gone = max(0, before - left - new)  # a run that goes on adds some meanwhile
         total = Resent(total.sent + gone, total.refused + new, total.left + left)
