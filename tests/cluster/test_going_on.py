@@ -158,15 +158,22 @@ def test_a_trial_that_mlflow_gives_no_run_has_no_result(
 
 
 def test_what_trials_could_not_send_is_sent_when_the_search_goes_on(
-    tracking_uri: str, tmp_path: Path
+    tracking_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Before its next trial begins."""
     sweep = begun(tmp_path / "s", tracking_uri)
     sweeps.run(SPACE, sweep)
     (run,) = tracked(tracking_uri, folder(sweep, 0))
     queue = Spool(folder(sweep, 0) / "spool" / run.info.run_id)
     queue.append(Event(kind="metrics", data={"values": {"loss/train": 0.5}, "step": 7}))
+    found: list[float] = []
+
+    def search(*_: object) -> None:
+        found.append(history(tracking_uri, run, "loss/train")[7])
+
+    monkeypatch.setattr(sweeps, "search", search)
     sweeps.run(SPACE, sweep)
-    assert history(tracking_uri, run, "loss/train")[7] == 0.5
+    assert found == [0.5]
 
 
 def test_a_search_whose_trials_all_fail_now_is_no_success(

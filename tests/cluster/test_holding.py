@@ -107,8 +107,14 @@ def test_a_trial_waits_for_the_process_that_had_it(
     parent = create(TINY, new(run.parent / "parent", tracking_uri, "digits"))
     trial = Launch(directory=run, uri=tracking_uri, name="t", preset="digits", parent=parent)
     with another(run) as holder:
-        monkeypatch.setattr("time.sleep", lambda _: (holder.kill(), holder.wait()))
+
+        def end(seconds: float) -> None:
+            holder.kill()
+            holder.wait()
+
+        monkeypatch.setattr("time.sleep", end)
         assert launch(TINY, trial, Scaling()).step == TINY.steps
+        assert holder.returncode == -signal.SIGKILL
 
 
 def test_a_run_in_a_store_is_held_on_its_machine() -> None:
