@@ -24,10 +24,10 @@ def main(argv: list[str]) -> None:
     options = cli.read(Options, argv, "resend")
     found = cli.guarded(lambda: resend(place(options.folder), options.tracking))
     if found.left:
-        cli.stop(f"{found.left} events could not be sent, {found.sent} were", status=1)
-    print(f"{found.sent} events were sent" if found.sent else "nothing was waiting to be sent")
+        cli.stop(f"events that could not be sent: {found.left}; that were: {found.sent}", status=1)
+    print(f"events sent: {found.sent}" if found.sent else "nothing was waiting to be sent")
     if found.refused:
-        cli.stop(f"MLflow refused {found.refused} events", status=1)
+        cli.stop(f"events that MLflow refused: {found.refused}", status=1)
 
 
 if __name__ == "__main__":

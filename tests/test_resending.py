@@ -51,7 +51,7 @@ def test_what_waits_is_sent_from_any_folder(
     before = marker.read_bytes()
     expected = {"a": (3, 0), "a/spool": (3, 0), "": (3, 1), "s": (0, 1)}[place]
     resend.main([str(tmp_path / "runs" / place)])
-    assert capsys.readouterr().out == f"{sum(expected)} events were sent\n"
+    assert capsys.readouterr().out == f"events sent: {sum(expected)}\n"
     assert tuple(len(steps(run)) for run in runs) == expected
     assert marker.read_bytes() == before
     resend.main([str(tmp_path / "runs" / place)])
@@ -89,8 +89,8 @@ def test_what_mlflow_refuses_is_told(
         resend.main([str(tmp_path / "runs")])
     assert ended.value.code == 1
     out, err = capsys.readouterr()
-    assert out == "4 events were sent\n"
-    assert err.splitlines()[-1] == "error: MLflow refused 1 events"
+    assert out == "events sent: 4\n"
+    assert err.splitlines()[-1] == "error: events that MLflow refused: 1"
 
 
 def test_a_queue_of_a_moved_storage_is_sent_to_the_database_beside_it(

@@ -186,7 +186,7 @@ def _searched(space: Space, sweep: Sweep, failed: bool) -> tuple[Results, dict[s
     files = publish(sweep, found)
     if unsent := catch_up(sweep):
         say(
-            f"Not yet sent to MLflow: {unsent} events of trials in {sweep.directory}; "
+            f"Not yet sent to MLflow: events of trials in {sweep.directory} ({unsent}); "
             f"python -m jobs.resend {sweep.directory} sends them",
             error=True,
         )
