@@ -25,7 +25,8 @@ def main(argv: list[str]) -> None:
     found = cli.guarded(lambda: resend(place(options.folder), options.tracking))
     if found.left:
         cli.stop(f"events that could not be sent: {found.left}; that were: {found.sent}", status=1)
-    print(f"events sent: {found.sent}" if found.sent else "nothing was waiting to be sent")
+    nothing = not found.sent and not found.refused
+    print("nothing was waiting to be sent" if nothing else f"events sent: {found.sent}")
     if found.refused:
         cli.stop(f"events that MLflow refused: {found.refused}", status=1)
 

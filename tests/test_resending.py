@@ -83,14 +83,15 @@ def test_what_cannot_be_sent_is_not_told_as_sent(
 def test_what_mlflow_refuses_is_told(
     runs: tuple[Run, Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = {"values": {"loss(β)": 0.5}, "step": 1}
-    Spool(Path(runs[1].spool)).append(Event(kind="metrics", data=data))
-    with pytest.raises(SystemExit) as ended:
-        resend.main([str(tmp_path / "runs")])
-    assert ended.value.code == 1
-    out, err = capsys.readouterr()
-    assert out == "events sent: 4\n"
-    assert err.splitlines()[-1] == "error: events that MLflow refused: 1"
+    data, queue = {"values": {"loss(β)": 0.5}, "step": 1}, Spool(Path(runs[1].spool))
+    for folder, sent in (("runs", 4), ("runs/s", 0)):
+        queue.append(Event(kind="metrics", data=data))
+        with pytest.raises(SystemExit) as ended:
+            resend.main([str(tmp_path / folder)])
+        assert ended.value.code == 1
+        out, err = capsys.readouterr()
+        assert out == f"events sent: {sent}\n"
+        assert err.splitlines()[-1] == "error: events that MLflow refused: 1"
 
 
 def test_a_queue_of_a_moved_storage_is_sent_to_the_database_beside_it(
