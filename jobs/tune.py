@@ -14,6 +14,14 @@ SPACES = cli.search_spaces()
 
 
 @dataclass(frozen=True, kw_only=True)
+class Resume(cli.Resume):
+    """Go on with a search: trials that were in flight go on from their checkpoints."""
+
+    retry_failed: bool = False
+    """Try the points of failed trials anew, too."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Options(cli.Options):
     """Options of a search."""
 
@@ -27,10 +35,11 @@ class Options(cli.Options):
 
 def main(argv: list[str]) -> None:
     if cli.resumes(argv):
-        again = cli.read(cli.Resume, argv)
-        run(cli.guarded(lambda: sweeps.resumed(cli.folder(again.place), again.uri)))
-    elif (sweep := new(argv)) is not None:
-        run(sweep)
+        again = cli.read(Resume, argv)
+        sweep = cli.guarded(lambda: sweeps.resumed(cli.folder(again.place), again.uri))
+        run(sweep, failed=again.retry_failed)
+    elif (fresh := new(argv)) is not None:
+        run(fresh)
 
 
 def read(argv: list[str]) -> tuple[sweeps.Plan, Options, Experiment]:
@@ -64,10 +73,12 @@ def new(argv: list[str]) -> Sweep | None:
     )
 
 
-def run(sweep: Sweep) -> None:
+def run(sweep: Sweep, *, failed: bool = False) -> None:
     """Searches, and prints what was found and where it is."""
     print(sweep.announcement, flush=True)
-    print(report(sweep, *cli.guarded(lambda: sweeps.run(SPACES[sweep.space], sweep), sweep.again)))
+    space = SPACES[sweep.space]
+    found = cli.guarded(lambda: sweeps.run(space, sweep, failed=failed), sweep.again)
+    print(report(sweep, *found))
 
 
 if __name__ == "__main__":
