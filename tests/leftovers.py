@@ -35,7 +35,8 @@ def files() -> set[str]:
     """What is in the repository without being in git, and at the top of the home folder."""
     listing = ["git", "status", "--porcelain", "--ignored", "--untracked-files=all"]
     listed = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
-    ours = {line for line in listed if "__pycache__" not in line and "_cache/" not in line}
+    new = {line for line in listed if line.startswith(("??", "!!"))}
+    ours = {line for line in new if "__pycache__" not in line and "_cache/" not in line}
     return ours | {str(path) for path in Path.home().iterdir()}
 
 

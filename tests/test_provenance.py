@@ -1,6 +1,7 @@
 """What a run records about where it came from."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,15 +49,34 @@ def test_a_package_inside_another_repository_is_not_of_its_commit(repository: Pa
 def test_what_a_submission_hands_on_becomes_tags(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys, "argv", ["/code/jobs/train.py", "digits"])
     commit = provenance.commit_of(repository)
     (repository.parent / "new.py").touch()
-    for name, value in provenance.handed_on(repository, "raysubmit_1").items():
+    for name, value in provenance.of_job(repository, "raysubmit_1").items():
         monkeypatch.setenv(name, value)
     assert provenance.tags() == {
         "git.commit": f"{commit}-dirty",
         "mlflow.source.git.commit": commit,
+        "mlflow.source.name": "train.py",
         "ray.job": "raysubmit_1",
     }
-    for name, value in provenance.handed_on(Path("/nowhere/code.py"), "raysubmit_2").items():
+    for name, value in provenance.of_job(Path("/nowhere/code.py"), "raysubmit_2").items():
         monkeypatch.setenv(name, value)
-    assert provenance.tags() == {"git.commit": "unknown", "ray.job": "raysubmit_2"}
+    told = provenance.tags()
+    assert told["git.commit"] == "unknown" and "mlflow.source.git.commit" not in told
+    assert told["ray.job"] == "raysubmit_2"
+
+
+def test_a_trials_process_tells_what_its_driver_would(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in provenance.of_job(repository, "raysubmit_1").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["/code/jobs/tune.py", "constant"])
+    here, known = provenance.tags(), provenance.of_this()
+    for name in (provenance.COMMIT, provenance.JOB):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(sys, "argv", ["default_worker.py"])
+    for name, value in known.items():
+        monkeypatch.setenv(name, value)
+    assert provenance.tags() == here

@@ -148,7 +148,7 @@ class Submission:
         return {
             "working_dir": str(self.working_dir.resolve()),
             "excludes": list(EXCLUDES),
-            "env_vars": {**provenance.handed_on(self.program, self.job_id), **self.variables},
+            "env_vars": {**provenance.of_job(self.program, self.job_id), **self.variables},
             **packages,
         }
 

@@ -26,6 +26,7 @@ from vamf.cluster.trials import Trial, judged, load_trials, not_finite, over_see
 from vamf.cluster.verdicts import BASELINE
 from vamf.output import say
 from vamf.redact import redacted
+from vamf.tracking import provenance
 from vamf.training.loop import Summary
 from vamf.training.spent import spent_in
 from vamf.training.trainer import NonFiniteLoss
@@ -113,7 +114,10 @@ class _Numbered:
 
 
 def _run_trial(sweep: Sweep) -> Any:
+    known = provenance.of_this()
+
     def run(config: dict[str, Any]) -> None:
+        os.environ.update(known)
         run_trial(sweep, config["number"], config["settings"])
 
     return run

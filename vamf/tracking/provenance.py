@@ -3,17 +3,20 @@
 import getpass
 import os
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-COMMIT, JOB = "VAMF_GIT_COMMIT", "VAMF_JOB_ID"
-"""Environment variables in which ``jobs.submit`` hands on what nobody knows on the cluster."""
+COMMIT, JOB, PROGRAM = "VAMF_GIT_COMMIT", "VAMF_JOB_ID", "VAMF_PROGRAM"
+"""Environment variables that tell on another machine what only this one knows."""
 
 
 def tags() -> dict[str, str]:
     """The tags that say which code a run is of and, if it was submitted, as which Ray job."""
     commit, job = git_commit() or "unknown", os.environ.get(JOB)
-    found = {"git.commit": commit, **({"ray.job": job} if job else {})}
+    found = {"git.commit": commit, "mlflow.source.name": program()}
+    if job:
+        found["ray.job"] = job
     if commit != "unknown":
         found["mlflow.source.git.commit"] = commit.removesuffix("-dirty")
     return found
@@ -38,9 +41,20 @@ def commit_of(file: Path) -> str | None:
         return None
 
 
-def handed_on(file: Path, job_id: str) -> Mapping[str, str]:
-    """The environment variables that tell a job its id, and by a file of its code the commit."""
+def program() -> str:
+    """The name of the program that was started, such as ``train.py``."""
+    return os.environ.get(PROGRAM) or Path(sys.argv[0]).name
+
+
+def of_job(file: Path, job_id: str) -> Mapping[str, str]:
+    """The environment variables of a job that is submitted: its code's commit, and its id."""
     return {COMMIT: commit_of(file) or "unknown", JOB: job_id}
+
+
+def of_this() -> Mapping[str, str]:
+    """The environment variables by which a process elsewhere has the tags of this one."""
+    known = {COMMIT: git_commit() or "unknown", PROGRAM: program()}
+    return known | ({JOB: os.environ[JOB]} if JOB in os.environ else {})
 
 
 def user() -> str:

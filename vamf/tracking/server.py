@@ -3,7 +3,6 @@
 import os
 import re
 import sqlite3
-import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -81,7 +80,7 @@ def create(
         NotCreated: MLflow does not answer or refuses, or the experiment was deleted.
     """
     uri = located(uri)
-    system = {"mlflow.user": provenance.user(), "mlflow.source.name": Path(sys.argv[0]).name}
+    system = {"mlflow.user": provenance.user(), **provenance.tags()}
     above = {"mlflow.parentRunId": parent.run_id} if parent else {}
     try:
         experiment_id = (
@@ -89,7 +88,7 @@ def create(
             if parent
             else patiently(uri, lambda: _chosen(uri, experiment, artifact_root), wait)
         )
-        tags = {**system, **provenance.tags(), **tags, **above, KEY: key or uuid.uuid4().hex}
+        tags = {**system, **tags, **above, KEY: key or uuid.uuid4().hex}
         everything = {k: redacted(v)[:TAG_LENGTH] for k, v in tags.items()}
         run_id = patiently(uri, made(lambda: _client(uri), experiment_id, name, everything), wait)
         patiently(uri, lambda: _log_params(uri, run_id, params), wait)
