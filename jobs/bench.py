@@ -10,6 +10,7 @@ import tyro
 from jobs import cli
 from vamf.cluster.bench import Bench
 from vamf.cluster.quiet import quieten
+from vamf.experiment import Experiment
 from vamf.files import write_whole
 from vamf.presets import PRESETS
 
@@ -28,13 +29,23 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    options = cli.read(Options, argv, "bench")
+    options, experiment = read(argv)
     quieten()
-    preset = cli.guarded(lambda: cli.one_of(options.preset, PRESETS, "preset"))
-    experiment = cli.guarded(lambda: cli.changed(preset, options.set))
     found = cli.guarded(lambda: options.bench.run(options.preset, experiment))
     if options.out:
         write_whole(options.out, json.dumps(found, indent=2) + "\n")
+
+
+def read(argv: list[str]) -> tuple[Options, Experiment]:
+    """The options, and the preset with its other settings."""
+    options = cli.read(Options, argv, "bench")
+    preset = cli.guarded(lambda: cli.one_of(options.preset, PRESETS, "preset"))
+    return options, cli.guarded(lambda: cli.changed(preset, options.set))
+
+
+def check(argv: list[str]) -> None:
+    """Exits with what is wrong with the options, and looks for nothing that they name."""
+    read(argv)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ class Options:
 def main(argv: list[str]) -> None:
     if "--check" in argv:
         return evaluate_check.main(argv)
-    if any(argument.split("=")[0] == "--images" for argument in argv):
+    if of_images(argv):
         return evaluate_images.main(argv)
     options = cli.read(Options, argv, "evaluate")
     workers = Workers(device=torch.device(options.device))
@@ -53,6 +53,21 @@ def main(argv: list[str]) -> None:
     cli.guarded(chosen.prepare)
     print(f"{trained.path}, step {trained.step}: {protocol(chosen)}")
     cli.guarded(lambda: inference.measure_all(trained, chosen, workers, cli.figure))
+
+
+def check(argv: list[str]) -> None:
+    """Exits with what is wrong with the options, and looks for nothing that they name."""
+    if "--check" in argv:
+        cli.read(evaluate_check.Options, argv, "evaluate")
+    elif of_images(argv):
+        cli.read(evaluate_images.Options, argv, "evaluate")
+    else:
+        cli.read(Options, argv, "evaluate")
+
+
+def of_images(argv: list[str]) -> bool:
+    """Whether images are to be measured rather than a checkpoint."""
+    return any(argument.split("=")[0] == "--images" for argument in argv)
 
 
 if __name__ == "__main__":

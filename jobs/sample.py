@@ -47,5 +47,10 @@ def main(argv: list[str]) -> None:
     print(f"{out}: {n} samples of {trained.path}, step {trained.step}")
 
 
+def check(argv: list[str]) -> None:
+    """Exits with what is wrong with the options, and looks for nothing that they name."""
+    cli.read(Options, argv, "sample")
+
+
 if __name__ == "__main__":
     cli.start(main)

@@ -1,5 +1,7 @@
 """Runs a job on a Ray cluster: ``python -m jobs.submit [options] -- train digits ...``."""
 
+import importlib
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +36,8 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Returns the exit status: 0 if the job succeeded."""
     split = arguments.index("--") if "--" in arguments else len(arguments)
+    if split == len(arguments):
+        _require_dashes(arguments)
     options = read(Options, arguments[:split], prog="python -m jobs.submit")
     actions = {following.follow: options.follow, following.stop: options.stop}
     for action, job_id in (actions | {following.status: options.status}).items():
@@ -46,9 +50,27 @@ def main(arguments: list[str]) -> int:
         env=submit.variables(options.env),
         packages=options.packages,
     )
+    _check(submission)
     job_id = submit.submit(submission)
     print(f"Submitted {job_id}.\n{following.hints(job_id)}\n", flush=True)
     return 0 if options.detach else following.follow(dashboard.connect(options.address), job_id)
+
+
+def _require_dashes(arguments: list[str]) -> None:
+    """Raises ValueError for `jobs.submit train ...`, which lacks the `--` before the job."""
+    for at, word in enumerate(arguments):
+        before = arguments[at - 1] if at else ""
+        if word in submit.JOBS and (before == "--detach" or not before.startswith("--")):
+            there = shlex.join([*arguments[:at], "--", *arguments[at:]])
+            raise ValueError(f"-- must stand before the job: python -m jobs.submit {there}")
+
+
+def _check(submission: submit.Submission) -> None:
+    """Exits with what is wrong with the job's options, if the job is the one of this code."""
+    name, *arguments = submission.command
+    job = importlib.import_module(f"jobs.{name}")
+    if submission.program.samefile(str(job.__file__)):
+        job.check(arguments)
 
 
 if __name__ == "__main__":

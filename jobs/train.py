@@ -27,14 +27,27 @@ def main(argv: list[str]) -> None:
         again = cli.read(Resume, argv, default=Resume(resume="", scaling=saved))
         run(*cli.guarded(lambda: resumed(again.place, again.uri)), again.scaling)
         return
-    presets = {name: cli.Options(experiment=value) for name, value in PRESETS.items()}
-    preset, options = cli.parse(cli.Options, presets, argv, "preset")
-    experiment = cli.guarded(options.resolved)
+    preset, options, experiment = read(argv)
     if options.dry_run:
         cli.show(experiment)
         return
     start = cli.guarded(lambda: new(options.directory(preset), options.uri(), preset))
     run(experiment, replace(start, numbered=options.name is None), options.scaling)
+
+
+def read(argv: list[str]) -> tuple[str, cli.Options, Experiment]:
+    """The preset's name, the options and the experiment of a new run."""
+    presets = {name: cli.Options(experiment=value) for name, value in PRESETS.items()}
+    preset, options = cli.parse(cli.Options, presets, argv, "preset")
+    return preset, options, cli.guarded(options.resolved)
+
+
+def check(argv: list[str]) -> None:
+    """Exits with what is wrong with the options, and looks for nothing that they name."""
+    if cli.resumes(argv):
+        cli.read(Resume, argv)
+    else:
+        read(argv)
 
 
 def run(experiment: Experiment, start: Launch, scaling: Scaling) -> None:

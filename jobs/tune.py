@@ -7,9 +7,18 @@ from vamf.cluster import sweeps
 from vamf.cluster.halving import Halving
 from vamf.cluster.report import report
 from vamf.cluster.sweep import Sweep
+from vamf.experiment import Experiment
 from vamf.presets import PRESETS
 
 SPACES = cli.search_spaces()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume(cli.Resume):
+    """Go on with a search: trials that were in flight go on from their checkpoints."""
+
+    retry_failed: bool = False
+    """Try the points of failed trials anew, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,33 +35,50 @@ class Options(cli.Options):
 
 def main(argv: list[str]) -> None:
     if cli.resumes(argv):
-        again = cli.read(cli.Resume, argv)
-        run(cli.guarded(lambda: sweeps.resumed(cli.folder(again.place), again.uri)))
-    elif (sweep := new(argv)) is not None:
-        run(sweep)
+        again = cli.read(Resume, argv)
+        sweep = cli.guarded(lambda: sweeps.resumed(cli.folder(again.place), again.uri))
+        run(sweep, failed=again.retry_failed)
+    elif (fresh := new(argv)) is not None:
+        run(fresh)
 
 
-def new(argv: list[str]) -> Sweep | None:
-    """A new search; None if its experiment was only to be shown."""
+def read(argv: list[str]) -> tuple[sweeps.Plan, Options, Experiment]:
+    """What a new search is to do, the options and the experiment."""
     argv, preset = cli.varied(argv, "constant")
     defaults = {n: Options(experiment=PRESETS[preset or s.PRESET]) for n, s in SPACES.items()}
     name, options = cli.parse(Options, defaults, argv, "search space")
     plan = sweeps.Plan(SPACES[name], name, options.trials, options.seeds, options.halving, preset)
     experiment = cli.guarded(options.resolved)
     cli.guarded(lambda: sweeps.check(plan, experiment))
+    return plan, options, experiment
+
+
+def check(argv: list[str]) -> None:
+    """Exits with what is wrong with the options, and looks for nothing that they name."""
+    if cli.resumes(argv):
+        cli.read(cli.Resume, argv)
+    else:
+        read(argv)
+
+
+def new(argv: list[str]) -> Sweep | None:
+    """A new search; None if its experiment was only to be shown."""
+    plan, options, experiment = read(argv)
     if options.dry_run:
         cli.show(experiment)
         return None
-    where = cli.guarded(lambda: (options.folder(f"beta-{name}"), options.uri()))
+    where = cli.guarded(lambda: (options.folder(f"beta-{plan.name}"), options.uri()))
     return cli.guarded(
         lambda: sweeps.new(plan, experiment, *where, options.scaling, numbered=options.name is None)
     )
 
 
-def run(sweep: Sweep) -> None:
+def run(sweep: Sweep, *, failed: bool = False) -> None:
     """Searches, and prints what was found and where it is."""
     print(sweep.announcement, flush=True)
-    print(report(sweep, *cli.guarded(lambda: sweeps.run(SPACES[sweep.space], sweep), sweep.again)))
+    space = SPACES[sweep.space]
+    found = cli.guarded(lambda: sweeps.run(space, sweep, failed=failed), sweep.again)
+    print(report(sweep, *found))
 
 
 if __name__ == "__main__":

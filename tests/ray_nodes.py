@@ -12,9 +12,10 @@ import urllib.request
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from machine import descendants, free_ports, kill
+import warm
+from machine import command, descendants, free_ports, kill
 
 # Ray reads these when it is imported. Without them a local cluster would leave a token in the home
 # folder, and the next one started here would ask for it.
@@ -27,12 +28,11 @@ WATCHFUL = {
     "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
 }
 
-MARK = "VAMF_TEST_NODE"
-"""The environment variable by which all processes of a node are known."""
-
 
 class Node:
     """One ``ray start --block`` and all that it starts; a head, or a node of a head's cluster."""
+
+    alive: ClassVar[set["Node"]] = set()
 
     def __init__(
         self,
@@ -62,18 +62,22 @@ class Node:
         self._options = [*fixed.split(), *own]
         self._hidden, self._env = hidden, dict(env or {})
         self.process = self._start(self._options, hidden)
+        Node.alive.add(self)
 
     def _start(self, options: list[str], hidden: Path | None) -> subprocess.Popen[bytes]:
         bin_folder = Path(sys.executable).parent
+        forking = warm.SERVER in os.environ and hidden is None  # a fork sees what the server sees
+        program = [sys.executable, warm.__file__, "node"] if forking else [str(bin_folder / "ray")]
         # What is mounted in a mount namespace is seen by those who were started in it.
         mount = f'mount -t tmpfs tmpfs {shlex.quote(str(hidden))} && exec "$@"'
         apart = ["unshare", "--mount", "sh", "-c", mount, "sh"] if hidden else []
         env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        env |= TOKEN | WATCHFUL | {"PATH": f"{bin_folder}:{env['PATH']}", MARK: str(self.folder)}
-        env |= {"OMP_NUM_THREADS": "1"}  # by itself Ray gives a worker as many as it has CPUs
+        env |= TOKEN | WATCHFUL | {"PATH": f"{bin_folder}:{env['PATH']}"}
+        # By itself Ray gives a worker as many threads as it has CPUs.
+        env |= {warm.NODE: str(self.folder), "OMP_NUM_THREADS": "1"}
         with self.log.open("wb") as output:
             return subprocess.Popen(
-                [*apart, str(bin_folder / "ray"), "start", *options],
+                [*apart, *program, "start", *options],
                 env=env | {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"} | self._env,
                 stdout=output,
                 stderr=output,
@@ -112,8 +116,10 @@ class Node:
             return True
 
     def processes(self) -> set[int]:
-        """All that it started: its children, and whoever has its mark or folder on it."""
+        """All that it started: its children, its forks, and whoever has its folder on it."""
         found = descendants(self.process.pid)
+        forks = {int(file.name.removeprefix("fork_")) for file in self.folder.glob("fork_*")}
+        found |= {pid for pid in forks if command(pid)}
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and int(entry.name) != os.getpid():
                 with suppress(OSError):
@@ -129,6 +135,7 @@ class Node:
 
     def stop(self) -> None:
         """Ends this node's processes, and no other's: `ray stop` ends all of the machine's."""
+        Node.alive.discard(self)
         if self.process.poll() is None:
             self.lose()  # to be asked to end takes Ray 20 s
         shutil.rmtree(self.folder, ignore_errors=True)

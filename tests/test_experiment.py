@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from vamf.flow.times import LogitNormalTimes, UniformTimes
 from vamf.metrics.distances import FrechetDistance, SlicedWasserstein
 from vamf.models.mlp import MLPConfig
 from vamf.models.unet import UNetConfig
+from vamf.presets import PRESETS
 
 DIGITS = Experiment()
 TOY = Experiment(data=Toy(), model=MLPConfig(), evaluation=Evaluation(distance=SlicedWasserstein()))
@@ -214,3 +216,24 @@ def test_an_experiment_of_the_first_schema_keeps_its_average():
 def test_an_unknown_schema_is_refused(schema):
     with pytest.raises(ValueError, match=f"schema must be 1 to 2; got {schema!r}: update vamf"):
         Experiment.from_dict(DIGITS.to_dict() | {"schema": schema})
+
+
+def test_a_path_to_what_was_moved_along_follows_it(tmp_path: Path) -> None:
+    """From beside the run, from above the storage, and under another name of the run's folder."""
+    old, now = tmp_path / "old" / "runs" / "a", tmp_path / "new" / "here" / "runs" / "b"
+    (now.parent / "frozen").mkdir(parents=True)
+    (now.parents[1] / "photos").mkdir()
+    there = tmp_path / "stays"
+    there.touch()
+
+    def placed(reference: Path, root: Path) -> Experiment:
+        paths = {"reference": str(reference), "data.root": str(root)}
+        return PRESETS["mnist"].override({"proxy": "reference", **paths})
+
+    before = placed(old.parent / "frozen", old.parents[1] / "photos")
+    after = placed(now.parent / "frozen", now.parents[1] / "photos")
+    assert before.moved(old, now) == after
+    assert after.differences(before) == {}
+    kept = placed(there, tmp_path / "gone")
+    assert kept.moved(old, now) == kept
+    assert placed(there, there).differences(before).keys() == {"reference", "data.root"}

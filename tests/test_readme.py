@@ -9,7 +9,8 @@ import pytest
 from pictures import write_images, write_tiny
 from tiny import TINY
 
-from jobs import bench, evaluate, export, probe, reproduce, sample, train, tune
+from jobs import bench, evaluate, export, probe, reproduce, resend, sample, train, tune
+from vamf.cluster.launch import create, new
 from vamf.cluster.submit import Submission
 from vamf.metrics import calibration
 from vamf.training.loop import Session
@@ -41,7 +42,7 @@ def test_every_job_is_shown():
     shown = {job for job, *_ in COMMANDS}
     assert shown == {
         *("train", "tune", "evaluate", "sample", "bench", "submit"),
-        *("probe", "reproduce", "export", "encode"),
+        *("probe", "reproduce", "export", "encode", "resend"),
     }
 
 
@@ -105,6 +106,14 @@ def test_the_papers_tables_are_written(arguments, tmp_path, capsys):
     reproduce.main([*arguments, *tiny, "--storage", str(tmp_path), "--name", "all"])
     assert "two_moons is finished" in capsys.readouterr().out
     assert "SW1 against" in (tmp_path / "all" / "reproduction.md").read_text()
+
+
+@pytest.mark.parametrize("arguments", commands("resend"), ids=" ".join)
+def test_what_mlflow_missed_is_sent(arguments, tracking_uri, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    create(TINY, new(tmp_path / "runs" / "NAME", tracking_uri, "digits"))
+    resend.main(arguments)
+    assert capsys.readouterr().out == "nothing was waiting to be sent\n"
 
 
 @pytest.mark.slow

@@ -330,15 +330,35 @@ class Experiment:
             return placed
         return replace(placed, data=replace(placed.data, vae=vae.located(placed.data.vae)))
 
+    def moved(self, before: Path, now: Path) -> Self:
+        """The same for a run's folder that was ``before`` and is ``now`` there.
+
+        A path to what is gone, and lies now as it lay from that folder, is changed.
+        """
+        above = list(zip([before, *before.parents], [now, *now.parents], strict=False))
+
+        def follow(path: Path) -> Path:
+            old = [(a, b) for a, b in above if path.is_relative_to(a)] if not path.exists() else []
+            found = (new / path.relative_to(old) for old, new in old)
+            return next((place for place in found if place.exists()), path)
+
+        followed: Self = values.with_paths(self, follow)
+        return followed
+
     def differences(self, other: "Experiment") -> dict[str, tuple[Any, Any]]:
         """What differs from another experiment: its values there and here, by dotted name.
 
         A relative path, as earlier versions saved them, equals any absolute one that ends like it:
-        where it started was not saved.
+        where it started was not saved. A path to what is gone equals one of the same name to what
+        is there: it was moved.
         """
         here, there = self.flatten(), other.flatten()
         pairs = {n: (there.get(n), here.get(n)) for n in sorted(here.keys() | there.keys())}
-        return {n: pair for n, pair in pairs.items() if pair[0] != pair[1] and not _ends(*pair)}
+        return {
+            name: pair
+            for name, pair in pairs.items()
+            if pair[0] != pair[1] and not _ends(*pair) and not _moved(*pair)
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries of JSON's types, and ``schema``, their version."""
@@ -376,6 +396,16 @@ def _ends(there: object, here: object) -> bool:
         return False
     count = len(relative.parts)
     return count == 0 or whole.parts[-count:] == relative.parts
+
+
+def _moved(there: object, here: object) -> bool:
+    """Whether both are absolute paths with one name, and only ``here`` is something there."""
+    if not (isinstance(there, str) and isinstance(here, str)):
+        return False
+    gone, found = Path(there), Path(here)
+    if gone.name != found.name or not (gone.is_absolute() and found.is_absolute()):
+        return False
+    return found.exists() and not gone.exists()
 
 
 def _migrated(data: Mapping[str, Any]) -> dict[str, Any]:

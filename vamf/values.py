@@ -58,7 +58,7 @@ def _parse(annotation: Any, value: Any, path: str) -> Any:
     classes = {o.__name__: o for o in options if isinstance(o, type) and _has_fields(o)}
     if isinstance(value, Mapping) and classes:
         kind = value.get(KIND, next(iter(classes)) if len(classes) == 1 else None)
-        if kind not in classes:
+        if not isinstance(kind, str) or kind not in classes:
             raise ValueError(f"{path}.{KIND} must be one of {', '.join(classes)}; got {kind!r}")
         return from_dict(classes[kind], value, f"{path}.")
     if classes and not (value is None and type(None) in options):

@@ -24,7 +24,7 @@ def twins(local_ray: None, tracking_uri: str, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture
-def nodes() -> Iterator[list[Node]]:
+def nodes(warm_workers: None) -> Iterator[list[Node]]:
     """The nodes that a test has started, which end with it."""
     started: list[Node] = []
     try:

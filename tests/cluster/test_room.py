@@ -76,7 +76,7 @@ def test_missing_nodes_are_told_once_and_so_is_their_return(
 
 
 @pytest.fixture
-def nodes() -> Iterator[list[Node]]:
+def nodes(warm_workers: None) -> Iterator[list[Node]]:
     """A head and a node of one CPU each."""
     started: list[Node] = []
     try:

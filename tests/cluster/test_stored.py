@@ -1,10 +1,12 @@
 """Runs kept in an object store: killed, damaged, read, spread over nodes that share no folder."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,16 @@ from ray_nodes import Node, started
 from s3_server import Server
 from test_faults import assert_history
 from test_spread import python
-from tiny import TINY, checkpoint, options, same, tracked
+from tiny import TINY, checkpoint, history, options, same, tracked
 from twin_runs import CHANGES, Twins
 
-from jobs import evaluate, export, probe, sample, train
+from jobs import evaluate, export, probe, resend, sample, train
 from vamf.cluster import mirror
 from vamf.cluster.failures import RunFailed
 from vamf.cluster.launch import launch, new
 from vamf.cluster.scaling import Scaling
 from vamf.store import Store
+from vamf.tracking.spool import Event
 from vamf.training.checkpoint import find_checkpoint
 from vamf.training.export import read_export
 from vamf.training.fetching import complete
@@ -264,3 +267,24 @@ def test_readers_take_the_address_of_a_run(
         sample.main([(run.parent / "b").url])
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: no checkpoint") and str(run.parent / "b") in line
+
+
+@pytest.mark.slow
+def test_what_a_run_in_a_store_could_not_send_is_sent_from_any_machine(
+    run: Store,
+    tracking_uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    launch(TINY, new(run, tracking_uri, "digits"), Scaling())
+    (tracked_run,) = tracked(tracking_uri, run)
+    queue = f"spool/{tracked_run.info.run_id}"
+    event = Event(kind="metrics", data={"values": {"loss/train": 0.5}, "step": 7})
+    run.write(f"{queue}/events.jsonl", json.dumps(asdict(event)).encode() + b"\n")
+    run.delete(f"{queue}/sent")
+    for machine, line in (("there", "events sent: 1"), ("now", "nothing was waiting")):
+        fresh_machine(tmp_path / machine, monkeypatch)
+        resend.main([run.url])
+        assert capsys.readouterr().out.splitlines()[-1].startswith(line)
+    assert history(tracking_uri, tracked_run, "loss/train")[7] == 0.5

@@ -114,6 +114,45 @@ def test_a_run_is_not_left_where_ray_deletes_it(monkeypatch: pytest.MonkeyPatch)
     Submission(command=(*train, "--resume", "s3://x/y"), working_dir=root)
 
 
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["train", "digits", "--storage", "/s", "--steps", "-3"], "steps must be at least 1; got"),
+        (["train", "digts", "--storage", "/s"], "unknown preset 'digts'"),
+        (["train", "digits", "--storage", "/s", "--stepps", "3"], "Unrecognized options: --stepps"),
+        (["train", "--resume", "/s/a", "--workers", "2"], "Unrecognized options: --workers"),
+        (["tune", "constant", "--storage", "/s", "--trials", "1"], "needs at least 2 trials"),
+        (["evaluate", "/s/a", "--sample", "3"], "Unrecognized options: --sample"),
+        (["evaluate", "--images", "/s/a", "--steps", "3"], "Unrecognized options: --steps"),
+        (["evaluate", "--check", "--images", "/s"], "Unrecognized options: --images"),
+        (["sample", "/s/a", "--count", "few"], "few"),
+        (["bench", "nothing"], "unknown preset 'nothing'"),
+    ],
+)
+def test_wrong_options_are_told_before_anything_is_sent(
+    command: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = ["--address", "http://127.0.0.1:1", "--working-dir", str(Path(__file__).parents[2])]
+    with pytest.raises(SystemExit) as ended:
+        main([*here, "--", *command])
+    assert ended.value.code == 2
+    assert told in " ".join(capsys.readouterr().err.split())
+
+
+def test_other_codes_options_are_theirs(project: Path) -> None:
+    """Those of a job that is not this code's are sent as they are."""
+    with pytest.raises(ValueError, match="a Ray dashboard must answer"):
+        main(["--address", "http://127.0.0.1:1", "--working-dir", str(project), "--", "bench", "x"])
+
+
+@pytest.mark.parametrize("options", [[], ["--detach"], ["--env", "A=b", "C=d"]])
+def test_forgotten_dashes_are_asked_for(options: list[str]) -> None:
+    with pytest.raises(ValueError, match="must stand before the job: ") as caught:
+        main([*options, "train", "digits"])
+    there = " ".join(["python -m jobs.submit", *options, "-- train digits"])
+    assert str(caught.value).endswith(there)
+
+
 def test_headers_are_read_and_never_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_JOB_HEADERS", raising=False)
     assert dashboard.headers() == {}
@@ -135,7 +174,8 @@ def test_mlflow_variables_go_along_and_are_not_shown(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
     submission = bench(project)
-    assert submission.runtime_env["env_vars"] == submission.variables
+    sent = cast(dict[str, str], submission.runtime_env["env_vars"])
+    assert sent.items() >= submission.variables.items()
     assert submission.variables["MLFLOW_TRACKING_PASSWORD"] == "hunter2"
     assert submission.variables["GREETING"] == "hello"
     assert "hunter2" not in repr(submission)
@@ -162,7 +202,10 @@ def test_the_address_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch)
         dashboard.connect("head:6379")
 
 
-def test_an_address_without_a_cluster_is_one_line(project: Path) -> None:
+def test_an_address_without_a_cluster_is_one_line(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dashboard, "ANSWER_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         with pytest.raises(ValueError, match=f"must answer at http://127.0.0.1:{port}; got no"):
@@ -193,7 +236,10 @@ class Flickering:
             raise ClientError("broken")
 
 
-def test_a_lost_connection_repeats_no_line_of_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_lost_connection_repeats_no_line_of_the_log(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "PAUSE_S", 0.01)
     assert following.follow(cast(JobSubmissionClient, Flickering()), "j") == 0
     assert capsys.readouterr().out == Flickering.log + "Job j SUCCEEDED: done\n"
 
@@ -221,7 +267,7 @@ def test_a_job_is_followed_to_its_end(
     assert "\nnode " in out  # the environment of `ray start`, as jobs/cluster/ray-up.yaml needs it
     assert "SUCCEEDED" in out.splitlines()[-1]
     assert err == ""
-    assert main([*options, "--", "bench", "--fail"]) == 1
+    assert main([*options, "--", "bench", "--fail"]) == 3
     out = capfd.readouterr().out
     assert "FAILED: Job entrypoint command failed with exit code 3" in out.splitlines()[-1]
     assert out.count("line 2") == 1

@@ -390,7 +390,7 @@ def interrupted(directory: Path, uri: str) -> list[Trial]:
 
 
 @pytest.mark.slow
-def test_a_killed_search_keeps_what_is_done_and_repeats_the_rest(
+def test_a_killed_search_keeps_what_is_done_and_goes_on_with_the_rest(
     local_ray: None, tracking_uri: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     directory = tmp_path / "killed"
@@ -410,27 +410,25 @@ def test_a_killed_search_keeps_what_is_done_and_repeats_the_rest(
     assert [trial for trial in after if trial in before] == before
     assert len(after) == 4
     assert all(trial.error is None for trial in after)
-    assert not {trial.number for trial in after} & set(lost)
+    assert set(lost) <= {trial.number for trial in after}
     study = optuna.load_study(study_name="killed", storage=f"sqlite:///{directory / 'study.db'}")
     states = {trial.number: trial.state for trial in study.trials}
     for trial in after:
         assert states[trial.number] == (TrialState.PRUNED if trial.stopped else TrialState.COMPLETE)
-    assert {states[number] for number in states.keys() - {t.number for t in after}} == {
-        TrialState.FAIL
-    }
+    assert states.keys() == {trial.number for trial in after}
     rungs = sorted(path.parent.name for path in directory.glob("t*/rung_00000020.json"))
     assert rungs == [f"t{trial.number:03d}" for trial in after]
     betas = [trial.settings["beta.value"] for trial in after]
     assert {0.0, 1.0} < set(betas)
-    assert {study.trials[number].params["beta.value"] for number in lost} <= set(betas)
+    assert [study.trials[trial.number].params["beta.value"] for trial in after] == betas
 
     assert client.get_run(parent["run_id"]).info.status == "FINISHED"
     only = f"tags.`mlflow.parentRunId` = '{parent['run_id']}'"
     children = client.search_runs([parent["experiment_id"]], only)
     ends = {int(run.data.tags["trial"]): run.info.status for run in children}
     stopped = {trial.number for trial in after if trial.stopped}
-    assert {number for number, end in ends.items() if end == "KILLED"} == {*lost, *stopped}
+    assert {number for number, end in ends.items() if end == "KILLED"} == stopped
     assert {number for number, end in ends.items() if end == "FINISHED"} == {
         trial.number for trial in after if trial.complete
     }
-    assert len(ends) == len(children) == 4 + len(lost)
+    assert len(ends) == len(children) == 4

@@ -92,7 +92,7 @@ def told(data, root, **settings):
         (b"", "it is empty"),
         (b"\n<!DOCTYPE html><html>404", "it seems to be an HTML page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "it is a Git LFS pointer"),
-        (gzip.compress(b"x"), "it is compressed by gzip"),
+        (gzip.compress(b"x", mtime=0), "it is compressed by gzip"),
         (b"PK\3\4", "it is a zip archive"),
     ],
 )

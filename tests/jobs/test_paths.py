@@ -127,7 +127,6 @@ def test_the_environments_folders_are_settled_for_rays_processes(
         ("sqlite+pysqlite:///x.db", "sqlite+pysqlite:///{}/x.db"),
         ("sqlite:///~/x.db", "sqlite:///{}/x.db"),
         ("sqlite:////a/x.db", "sqlite:////a/x.db"),
-        ("sqlite:///:memory:", "sqlite:///:memory:"),
         ("mlruns", "{}/mlruns"),
         ("~/mlruns", "{}/mlruns"),
         ("file:mlruns", "file://{}/mlruns"),

@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import pytest
+from machine import wait_until
 from tiny import ABSURD, checkpoint, history, options, tracked
 
 from jobs.submit import main
+from vamf.cluster import dashboard, following
+from vamf.cluster.submit import Submission, submit
 from vamf.cluster.trials import load_trials
+from vamf.tracking.provenance import commit_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,6 +38,9 @@ def test_a_training_runs_on_the_cluster_and_is_followed(
     assert run.info.status == "FINISHED"
     assert list(history(tracking_uri, run, "loss/train")) == list(range(1, 7))
     assert checkpoint(tmp_path / "good", 6).load()["step"] == 6
+
+    assert run.data.tags["ray.job"] in out
+    assert run.data.tags["git.commit"] == (commit_of(ROOT / "README.md") or "unknown")
 
     assert main([*submit, "--name", "bad", *options(ABSURD)]) == 1
     out = capfd.readouterr().out
@@ -66,7 +73,36 @@ def test_a_search_runs_on_the_cluster_and_is_followed(
     assert sweep.info.status == "FINISHED"
     assert len(load_trials(tmp_path / "sweep")) == 2
 
-    assert main(submit) == 1  # it is there already
+    assert main(submit) == 2  # it is there already
     out = capfd.readouterr().out
     assert f"error: {tmp_path / 'sweep'} exists; choose another --name, or --resume it" in out
     assert "exit code 2" in out.splitlines()[-1]
+
+
+LONG = {"steps": 4000, "evaluation.every": 4000, "checkpoint.every": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("job", "scaling"), [("train digits", ["--scaling.workers", "1"]), ("tune constant", [])]
+)
+def test_a_stopped_job_ends_its_runs(
+    job: str,
+    scaling: list[str],
+    ray_head: str,
+    tracking_uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A training with a worker, and a search with a trial: none of their runs stays RUNNING."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
+    command = [*job.split(), "--storage", str(tmp_path), "--name", "a", *scaling, *options(LONG)]
+    job_id = submit(Submission(command=tuple(command), address=ray_head, working_dir=ROOT))
+    client = dashboard.connect(ray_head)
+    begun = lambda: list((tmp_path / "a").glob("**/checkpoints/step_*"))  # noqa: E731
+    wait_until(lambda: bool(begun()), "a step of the job", seconds=300)
+    assert following.stop(client, job_id) == 0
+    places = [tmp_path / "a", *(path.parent for path in (tmp_path / "a").glob("t*/*/run.json"))]
+    runs = [run for place in places for run in tracked(tracking_uri, place)]
+    assert len(runs) >= 1 + (job == "tune constant")
+    assert {run.info.status for run in runs} == {"KILLED"}

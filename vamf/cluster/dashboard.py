@@ -21,6 +21,9 @@ CREDENTIALS = (
 
 LOCAL = "http://127.0.0.1:8265"
 
+ANSWER_S = 5.0
+"""How long a dashboard may take to answer."""
+
 
 def default_address() -> str:
     """RAY_API_SERVER_ADDRESS, else RAY_ADDRESS, else this machine's dashboard."""
@@ -44,7 +47,7 @@ def connect(address: str) -> JobSubmissionClient:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         # Ray's own requests have no time limit.
-        requests.get(f"{address.rstrip('/')}/api/version", headers=sent, timeout=5)
+        requests.get(f"{address.rstrip('/')}/api/version", headers=sent, timeout=ANSWER_S)
         with environment(RAY_ADDRESS=None, RAY_API_SERVER_ADDRESS=None):
             return JobSubmissionClient(address, headers=sent)
     except requests.RequestException as error:

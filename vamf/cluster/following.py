@@ -9,17 +9,22 @@ from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from vamf.cluster import submit
 from vamf.cluster.dashboard import brief
 from vamf.tracking.reasons import where
 
 SILENCE_S = 60.0
 """Seconds without an answer after which a job is no longer followed."""
-STOP_S = 30.0
-"""Seconds that a job gets to stop; Ray kills it after three."""
+PAUSE_S = 1.0
+"""Seconds until a connection that was lost is made again."""
+STOP_S = submit.STOP_S + 15.0
+"""Seconds for which a stopped job's end is waited for: Ray kills it before."""
 
 
 def follow(client: JobSubmissionClient, job_id: str) -> int:
-    """Prints a job's log as it comes, to the end; returns 0 if the job succeeded, else 1.
+    """Prints a job's log as it comes, to the end; returns the job's exit status.
+
+    That is 0 if it succeeded, and 1 where there is none, as of a job that was stopped.
 
     Ctrl-C leaves the job running unless the user says otherwise, and returns 130.
 
@@ -31,7 +36,9 @@ def follow(client: JobSubmissionClient, job_id: str) -> int:
         ended = asyncio.run(_tail(client, job_id))
     except KeyboardInterrupt:
         return _interrupted(client, job_id)
-    return 0 if _report(job_id, ended) == JobStatus.SUCCEEDED else 1
+    if _report(job_id, ended) == JobStatus.SUCCEEDED:
+        return 0
+    return ended.driver_exit_code or 1
 
 
 def stop(client: JobSubmissionClient, job_id: str) -> int:
@@ -84,7 +91,7 @@ async def _tail(client: JobSubmissionClient, job_id: str) -> JobDetails:
             if time.monotonic() - answered > SILENCE_S:
                 place = where(client.get_address())
                 raise ValueError(f"Ray at {place} must answer; got {brief(error)}") from None
-        await asyncio.sleep(1)
+        await asyncio.sleep(PAUSE_S)
 
 
 def _interrupted(client: JobSubmissionClient, job_id: str) -> int:

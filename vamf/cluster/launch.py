@@ -12,7 +12,9 @@ from typing import Any
 from vamf import files, tracking, values
 from vamf.cluster import signals
 from vamf.cluster.failures import RunFailed, full, is_full
+from vamf.cluster.holding import held, require_ended
 from vamf.cluster.mirror import Mirror
+from vamf.cluster.outage import telling
 from vamf.cluster.scaling import Scaling
 from vamf.cluster.train import fit
 from vamf.cluster.worker import EXPERIMENT
@@ -28,6 +30,9 @@ from vamf.training.loop import Summary
 from vamf.training.restoring import checkpoints, newest
 
 RUN, SCALING = "run.json", "scaling.json"
+
+HANDOVER_S = 120.0
+"""Seconds for which a trial waits for the process that had it before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +107,13 @@ def scaling_of(place: Place) -> Scaling:
 def resumed(place: Place, uri: str) -> tuple[Experiment, Launch]:
     """The run in a folder, ready to go on.
 
-    Raises ValueError if there is none, no checkpoint of it is intact, or MLflow or a store is away.
+    Raises ValueError if there is none, it is still running, no checkpoint of it is intact, or
+    MLflow or a store is away.
     """
-    start = new(place if isinstance(place, Store) else place.resolve(), uri, preset="")
+    place = place if isinstance(place, Store) else place.resolve()
+    if isinstance(place, Store) or (place / RUN).exists():
+        require_ended(place)  # before its working copy is made anew
+    start = new(place, uri, preset="")
     directory = start.directory
     if start.store is not None:
         try:
@@ -115,46 +124,71 @@ def resumed(place: Place, uri: str) -> tuple[Experiment, Launch]:
         raise ValueError(f"no run in {start.place}: {RUN} is missing")
     tracking.check(uri)
     experiment = Experiment.load(directory / EXPERIMENT).located()
+    if start.store is None:
+        experiment = experiment.moved(before(directory / RUN), directory)
     newest(checkpoints(experiment, directory), experiment)  # told here, not by a worker
     return experiment, start
+
+
+def before(marker: Path) -> Path:
+    """The folder in which the run of this ``run.json`` last was: another one if it was moved."""
+    return Run(**json.loads(marker.read_text())).directory
 
 
 def close_orphan(
     marker: Path, uri: str, status: Status = "KILLED", why: str = "interrupted"
 ) -> None:
     """Ends the run whose ``run.json`` this is: nobody will go on with it."""
-    Tracker(Run(**json.loads(marker.read_text()) | {"uri": uri})).close(status, why)
+    Tracker(Run.load(marker, uri)).close(status, why)
 
 
 def create(experiment: Experiment, start: Launch) -> Run:
     """Makes the folder and the MLflow run of a new run, or rejoins those that are there.
 
-    Raises ValueError if the folder holds another experiment, or MLflow does not answer;
-    FileNotFoundError on a node that does not see the folder of the sweep.
+    A trial waits for an MLflow that does not answer. Raises ValueError if the folder holds another
+    experiment, NotCreated if MLflow does not answer or refuses, FileNotFoundError on a node that
+    does not see the folder of the sweep.
     """
-    if start.parent is not None and not (sweep := Path(start.parent.spool).parent).is_dir():
-        raise FileNotFoundError(ENOENT, "this node does not see the sweep's folder", str(sweep))
+    _require_seen(start)
     saved, marker = start.directory / EXPERIMENT, start.directory / RUN
     if marker.exists():
         if experiment.differences(Experiment.load(saved)):
             raise ValueError(f"{start.directory} holds another experiment")
-        run = Run(**json.loads(marker.read_text()) | {"uri": start.uri}).kept_in(start.directory)
+        run = Run.load(marker, start.uri)
         tracking.rejoin(run)
+        if start.store is None and before(marker) != run.directory:
+            experiment.save(saved)
+            run.save(marker)
+            Tracker(run).tags({"directory": str(start.directory)})
         return run
     start.directory.mkdir(parents=True, exist_ok=True)
     experiment.save(saved)
-    run = tracking.create(
-        start.uri,
-        name=start.name,
-        params=experiment.flatten(),
-        tags=_tags(experiment, start),
-        spool=start.directory / "spool",
-        parent=start.parent,
-    )
-    # The address may hold credentials; it is given anew when the run is resumed.
-    write_whole(marker, json.dumps(asdict(run) | {"uri": ""}))
+    with telling(start.directory) as tell:
+        run = tracking.create(
+            start.uri,
+            name=start.name,
+            params=experiment.flatten(),
+            tags=_tags(experiment, start),
+            spool=start.directory / "spool",
+            parent=start.parent,
+            key=_key(start),
+            wait=tell if start.parent is not None else None,
+        )
+    run.save(marker)
     Tracker(run).artifact(saved)
     return run
+
+
+def _require_seen(start: Launch) -> None:
+    if start.parent is not None and not (sweep := Path(start.parent.spool).parent).is_dir():
+        raise FileNotFoundError(ENOENT, "this node does not see the sweep's folder", str(sweep))
+
+
+def _key(start: Launch) -> str | None:
+    """What a trial's run is known by, also to a process that takes it over; None of other runs."""
+    if start.parent is None:
+        return None
+    return "/".join([start.parent.run_id, *start.directory.parts[-2:]])
 
 
 def _tags(experiment: Experiment, start: Launch) -> dict[str, str]:
@@ -163,7 +197,6 @@ def _tags(experiment: Experiment, start: Launch) -> dict[str, str]:
         "beta": experiment.beta.label,
         "seed": str(experiment.seed),
         "evaluation.protocol": protocol(experiment),
-        "git.commit": tracking.git_commit() or "unknown",
         "directory": str(start.place),
         **start.tags,
     }
@@ -204,9 +237,13 @@ def launch(
 ) -> Summary:
     """Trains a run, new or resumed, and tracks it; ``hooks`` are those of ``fit``.
 
-    What ``check`` raises, at a run's end, fails the run.
+    What ``check`` raises, at a run's end, fails the run. Raises StillRunning if another process
+    works on it.
     """
-    with _stored(start) as mirror:
+    _require_seen(start)
+    # A trial's process may have died a moment ago, or its machine, whose lock ends later.
+    patience = HANDOVER_S if start.parent is not None else 0.0
+    with held(start.place, patience), _stored(start) as mirror:
         run = create(experiment, start)
         with closing(run) as ending:
             _keep_scaling(start.directory, scaling)

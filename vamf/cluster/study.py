@@ -2,11 +2,15 @@
 
 import optuna
 
+from vamf.cluster.halving import forget
 from vamf.cluster.space import Space
 from vamf.cluster.sweep import Sweep
 from vamf.cluster.trials import TRIAL, Trial, judged, load_trials, trial_folder
 from vamf.files import brief
 from vamf.random import seed_of
+
+FAILED = "failed.json"
+"""The record of a failed trial whose point is tried anew."""
 
 BETA_STAR = "beta_star/gradient/mse"
 """Where a trial's last landscape, if it measured one, has the batch gradient's error lowest."""
@@ -49,45 +53,68 @@ def _length(sweep: Sweep) -> int:
     return next((study.n_trials for study in studies if study.study_name == sweep.name), 0)
 
 
-def settle(sweep: Sweep) -> list[optuna.trial.FrozenTrial]:
-    """Settles the trials on which nobody works any more; returns those that left no result.
+def settle(sweep: Sweep) -> list[int]:
+    """Settles the trials that have ended; returns the numbers of those that left no result.
 
     A trial that recorded its result is completed with it, one that was ended early is pruned, and
-    the others are marked as failed.
+    one that failed is marked as failed.
     """
     if sweep.name not in optuna.get_all_study_names(sweep.storage):
         return []
     study = open_study(sweep)
     records = {trial.number: trial for trial in load_trials(sweep.directory)}
-    running = study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
-    for trial in running:
-        _tell(study, sweep, trial.number, records.get(trial.number))
-    return [trial for trial in running if trial.number not in records]
+    running = [t.number for t in study.get_trials(states=(optuna.trial.TrialState.RUNNING,))]
+    for number in running:
+        if number in records:
+            _tell(study, sweep, records[number])
+    return [number for number in running if number not in records]
 
 
 def settle_one(sweep: Sweep, number: int) -> None:
-    """Settles a trial that has just ended, unless it is settled."""
+    """Settles a trial that has just ended, unless it is settled or left no result."""
     study, folder = open_study(sweep), trial_folder(sweep.directory, number)
-    if not study.get_trials(deepcopy=False)[number].state.is_finished():
-        _tell(study, sweep, number, Trial.load(folder) if (folder / TRIAL).exists() else None)
+    finished = study.get_trials(deepcopy=False)[number].state.is_finished()
+    if not finished and (folder / TRIAL).exists():
+        _tell(study, sweep, Trial.load(folder))
 
 
-def _tell(study: optuna.Study, sweep: Sweep, number: int, record: Trial | None) -> None:
-    record = None if record is None else judged(record, sweep.objectives)
-    if record is not None and record.complete:
-        study.tell(number, [record.metrics[name].value for name in sweep.objectives])
+def _tell(study: optuna.Study, sweep: Sweep, record: Trial) -> None:
+    record = judged(record, sweep.objectives)
+    if record.complete:
+        study.tell(record.number, [record.metrics[name].value for name in sweep.objectives])
         return
-    pruned = record is not None and record.stopped is not None
     states = optuna.trial.TrialState
-    study.tell(number, state=states.PRUNED if pruned else states.FAIL)
+    state = states.FAIL if record.stopped is None else states.PRUNED
+    study.tell(record.number, state=state)
 
 
-def abandon(sweep: Sweep) -> list[int]:
-    """Settles what a dead search left in flight, to be tried again; returns the lost numbers."""
-    lost = settle(sweep)
-    for trial in lost:
-        open_study(sweep).enqueue_trial(trial.params)
-    return [trial.number for trial in lost]
+def put_back(sweep: Sweep) -> list[int]:
+    """Settles the trials that have ended, and has the others gone on with, by the next who asks.
+
+    These keep their numbers and their parameters. Returns their numbers.
+    """
+    left = settle(sweep)
+    storage = optuna.storages.get_storage(sweep.storage)
+    for number in left:
+        study = storage.get_study_id_from_name(sweep.name)
+        trial = storage.get_trial_id_from_study_id_trial_number(study, number)
+        storage.set_trial_state_values(trial, optuna.trial.TrialState.WAITING)
+    return left
+
+
+def retry_failed(sweep: Sweep) -> list[int]:
+    """Has the points of all failed trials tried anew, as new trials; returns the old numbers.
+
+    Their records are renamed, and count no more.
+    """
+    trials = load_trials(sweep.directory)
+    failed = [t.number for t in trials if judged(t, sweep.objectives).error is not None]
+    for number in failed:
+        study, folder = open_study(sweep), trial_folder(sweep.directory, number)
+        study.enqueue_trial(study.get_trials(deepcopy=False)[number].params)
+        forget(folder)
+        (folder / TRIAL).rename(folder / FAILED)
+    return failed
 
 
 def follow_landscape(space: Space, sweep: Sweep, number: int) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from ray.exceptions import AuthenticationError
 
 from vamf.cluster.dashboard import brief, connect, default_address, environment, without
 from vamf.store import Store
+from vamf.tracking import provenance
 from vamf.tracking.reasons import where
 from vamf.tracking.run import relative
 
@@ -37,6 +39,9 @@ EXCLUDES = (
     *("/runs", "/data", "/checkpoints", "/mlruns", "/mlartifacts", "/mlflow.db", "/uv.lock"),
 )
 """What stays here, as lines of a .gitignore; .gitignore and .rayignore files count besides."""
+
+STOP_S = 60
+"""Seconds that a job which is stopped has to end its runs, of which Ray gives three."""
 
 SIZE_LIMIT = GCS_STORAGE_MAX_SIZE
 """The largest folder, in bytes, that Ray's head node takes."""
@@ -75,6 +80,8 @@ class Submission:
     """The job's environment variables, beside the MLFLOW_* here; the cluster's users see them."""
     packages: tuple[str, ...] = ()
     """Requirements installed for this job alone, with the pip of the cluster's environment."""
+    job_id: str = field(default_factory=lambda: f"raysubmit_{secrets.token_hex(8)}")
+    """By which Ray knows the job."""
 
     def __post_init__(self) -> None:
         name = self.command[0] if self.command else ""
@@ -82,7 +89,7 @@ class Submission:
             (nearest,) = get_close_matches(name, JOBS, n=1, cutoff=0.0)
             options = ", ".join(JOBS)
             raise ValueError(f"the job must be one of {options}; got {name!r}: {nearest!r}?")
-        if not (self.working_dir / "jobs" / f"{name}.py").is_file():
+        if not self.program.is_file():
             here = self.working_dir.resolve()
             raise ValueError(f"the working folder must hold jobs/{name}.py; got {here}")
         if name in KEEPING:
@@ -131,7 +138,8 @@ class Submission:
     def variables(self) -> dict[str, str]:
         """All environment variables of the job."""
         mlflow = {key: value for key, value in os.environ.items() if key.startswith("MLFLOW_")}
-        return {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", **mlflow, **self.env}
+        ray = {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}
+        return {**ray, **mlflow, **self.env}
 
     @property
     def runtime_env(self) -> dict[str, object]:
@@ -140,9 +148,14 @@ class Submission:
         return {
             "working_dir": str(self.working_dir.resolve()),
             "excludes": list(EXCLUDES),
-            "env_vars": self.variables,
+            "env_vars": {**provenance.of_job(self.program, self.job_id), **self.variables},
             **packages,
         }
+
+    @property
+    def program(self) -> Path:
+        """The file that the job runs."""
+        return self.working_dir.resolve() / "jobs" / f"{self.command[0]}.py"
 
 
 def submit(submission: Submission) -> str:
@@ -156,7 +169,9 @@ def submit(submission: Submission) -> str:
     try:
         with environment(RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES=""):  # they are in EXCLUDES
             return client.submit_job(
-                entrypoint=submission.entrypoint, runtime_env=submission.runtime_env
+                entrypoint=submission.entrypoint,
+                submission_id=submission.job_id,
+                runtime_env=submission.runtime_env,
             )
     except (RuntimeError, AuthenticationError, requests.RequestException) as error:
         problem = f"Ray at {where(submission.address)} must take the job; got {brief(error)}"

@@ -37,11 +37,12 @@ class Sweep:
     """Resources of a trial."""
     halving: Halving = field(default_factory=Halving)
     """Which trials end early."""
+    name: str = ""
+    """The sweep's name, in the study too: by default its folder's, which may be moved later."""
 
-    @property
-    def name(self) -> str:
-        """The sweep's name: its folder's."""
-        return self.directory.name
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", self.directory.name)
 
     @property
     def again(self) -> str:

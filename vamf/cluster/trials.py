@@ -25,7 +25,9 @@ class Trial:
     label: str
     """Its beta, readably."""
     seconds: float = 0.0
-    """Wall-clock seconds, over all seeds."""
+    """Wall-clock seconds of training, over all seeds and attempts."""
+    gpu_seconds: float = 0.0
+    """The seconds of each of its processes on a GPU, added."""
     metrics: Metrics = field(default_factory=dict)
     """Mean over seeds, with its standard error; of one seed, the evaluation's own error."""
     seeds: list[dict[str, float]] = field(default_factory=list)

@@ -9,39 +9,27 @@ from typing import Any
 import optuna
 
 from vamf import output
-from vamf.cluster import connect
 from vamf.cluster.bars import step_bar
+from vamf.cluster.ended import POSTPONED, UNTRIED, describe, give_up, postpone
 from vamf.cluster.failures import NonFiniteObjective, RunFailed, StorageUnusable
-from vamf.cluster.halving import Judge, forget, seconds_at_rungs
-from vamf.cluster.launch import RUN, Launch, close_orphan, launch
+from vamf.cluster.halving import Judge, seconds_at_rungs
+from vamf.cluster.launch import Launch, launch
 from vamf.cluster.nodes import groups, sizes
+from vamf.cluster.outage import Waiting, catch_up
 from vamf.cluster.quiet import quiet_optuna
 from vamf.cluster.room import Watch
 from vamf.cluster.scaling import Scaling
 from vamf.cluster.space import Space
 from vamf.cluster.storage import Storage, one_line, told_to_the_search
-from vamf.cluster.study import (
-    BETA_STAR,
-    follow_landscape,
-    open_study,
-    sampler,
-    settle,
-    settle_one,
-)
+from vamf.cluster.study import follow_landscape, open_study, sampler, settle, settle_one
 from vamf.cluster.sweep import Sweep
-from vamf.cluster.train import SUMMARY
-from vamf.cluster.trials import (
-    Trial,
-    judged,
-    load_trials,
-    not_finite,
-    over_seeds,
-    trial_folder,
-)
+from vamf.cluster.trials import Trial, judged, load_trials, not_finite, over_seeds, trial_folder
 from vamf.cluster.verdicts import BASELINE
 from vamf.output import say
 from vamf.redact import redacted
+from vamf.tracking import provenance
 from vamf.training.loop import Summary
+from vamf.training.spent import spent_in
 from vamf.training.trainer import NonFiniteLoss
 
 
@@ -129,7 +117,10 @@ class _Numbered:
 
 
 def _run_trial(sweep: Sweep) -> Any:
+    known = provenance.of_this()
+
     def run(config: dict[str, Any]) -> None:
+        os.environ.update(known)
         with told_to_the_search():
             run_trial(sweep, config["number"], config["settings"])
 
@@ -137,18 +128,26 @@ def _run_trial(sweep: Sweep) -> Any:
 
 
 def run_trial(sweep: Sweep, number: int, settings: Mapping[str, Any]) -> None:
-    """Trains a point with each of its seeds, in a Ray Tune trial, and reports its objectives."""
+    """Trains a point with each of its seeds, in a Ray Tune trial, and reports its objectives.
+
+    What an earlier attempt has trained of it is not trained again. A trial that cannot begin, for
+    reasons that are not its own, leaves no record.
+    """
     from ray import tune
 
     output.tolerate()
     experiment = sweep.experiment.override(settings)
     trial = Trial(number=number, settings=dict(settings), label=experiment.beta.label)
-    folder, start = trial_folder(sweep.directory, number), time.monotonic()
+    folder = trial_folder(sweep.directory, number)
+    (folder / POSTPONED).unlink(missing_ok=True)
     runs: list[Summary] = []
     error: str | None = None
     for index in range(sweep.seeds):
         try:
             runs.append(_run_seed(sweep, trial, index))
+        except UNTRIED as failure:
+            postpone(folder, failure)
+            return
         except StorageUnusable:  # no result
             raise
         except (NonFiniteLoss, NonFiniteObjective, RunFailed, ValueError) as failure:
@@ -157,7 +156,7 @@ def run_trial(sweep: Sweep, number: int, settings: Mapping[str, Any]) -> None:
             break
     whole = [run.metrics for run in runs if run.stopped is None]
     finished = asdict(trial) | {
-        "seconds": time.monotonic() - start,
+        **spent_in(folder.glob("*"))._asdict(),
         "metrics": over_seeds(whole) if len(whole) == sweep.seeds else {},
         "seeds": [{name: m.value for name, m in run.items()} for run in whole],
         "error": error,
@@ -167,6 +166,7 @@ def run_trial(sweep: Sweep, number: int, settings: Mapping[str, Any]) -> None:
     }
     ended = judged(Trial(**finished), sweep.objectives)  # a mean of seeds may overflow
     ended.save(folder)
+    catch_up(sweep)
     if ended.complete:
         values = [ended.metrics[name].value for name in sweep.objectives]
         tune.report({_objective(index): value for index, value in enumerate(values)})
@@ -222,7 +222,8 @@ def _progress(space: Space, sweep: Sweep, bar: Any) -> Any:
     from ray.tune.progress_reporter import TrialProgressCallback
 
     steps: dict[str, int] = {}
-    watch, storage = Watch(sweep.scaling), Storage(sweep.directory)
+    watch, waiting = Watch(sweep.scaling), Waiting(sweep.directory)
+    storage = Storage(sweep.directory)
 
     class Progress(TrialProgressCallback):  # where there is none, Ray adds its own, which prints
         def __reduce__(self) -> tuple[Any, ...]:
@@ -255,8 +256,9 @@ def _progress(space: Space, sweep: Sweep, bar: Any) -> Any:
 
         def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
             storage.require()
-            if line := watch.look():
-                say(line)
+            for line in (watch.look(), *waiting.look()):
+                if line:
+                    say(line)
 
         def _move(self, trial: Any, now: int) -> None:
             bar.update(max(now - steps.get(trial.trial_id, 0), 0))
@@ -270,34 +272,6 @@ def _progress(space: Space, sweep: Sweep, bar: Any) -> Any:
                 say(f"trial {number}: its record could not be read: {error}")
 
     return Progress()
-
-
-def give_up(sweep: Sweep, config: Mapping[str, Any]) -> None:
-    """Records a trial whose process died too often, and ends its MLflow run."""
-    number, settings = config["number"], dict(config["settings"])
-    folder, times = trial_folder(sweep.directory, number), sweep.scaling.max_failures
-    error = f"its process died more than {times} times; logs in {connect.log_folder()}"
-    label = sweep.experiment.override(settings).beta.label
-    forget(folder)
-    for marker in folder.glob(f"*/{RUN}"):
-        if not (marker.parent / SUMMARY).exists():  # a seed that was trained to its end
-            close_orphan(marker, sweep.parent.uri, "FAILED", error)
-    Trial(number=number, settings=settings, label=label, error=error).save(folder)
-    settle_one(sweep, number)
-
-
-def describe(sweep: Sweep, number: int) -> str:
-    """One line on how a trial ended."""
-    trial = judged(Trial.load(trial_folder(sweep.directory, number)), sweep.objectives)
-    if trial.error:
-        return f"trial {number}  {trial.label}  failed: {trial.error}"
-    if trial.stopped:
-        return f"trial {number}  {trial.label}  stopped: {trial.stopped}"
-    figures = "  ".join(
-        f"{name.removeprefix('eval/')} {trial.metrics[name]}" for name in sweep.objectives
-    )
-    star = f"  beta* {trial.metrics[BETA_STAR]}" if BETA_STAR in trial.metrics else ""
-    return f"trial {number}  {trial.label}  {figures}{star}  {trial.seconds:.0f} s"
 
 
 def _quiet_tune() -> None:

@@ -1,7 +1,5 @@
 """A reproduction in MLflow: a parent run, a child for each (set, beta), and the table."""
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 from vamf import tracking
@@ -59,7 +57,7 @@ def parent(protocol: Protocol, folder: Path, uri: str) -> Run:
     marker = folder / RUN
     with locked(folder / f".{RUN}.lock", wait=True):
         if marker.exists():
-            run = Run(**json.loads(marker.read_text()) | {"uri": uri})
+            run = Run.load(marker, uri)
             tracking.rejoin(run)
             return run
         run = tracking.create(
@@ -67,14 +65,12 @@ def parent(protocol: Protocol, folder: Path, uri: str) -> Run:
             name=folder.name,
             params=protocol.common(),
             tags={
-                "git.commit": tracking.git_commit() or "unknown",
                 "directory": str(folder),
                 "command": protocol.command,
             },
             spool=folder / "spool",
         )
-        # The address may hold credentials; it is given anew when the run is joined.
-        write_whole(marker, json.dumps(asdict(run) | {"uri": ""}))
+        run.save(marker)
     return run
 
 
@@ -106,6 +102,7 @@ def cells(result: Result, parent: Run, folder: Path) -> None:
             tags={"set": result.set, "beta": f"β={beta:.3f}", **verdict_tags(result, column)},
             spool=folder / "spool",
             parent=parent,
+            key=f"{parent.run_id}/{result.set}/{beta}",
         )
         tracker = Tracker(run)
         tracker.metrics(figures(result, column), step=result.experiment["steps"])

@@ -4,19 +4,21 @@ Every event goes through a queue on shared storage, so that a server which is do
 stderr and no point of any curve.
 """
 
+from vamf.tracking.making import NotCreated
 from vamf.tracking.model import save_model
-from vamf.tracking.provenance import git_commit
+from vamf.tracking.resending import Resent, resend
 from vamf.tracking.run import Run, address, ui_command
 from vamf.tracking.server import check, create, history
-from vamf.tracking.tracker import Tracker, rejoin, resend
+from vamf.tracking.tracker import Tracker, rejoin
 
 __all__ = [
+    "NotCreated",
+    "Resent",
     "Run",
     "Tracker",
     "address",
     "check",
     "create",
-    "git_commit",
     "history",
     "rejoin",
     "resend",

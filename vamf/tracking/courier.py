@@ -4,7 +4,6 @@ import errno
 import time
 from collections.abc import Callable, Iterator
 from itertools import groupby
-from pathlib import Path
 from typing import Any, Protocol
 
 from requests import RequestException
@@ -123,7 +122,7 @@ class Courier:
 
     def _keep(self, event: Event) -> None:
         if not self._spool.empty():
-            self._spool.keep(event, Path(event.data["path"]))
+            self._spool.keep(event)
 
     def _drain(self) -> None:
         waiting = self._spool.peek()

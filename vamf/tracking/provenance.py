@@ -1,17 +1,60 @@
 """Who runs which code: what a run records about where it came from."""
 
 import getpass
+import os
 import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+
+COMMIT, JOB, PROGRAM = "VAMF_GIT_COMMIT", "VAMF_JOB_ID", "VAMF_PROGRAM"
+"""Environment variables that tell on another machine what only this one knows."""
+
+
+def tags() -> dict[str, str]:
+    """The tags that say which code a run is of and, if it was submitted, as which Ray job."""
+    commit, job = git_commit() or "unknown", os.environ.get(JOB)
+    found = {"git.commit": commit, "mlflow.source.name": program()}
+    if job:
+        found["ray.job"] = job
+    if commit != "unknown":
+        found["mlflow.source.git.commit"] = commit.removesuffix("-dirty")
+    return found
 
 
 def git_commit() -> str | None:
-    """The commit of this code, with ``-dirty`` where files differ from it; None outside git."""
+    """The commit of this code, with ``-dirty`` where its files differ or new ones are there.
+
+    None outside git, and where git knows nothing of this file: a package may be installed inside
+    another repository.
+    """
+    return os.environ.get(COMMIT) or commit_of(Path(__file__))
+
+
+def commit_of(file: Path) -> str | None:
+    """The same of any file's repository."""
     try:
-        commit = _git("rev-parse", "HEAD")
-        return f"{commit}-dirty" if _git("status", "--porcelain", "-uno") else commit
+        _git("ls-files", "--error-unmatch", file.name, folder=file.parent)
+        commit = _git("rev-parse", "HEAD", folder=file.parent)
+        return f"{commit}-dirty" if _git("status", "--porcelain", folder=file.parent) else commit
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def program() -> str:
+    """The name of the program that was started, such as ``train.py``."""
+    return os.environ.get(PROGRAM) or Path(sys.argv[0]).name
+
+
+def of_job(file: Path, job_id: str) -> Mapping[str, str]:
+    """The environment variables of a job that is submitted: its code's commit, and its id."""
+    return {COMMIT: commit_of(file) or "unknown", JOB: job_id}
+
+
+def of_this() -> Mapping[str, str]:
+    """The environment variables by which a process elsewhere has the tags of this one."""
+    known = {COMMIT: git_commit() or "unknown", PROGRAM: program()}
+    return known | ({JOB: os.environ[JOB]} if JOB in os.environ else {})
 
 
 def user() -> str:
@@ -22,13 +65,8 @@ def user() -> str:
         return "unknown"
 
 
-def _git(*arguments: str) -> str:
+def _git(*arguments: str, folder: Path) -> str:
     done = subprocess.run(
-        ["git", *arguments],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        timeout=5,
-        check=True,
+        ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=5, check=True
     )
     return done.stdout.strip()

@@ -1,13 +1,15 @@
 """A run of MLflow as a value, and where runs are kept."""
 
+import json
 import os
 import re
 import shlex
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote
 
-from vamf.files import expanded
+from vamf.files import expanded, write_whole
+from vamf.tracking.moved import ARTIFACTS
 from vamf.tracking.reasons import where
 
 SPOOL = "spool"
@@ -37,6 +39,20 @@ class Run:
     experiment_id: str
     spool: str
     """Folder, on storage that every worker sees, for what could not be sent yet."""
+
+    @property
+    def directory(self) -> Path:
+        """The folder of the run that was made here, or, before it was moved, elsewhere."""
+        return Path(self.spool).parents[1]
+
+    @classmethod
+    def load(cls, file: Path, uri: str) -> "Run":
+        """Reads a run's ``run.json``, in whatever folder it lies now; the address is given anew."""
+        return cls(**json.loads(file.read_text()) | {"uri": uri}).kept_in(file.parent)
+
+    def save(self, file: Path) -> None:
+        """Writes ``run.json``, without the address, which may hold credentials."""
+        write_whole(file, json.dumps(asdict(self) | {"uri": ""}))
 
     def kept_in(self, directory: Path) -> "Run":
         """The same run, with what could not be sent yet in this folder of the run."""
@@ -99,7 +115,7 @@ def ui_command(uri: str, storage: Path) -> str:
     """
     if uri.startswith(("http://", "https://")):
         return f"open {where(uri)}"
-    files = shlex.quote(str(storage.resolve() / "mlartifacts"))
+    files = shlex.quote(str(storage.resolve() / ARTIFACTS))
     store = shlex.quote(where(uri))
     # MLflow's four workers take half a minute to start on a small machine; one reader needs one.
     flags = f"--backend-store-uri {store} --artifacts-destination {files} --workers 1"

@@ -3,17 +3,17 @@
 import os
 import re
 import sqlite3
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vamf.redact import redacted
-from vamf.tracking.courier import is_refusal
-from vamf.tracking.provenance import user
+from vamf.tracking import provenance
+from vamf.tracking.making import KEY, NotCreated, Wait, made, patiently
+from vamf.tracking.moved import ARTIFACTS, follow
 from vamf.tracking.reasons import failure
 from vamf.tracking.run import Run, database, located
 from vamf.tracking.spool import Event, Spool, locked
@@ -38,14 +38,10 @@ PARAMS_AT_ONCE, METRICS_AT_ONCE = 100, 1000
 """The most that MLflow takes in one request; for tags as for parameters."""
 
 
-CREATE_S = 20.0
-"""Seconds for which the creation of a run tries again."""
-
-
 T = TypeVar("T")
 
 
-def check(uri: str) -> None:
+def check(uri: str, before: str = "training") -> None:
     """Asks the server for anything at all.
 
     Raises:
@@ -54,7 +50,7 @@ def check(uri: str) -> None:
     try:
         _client(uri).search_experiments(max_results=1)
     except Exception as error:  # any failure, of any library below, means the same to the user
-        raise ValueError(f"MLflow must answer before training; {failure(uri, error)}") from None
+        raise ValueError(f"MLflow must answer before {before}; {failure(uri, error)}") from None
 
 
 def create(
@@ -67,6 +63,8 @@ def create(
     spool: Path,
     parent: Run | None = None,
     artifact_root: Path | None = None,
+    key: str | None = None,
+    wait: Wait | None = None,
 ) -> Run:
     """Creates a run, and its experiment if need be; ``spool`` gets a folder for this run.
 
@@ -75,29 +73,29 @@ def create(
     ``artifact_root`` is where a new experiment keeps files; without it the server decides, or the
     SQLite file's folder is used.
 
+    The run of a ``key`` is made once, however often it is asked for. A server that does not answer
+    is asked for 20 seconds, or with ``wait``, which hears why, until it does.
+
     Raises:
-        ValueError: MLflow does not answer or refuses, or the experiment was deleted.
+        NotCreated: MLflow does not answer or refuses, or the experiment was deleted.
     """
     uri = located(uri)
-    system = {"mlflow.user": user(), "mlflow.source.name": Path(sys.argv[0]).name}
+    system = {"mlflow.user": provenance.user(), **provenance.tags()}
     above = {"mlflow.parentRunId": parent.run_id} if parent else {}
     try:
         experiment_id = (
             parent.experiment_id
             if parent
-            else _patiently(lambda: _chosen(uri, experiment, artifact_root))
+            else patiently(uri, lambda: _chosen(uri, experiment, artifact_root), wait)
         )
-        everything = {**system, **tags, **above}
-        everything = {k: redacted(v)[:TAG_LENGTH] for k, v in everything.items()}
-        created = _patiently(
-            lambda: _client(uri).create_run(experiment_id, tags=everything, run_name=name)
-        )
-        run_id = created.info.run_id
-        _patiently(lambda: _log_params(uri, run_id, params))
-    except ValueError:
+        tags = {**system, **tags, **above, KEY: key or uuid.uuid4().hex}
+        everything = {k: redacted(v)[:TAG_LENGTH] for k, v in tags.items()}
+        run_id = patiently(uri, made(lambda: _client(uri), experiment_id, name, everything), wait)
+        patiently(uri, lambda: _log_params(uri, run_id, params), wait)
+    except NotCreated:
         raise
     except Exception as error:  # any failure, of any library below, means the same to the user
-        raise ValueError(f"run {name!r} was not created; {failure(uri, error)}") from None
+        raise NotCreated(f"run {name!r} was not created; {failure(uri, error)}") from None
     folder = str(spool.resolve() / run_id)
     return Run(uri=uri, run_id=run_id, experiment_id=experiment_id, spool=folder)
 
@@ -164,14 +162,14 @@ class Server:
         name = key.replace("/", "~")
         if step <= self._image_steps.get(name, -1):
             return
-        with Image.open(self._spool.file(event, Path(event.data["path"]))) as image:
+        with Image.open(self._spool.file(event)) as image:
             _client(self._run.uri).log_image(
                 self._run.run_id, image, key=key, step=step, timestamp=event.time_ms
             )
         self._image_steps[name] = step
 
     def _artifact(self, event: Event) -> None:
-        path = self._spool.file(event, Path(event.data["path"]))
+        path = self._spool.file(event)
         if not path.exists():
             raise ValueError(f"a file to log must exist until it is sent; got {path}")
         _client(self._run.uri).log_artifact(self._run.run_id, str(path), event.data["folder"])
@@ -188,6 +186,7 @@ def _client(uri: str) -> Any:
     # MLflow creates its tables without a lock: two processes that start together would collide.
     with locked(path.with_name(f"{path.name}.lock"), wait=True):
         _ask(uri, seconds=10.0)
+        follow(path)
         return MlflowClient(tracking_uri=uri)
 
 
@@ -197,18 +196,6 @@ def _ask(uri: str, seconds: float = 1.0) -> None:
         with closing(sqlite3.connect(path, seconds, isolation_level=None)) as file:
             file.execute("BEGIN IMMEDIATE")
             file.execute("ROLLBACK")
-
-
-def _patiently(action: Callable[[], T]) -> T:
-    """Repeats an action that a locked database or a busy server fails, for a while."""
-    give_up = time.monotonic() + CREATE_S
-    while True:
-        try:
-            return action()
-        except Exception as error:  # any library below; what is no passing failure is raised again
-            if is_refusal(error) or time.monotonic() >= give_up:
-                raise
-        time.sleep(0.5)
 
 
 def _chosen(uri: str, name: str | None, artifact_root: Path | None) -> str:
@@ -234,7 +221,7 @@ def _experiment(uri: str, name: str, artifact_root: Path | None) -> str:
                 raise
         found = client.get_experiment_by_name(name)
     if found.lifecycle_stage == "deleted":
-        raise ValueError(f"the MLflow experiment must not be deleted; got deleted {name!r}")
+        raise NotCreated(f"the MLflow experiment must not be deleted; got deleted {name!r}")
     if kind[0] not in found.tags:
         client.set_experiment_tag(found.experiment_id, *kind)
     return found.experiment_id
@@ -243,7 +230,7 @@ def _experiment(uri: str, name: str, artifact_root: Path | None) -> str:
 def _file_root(uri: str, experiment: str, root: Path | None) -> str | None:
     """Where an experiment's files go; MLflow alone would put SQLite's into the current folder."""
     if root is None and (path := database(uri)) is not None:
-        root = path.parent / "mlartifacts"
+        root = path.parent / ARTIFACTS
     folder = re.sub(r"[^\w.= -]|^\.+$", "_", experiment)  # a name may hold slashes
     return (root.resolve() / folder).as_uri() if root else None
 

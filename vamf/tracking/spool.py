@@ -106,6 +106,18 @@ class Spool:
         """Whether nothing waits."""
         return not self.peek()
 
+    def waiting(self) -> int:
+        """How many events wait."""
+        if not self._events.exists():
+            return 0
+        with self._exclusive(), self._events.open("rb") as file:
+            file.seek(self._offset())
+            return sum(_parse(line) is not None for line in file)
+
+    def refused(self) -> int:
+        """How many events were refused for good."""
+        return len(self.rejected.read_bytes().splitlines()) if self.rejected.exists() else 0
+
     @contextmanager
     def sender(self) -> Iterator[tuple[bool, bool]]:
         """Makes this the only sender; yields (it is, another has sent since this one last did)."""
@@ -127,9 +139,15 @@ class Spool:
         with self.rejected.open("a") as file:
             file.write(json.dumps({"reason": reason, **asdict(event)}) + "\n")
 
-    def keep(self, event: Event, path: Path) -> None:
-        """Copies a file or a folder beside the queue, for an event that has to wait."""
-        copy = self._copy(event, path)
+    def reference(self, path: Path) -> str:
+        """How an event names a file: from the queue on if both are in one run, which may move."""
+        path, run = path.resolve(), self.folder.resolve().parents[1]
+        inside = path.is_relative_to(run)
+        return os.path.relpath(path, self.folder.resolve()) if inside else str(path)
+
+    def keep(self, event: Event) -> None:
+        """Copies an event's file or folder beside the queue, as it has to wait."""
+        path, copy = self._original(event), self._copy(event)
         if not copy.exists() and path.exists():
             # Copied under another name first: half a copy must not pass for the file.
             half = copy.parent / "half"
@@ -137,17 +155,20 @@ class Spool:
             (shutil.copytree if path.is_dir() else shutil.copyfile)(path, half)
             half.rename(copy)
 
-    def file(self, event: Event, path: Path) -> Path:
+    def file(self, event: Event) -> Path:
         """Where an event's file is now: the copy, if one was made."""
-        copy = self._copy(event, path)
-        return copy if copy.exists() else path
+        copy = self._copy(event)
+        return copy if copy.exists() else self._original(event)
 
     def drop(self, event: Event) -> None:
         """Deletes the copies made for an event."""
         shutil.rmtree(self.folder / "files" / event.id, ignore_errors=True)
 
-    def _copy(self, event: Event, path: Path) -> Path:
-        return self.folder / "files" / event.id / path.name
+    def _original(self, event: Event) -> Path:
+        return self.folder / event.data["path"]  # which may be absolute
+
+    def _copy(self, event: Event) -> Path:
+        return self.folder / "files" / event.id / Path(event.data["path"]).name
 
     def _exclusive(self) -> AbstractContextManager[bool]:
         return locked(self.folder / "events.lock", wait=True)

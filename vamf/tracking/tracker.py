@@ -44,11 +44,11 @@ class Tracker:
 
     def image(self, path: Path, key: str, step: int) -> None:
         """Adds a PNG file to the images of a key, which MLflow shows with a slider over steps."""
-        self._courier.post("image", path=str(path.resolve()), key=key, step=int(step))
+        self._courier.post("image", path=self._spool.reference(path), key=key, step=int(step))
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Uploads a file, or a folder, into a folder of the run's artifacts."""
-        self._courier.post("artifact", path=str(path.resolve()), folder=folder)
+        self._courier.post("artifact", path=self._spool.reference(path), folder=folder)
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Sets tags."""
@@ -69,8 +69,8 @@ class Tracker:
         self._courier.post("status", status=status, message=message and redacted(message))
         if not self.flush(CLOSE_S):
             folder = self._run.spool
-            line = f"Not yet sent to MLflow: what is in {folder}; vamf.tracking.resend sends it"
-            say(line, error=True)
+            line = f"Not yet sent to MLflow: what is in {folder}"
+            say(f"{line}; python -m jobs.resend {folder} sends it", error=True)
 
     def reopen(self) -> None:
         """Sets a run that ended back to running, after what still waits for it."""
@@ -86,20 +86,3 @@ class Tracker:
 def rejoin(run: Run) -> None:
     """Sets a run that ended back to running, after what still waited for it."""
     Tracker(run).reopen()
-
-
-def resend(folder: Path, uri: str | None = None) -> bool:
-    """Sends what waits in a run's spool folder, or in all those inside a folder.
-
-    ``uri`` replaces the recorded one, which has no credentials; MLFLOW_TRACKING_USERNAME and
-    MLFLOW_TRACKING_PASSWORD serve too. Returns whether everything was sent.
-
-    Raises:
-        ValueError: no spool is there.
-    """
-    found = sorted([*folder.glob("run.json"), *folder.glob("*/run.json")])
-    if not found:
-        raise ValueError(f"a spool folder holds run.json, itself or one level down; got {folder}")
-    runs = [Run(**json.loads(file.read_text()) | {"spool": str(file.parent)}) for file in found]
-    sent = [Tracker(Run(**asdict(r) | {"uri": uri or r.uri})).flush() for r in runs]
-    return all(sent)

@@ -30,6 +30,7 @@ from vamf.training.pictures import pictured, save_picture
 from vamf.training.precision import require
 from vamf.training.restoring import Note, checkpoints, restore
 from vamf.training.saving import Saver
+from vamf.training.spent import Clock
 from vamf.training.trainer import Trainer
 
 
@@ -92,11 +93,13 @@ class Summary:
     step: int
     """Training steps taken."""
     seconds: float
-    """Wall-clock seconds of the loop in the process that finished it, evaluation included."""
+    """Wall-clock seconds of the loop, evaluation included, over all attempts."""
     metrics: Metrics
     """The last evaluation."""
     stopped: str | None = None
     """Why it ended before its last step, if it did."""
+    gpu_seconds: float = 0.0
+    """The seconds of each of its processes on a GPU, added."""
 
     def save(self, path: Path) -> None:
         """Writes JSON, whole or not at all."""
@@ -127,7 +130,7 @@ def train(experiment: Experiment, session: Session) -> Summary:
 
 
 def _train(experiment: Experiment, session: Session) -> Summary:
-    start = time.monotonic()
+    clock = Clock(session.directory, session.workers)
     trainer = _prepare(experiment, session)
     if session.leads:
         session.directory.mkdir(parents=True, exist_ok=True)
@@ -146,22 +149,23 @@ def _train(experiment: Experiment, session: Session) -> Summary:
             trainer.train_step()
             if trainer.step == first:
                 _agree(trainer)
-            after = partial(_after_step, trainer, session, saver, start)
+            after = partial(_after_step, trainer, session, saver, clock)
             if session.at_rung(trainer.step):
                 metrics, stopped = _asked(trainer, session, after)
             else:
                 metrics = after() or metrics
-            _end_if_asked(trainer, session, saver)
+            _end_if_asked(trainer, session, saver, clock)
     if not metrics:  # everything was done when the run was resumed
         metrics = evaluate(trainer)
-    seconds = time.monotonic() - start
-    summary = Summary(step=trainer.step, seconds=seconds, metrics=metrics, stopped=stopped)
+    spent = clock.spent()._asdict()
+    summary = Summary(step=trainer.step, metrics=metrics, stopped=stopped, **spent)
     if session.leads:
+        clock.save()
         summary.save(session.directory / "summary.json")
     return summary
 
 
-def _end_if_asked(trainer: Trainer, session: Session, saver: Saver) -> None:
+def _end_if_asked(trainer: Trainer, session: Session, saver: Saver, clock: Clock) -> None:
     """Raises what ends the run, once its state is on the disk."""
     end = session.ending()
     if end is None or trainer.step == trainer.experiment.steps:
@@ -169,6 +173,7 @@ def _end_if_asked(trainer: Trainer, session: Session, saver: Saver) -> None:
     if trainer.step % trainer.experiment.checkpoint.every:  # otherwise it is being saved
         saver.save(trainer.experiment, trainer.state_dict(), trainer.collect())
     saver.drain()
+    clock.save()
     raise end
 
 
@@ -202,7 +207,7 @@ def _agree(trainer: Trainer) -> None:
         agreement.agree(trainer.workers, agreement.state(trainer.state_dict()))
 
 
-def _after_step(trainer: Trainer, session: Session, saver: Saver, start: float) -> Metrics:
+def _after_step(trainer: Trainer, session: Session, saver: Saver, clock: Clock) -> Metrics:
     """Logs, evaluates, saves and reports what is due after a step; returns what was measured."""
     experiment, step = trainer.experiment, trainer.step
     last = step == experiment.steps
@@ -214,7 +219,7 @@ def _after_step(trainer: Trainer, session: Session, saver: Saver, start: float) 
         return {}
     figures = trainer.collect()  # raises before anything is saved
     if log_due:
-        figures |= _progress(trainer, start)
+        figures |= _progress(trainer, clock)
     metrics = evaluate(trainer) if evaluation_due else {}
     if experiment.probe is not None and probe_due:
         metrics |= _probe(trainer, session, experiment.probe)
@@ -223,6 +228,7 @@ def _after_step(trainer: Trainer, session: Session, saver: Saver, start: float) 
     if session.leads:
         _note_lost(metrics, step, session.note)
         _write(trainer, session, figures, evaluation_due)
+        clock.save()
         if checkpoint_due:  # after logging: what a restarted worker repeats is not sent twice
             saver.save(experiment, trainer.state_dict(), figures)
         if last:
@@ -238,12 +244,15 @@ def _note_lost(metrics: Metrics, step: int, note: Note) -> None:
         note("evaluation.not_finite", f"step {step} is never the best: {', '.join(lost)}")
 
 
-def _progress(trainer: Trainer, start: float) -> dict[str, float]:
+def _progress(trainer: Trainer, clock: Clock) -> dict[str, float]:
+    spent = clock.spent()
+    on_gpus = {"time/gpu_seconds": spent.gpu_seconds} if spent.gpu_seconds else {}
     return {
         "grad/norm": trainer.gradient_norm(),
         **_beta(trainer),
         "schedule/lr": trainer.optimiser.param_groups[0]["lr"],
-        "time/seconds": time.monotonic() - start,
+        "time/seconds": spent.seconds,
+        **on_gpus,
         "time/workers": trainer.workers.world,
         **_waiting(trainer),
     }
