@@ -19,6 +19,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_seconds_add_up_over_attempts(now: list[float], tmp_path: Path) -> None:
     """On two GPUs, then, after a process died with ten seconds unsaved, on the CPU."""
+    (tmp_path / "run").mkdir()
     clock = Clock(tmp_path / "run", Workers(0, 2, torch.device("cuda")))
     now[0] += 30
     clock.save()
