@@ -25,7 +25,7 @@ TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 WATCHFUL = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_initial_delay_ms": "1000",
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "8",
 }
 
 

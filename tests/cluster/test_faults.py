@@ -26,6 +26,9 @@ from vamf.cluster.launch import launch, new
 from vamf.cluster.scaling import Scaling
 from vamf.tracking.spool import Spool
 
+ORPHANS = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+"""Ray's agents look for a lost head for a minute otherwise, before they end."""
+
 
 def latest(directory: Path) -> int:
     """The step of a run's latest checkpoint; 0 if there is none."""
@@ -74,7 +77,7 @@ def test_a_killed_driver_costs_nothing(
     with (tmp_path / "said").open("w") as said:
         driver = subprocess.Popen(
             [*command_line, "--name", "killed", *arguments, *options(CHANGES)],
-            env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"},
+            env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | ORPHANS,
             stdout=said,
             stderr=said,
         )

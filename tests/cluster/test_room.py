@@ -92,7 +92,7 @@ def nodes(warm_workers: None) -> Iterator[list[Node]]:
 
 def searching(head: Node, storage: Path, *arguments: str) -> subprocess.Popen[str]:
     """``jobs.tune`` on a cluster; what it says goes to a file."""
-    changes = {"steps": 100, "evaluation.every": 100, "checkpoint.every": 10}
+    changes = {"steps": 40, "evaluation.every": 40, "checkpoint.every": 10}
     fixed = ["--storage", str(storage), "--name", "sweep", "--trials", "2", *arguments]
     with (storage / "said").open("w") as said:
         return subprocess.Popen(

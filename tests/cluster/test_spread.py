@@ -17,6 +17,9 @@ from ray_nodes import Node, started
 from test_faults import latest
 from tiny import checkpoint, history, options, tracked
 
+IMPATIENT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"}
+"""Ray Train first tries to start workers on a node that is lost, for a minute otherwise."""
+
 HERE = Path(__file__).parent
 
 
@@ -24,10 +27,14 @@ HERE = Path(__file__).parent
 def python(head: Node, *arguments: str, said: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A Python process that joins a head's cluster, as a user's would."""
     paths = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
-    known = os.environ | {
-        "RAY_ADDRESS": f"127.0.0.1:{head.port}",
-        "PYTHONPATH": os.pathsep.join(paths),
-    }
+    known = (
+        os.environ
+        | IMPATIENT
+        | {
+            "RAY_ADDRESS": f"127.0.0.1:{head.port}",
+            "PYTHONPATH": os.pathsep.join(paths),
+        }
+    )
     with said.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, *arguments], env=known, stdout=file, stderr=subprocess.STDOUT

@@ -63,7 +63,8 @@ def test_a_start_is_timed(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_workers_are_compared_by_their_own_logs(tmp_path, capsys):
+def test_workers_are_compared_by_their_own_logs(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench_runs, "LOGS", 5)
     argv = ["toy", "--repeats", "1", "--batch", "16", "--only", "scaling", "--workers", "1", "2"]
     out, found = measured(argv, tmp_path / "a.json", capsys)
     one, two = found["scaling"].values()

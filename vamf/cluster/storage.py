@@ -1,7 +1,7 @@
 """Storage that takes no more, or is gone: the end of a search, and no trial's result."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,19 +44,17 @@ def one_line() -> Iterator[None]:
 
 
 @contextmanager
-def told_to_the_search() -> Iterator[None]:
+def told_to_the_search(report: Callable[[Mapping[str, str]], None]) -> Iterator[None]:
     """In a trial's process: the search hears of storage that could not be written, and ends.
 
     Nothing is raised for it, as Ray would print it.
     """
-    from ray import tune
-
     try:
         yield
     except Exception as error:
         if (told := unusable(error)) is None:
             raise
-        tune.report({UNUSABLE: str(told)})
+        report({UNUSABLE: str(told)})
 
 
 class Storage:

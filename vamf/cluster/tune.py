@@ -117,11 +117,13 @@ class _Numbered:
 
 
 def _run_trial(sweep: Sweep) -> Any:
+    from ray import tune
+
     known = provenance.of_this()
 
     def run(config: dict[str, Any]) -> None:
         os.environ.update(known)
-        with told_to_the_search():
+        with told_to_the_search(tune.report):
             run_trial(sweep, config["number"], config["settings"])
 
     return run
