@@ -107,8 +107,8 @@ def scaling_of(place: Place) -> Scaling:
 def resumed(place: Place, uri: str) -> tuple[Experiment, Launch]:
     """The run in a folder, ready to go on.
 
-    Raises ValueError if there is none, it is still running, no checkpoint of it is intact, or
-    MLflow or a store is away.
+    Raises ValueError if there is none, it is still running, no checkpoint of it is intact, MLflow
+    has no such run, or MLflow or a store is away.
     """
     place = place if isinstance(place, Store) else place.resolve()
     if isinstance(place, Store) or (place / RUN).exists():
@@ -123,6 +123,7 @@ def resumed(place: Place, uri: str) -> tuple[Experiment, Launch]:
     if not (directory / RUN).exists():
         raise ValueError(f"no run in {start.place}: {RUN} is missing")
     tracking.check(uri)
+    tracking.require(Run.load(directory / RUN, uri))
     experiment = Experiment.load(directory / EXPERIMENT).located()
     if start.store is None:
         experiment = experiment.moved(before(directory / RUN), directory)

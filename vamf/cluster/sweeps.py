@@ -129,6 +129,7 @@ def resumed(directory: Path, uri: str) -> Sweep:
     require_study(storage(directory))
     data: dict[str, Any] = json.loads((directory / SWEEP).read_text())
     parent = Run(**data["parent"] | {"uri": uri})
+    tracking.require(parent)
     experiment = Experiment.from_dict(data["experiment"]).located()
     fields: Mapping[str, Any] = data | {
         "directory": directory,

@@ -8,7 +8,7 @@ from vamf.tracking.making import NotCreated
 from vamf.tracking.model import save_model
 from vamf.tracking.resending import Resent, resend
 from vamf.tracking.run import Run, address, ui_command
-from vamf.tracking.server import check, create, history
+from vamf.tracking.server import check, create, history, require
 from vamf.tracking.tracker import Tracker, rejoin
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "create",
     "history",
     "rejoin",
+    "require",
     "resend",
     "save_model",
     "ui_command",

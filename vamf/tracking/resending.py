@@ -7,9 +7,10 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from vamf.tracking.reasons import where
-from vamf.tracking.run import FILE, Run, located
+from vamf.tracking.run import FILE, Run, located, quoted
 from vamf.tracking.server import check
 from vamf.tracking.spool import Spool
 from vamf.tracking.tracker import Tracker
@@ -85,6 +86,6 @@ def _beside(queue: Path, uri: str) -> str:
     """The address; of an SQLite file that was moved with the queue, where it is now."""
     if match := FILE.fullmatch(uri):
         before, path, after = match.groups()
-        places = (parent / Path(path).name for parent in queue.parents)
-        return next((f"{before}{place}{after}" for place in places if place.exists()), uri)
+        places = (parent / Path(unquote(path)).name for parent in queue.parents)
+        return next((f"{before}{quoted(place)}{after}" for place in places if place.exists()), uri)
     return uri

@@ -70,7 +70,12 @@ def address(storage: Path, given: str | None = None) -> str:
 
 def sqlite(file: Path) -> str:
     """The address of an SQLite file, whatever characters its folders' names hold."""
-    return f"sqlite:///{str(file).translate(QUOTED)}"
+    return f"sqlite:///{quoted(file)}"
+
+
+def quoted(file: Path) -> str:
+    """A path as part of an address."""
+    return str(file).translate(QUOTED)
 
 
 def located(uri: str) -> str:
@@ -86,7 +91,7 @@ def located(uri: str) -> str:
         )
     if match := FILE.fullmatch(uri):
         before, path, after = match.groups()
-        return f"{before}{expanded(Path(path)).absolute()}{after}"
+        return f"{before}{quoted(expanded(Path(unquote(path))).absolute())}{after}"
     if uri.startswith("file:"):
         path = uri.removeprefix("file:")
         return uri if path.startswith("/") else expanded(Path(path)).absolute().as_uri()

@@ -14,7 +14,7 @@ from vamf.redact import redacted
 from vamf.tracking import provenance
 from vamf.tracking.making import KEY, NotCreated, Wait, made, patiently
 from vamf.tracking.moved import ARTIFACTS, follow
-from vamf.tracking.reasons import failure
+from vamf.tracking.reasons import failure, where
 from vamf.tracking.run import Run, database, located
 from vamf.tracking.spool import Event, Spool, locked
 
@@ -98,6 +98,25 @@ def create(
         raise NotCreated(f"run {name!r} was not created; {failure(uri, error)}") from None
     folder = str(spool.resolve() / run_id)
     return Run(uri=uri, run_id=run_id, experiment_id=experiment_id, spool=folder)
+
+
+def require(run: Run) -> None:
+    """Raises NotCreated if MLflow answers that it lacks the run; one that is away may have it."""
+    try:
+        active = _client(run.uri).get_run(run.run_id).info.lifecycle_stage == "active"
+    except Exception as error:
+        if getattr(error, "error_code", None) != "RESOURCE_DOES_NOT_EXIST":
+            return  # what is to be sent waits
+        raise NotCreated(
+            f"MLflow at {where(run.uri)} must have run {run.run_id} of {run.directory}; it has "
+            "none: --tracking must name the MLflow that the run began with"
+        ) from None
+    if not active:
+        restore = f"`mlflow runs restore --run-id {run.run_id}`"
+        raise NotCreated(
+            f"MLflow at {where(run.uri)} must have run {run.run_id} of {run.directory}; it was "
+            f"deleted: {restore} brings it back"
+        )
 
 
 def history(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:

@@ -13,7 +13,7 @@ from vamf.redact import redacted
 from vamf.tracking.courier import Courier
 from vamf.tracking.reasons import where
 from vamf.tracking.run import Run
-from vamf.tracking.server import Server
+from vamf.tracking.server import Server, require
 from vamf.tracking.spool import Spool
 
 CLOSE_S = 30.0
@@ -84,5 +84,9 @@ class Tracker:
 
 
 def rejoin(run: Run) -> None:
-    """Sets a run that ended back to running, after what still waited for it."""
+    """Sets a run that ended back to running, after what still waited for it.
+
+    Raises NotCreated if MLflow answers that it has no such run.
+    """
+    require(run)
     Tracker(run).reopen()

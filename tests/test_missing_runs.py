@@ -1,0 +1,58 @@
+"""A run's folder beside another MLflow than the one it began with."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from tiny import TINY, tracked
+
+from jobs import train
+from vamf import tracking
+from vamf.cluster.launch import launch, new
+from vamf.cluster.scaling import Scaling
+
+
+@pytest.fixture
+def other(tracking_uri: str, tmp_path: Path) -> str:
+    """An MLflow of before the run."""
+    shutil.copy(tracking_uri.removeprefix("sqlite:///"), tmp_path / "other.db")
+    return f"sqlite:///{tmp_path / 'other.db'}"
+
+
+@pytest.fixture
+def begun(other: str, tracking_uri: str, tmp_path: Path) -> Path:
+    """The folder of a run."""
+    directory = tmp_path / "begun"
+    launch(TINY, new(directory, tracking_uri, "digits"), Scaling())
+    return directory
+
+
+def told(directory: Path, uri: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What ``--resume`` ends with."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        train.main(["--resume", str(directory), "--tracking", uri])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_another_mlflow_lacks_the_run_and_is_told_so(
+    begun: Path, other: str, tracking_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run,) = tracked(tracking_uri, begun)
+    line = told(begun, other, capsys)
+    assert line.startswith(f"error: MLflow at {other} must have run {run.info.run_id} of {begun};")
+    assert line.endswith("--tracking must name the MLflow that the run began with")
+
+
+def test_a_deleted_run_is_told_with_the_way_back(
+    begun: Path, tracking_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run,) = tracked(tracking_uri, begun)
+    MlflowClient(tracking_uri).delete_run(run.info.run_id)
+    restore = f"`mlflow runs restore --run-id {run.info.run_id}` brings it back"
+    assert told(begun, tracking_uri, capsys).endswith(f"it was deleted: {restore}")
+    with pytest.raises(tracking.NotCreated, match="it was deleted"):
+        launch(TINY, new(begun, tracking_uri, "digits"), Scaling())
