@@ -89,7 +89,8 @@ class Resume:
     resume: str
     """The run's, or the search's, folder, or its place in an object store."""
     tracking: str | None = None
-    """MLflow's tracking URI; by default MLFLOW_TRACKING_URI, or else the file beside the folder."""
+    """MLflow's tracking URI; by default MLFLOW_TRACKING_URI, or else where it was, without the
+    credentials of an address."""
 
     @property
     def place(self) -> Place:
@@ -99,7 +100,9 @@ class Resume:
     @property
     def uri(self) -> str:
         """Where MLflow keeps the runs."""
-        return tracking.address(files(self.place.parent), self.tracking)
+        place = self.place
+        before = None if isinstance(place, Store) else tracking.address_of(place)
+        return tracking.address(files(place.parent), self.tracking, before)
 
 
 def files(storage: Place) -> Path:

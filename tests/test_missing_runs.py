@@ -56,3 +56,16 @@ def test_a_deleted_run_is_told_with_the_way_back(
     assert told(begun, tracking_uri, capsys).endswith(f"it was deleted: {restore}")
     with pytest.raises(tracking.NotCreated, match="it was deleted"):
         launch(TINY, new(begun, tracking_uri, "digits"), Scaling())
+
+
+def test_a_run_goes_on_in_the_mlflow_that_it_began_with(
+    begun: Path, tracking_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the option was: beside the folder MLflow's own file would be a new, empty one."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (before,) = tracked(tracking_uri, begun)
+    train.main(["--resume", str(begun)])
+    (after,) = tracked(tracking_uri, begun)
+    assert after.info.run_id == before.info.run_id
+    assert after.info.end_time > before.info.end_time
+    assert not (tmp_path / "mlflow.db").exists()

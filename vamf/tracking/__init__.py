@@ -6,7 +6,7 @@ stderr and no point of any curve.
 
 from vamf.tracking.making import NotCreated
 from vamf.tracking.model import save_model
-from vamf.tracking.resending import Resent, resend
+from vamf.tracking.resending import Resent, address_of, resend
 from vamf.tracking.run import Run, address, ui_command
 from vamf.tracking.server import check, create, history, require
 from vamf.tracking.tracker import Tracker, rejoin
@@ -17,6 +17,7 @@ __all__ = [
     "Run",
     "Tracker",
     "address",
+    "address_of",
     "check",
     "create",
     "history",

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from vamf.tracking.reasons import where
-from vamf.tracking.run import FILE, Run, located, quoted
+from vamf.tracking.run import FILE, SPOOL, Run, located, quoted
 from vamf.tracking.server import check
 from vamf.tracking.spool import Spool
 from vamf.tracking.tracker import Tracker
@@ -80,6 +80,12 @@ def noted(queue: Path, uri: str | None) -> Run:
     if uri is None and given and where(located(given)) == run.uri:
         uri = given
     return replace(run, uri=located(uri) if uri else _beside(queue, run.uri))
+
+
+def address_of(folder: Path) -> str | None:
+    """The address, without credentials, that a run, or a search, in a folder was tracked at."""
+    kept = sorted((folder / SPOOL).glob("*/run.json"), key=lambda file: file.stat().st_mtime)
+    return noted(kept[-1].parent, None).uri if kept else None
 
 
 def _beside(queue: Path, uri: str) -> str:

@@ -59,12 +59,13 @@ class Run:
         return replace(self, spool=str(directory.resolve() / SPOOL / self.run_id))
 
 
-def address(storage: Path, given: str | None = None) -> str:
-    """Where runs are tracked: as given, else MLFLOW_TRACKING_URI, else an SQLite file in storage.
+def address(storage: Path, given: str | None = None, before: str | None = None) -> str:
+    """Where runs are tracked: as given, else MLFLOW_TRACKING_URI, else as ``before``, else an
+    SQLite file in storage.
 
     Paths in it are absolute. Raises ValueError for a ``~`` that is nobody's home.
     """
-    chosen = given or os.environ.get("MLFLOW_TRACKING_URI")
+    chosen = given or os.environ.get("MLFLOW_TRACKING_URI") or before
     return located(chosen or sqlite(storage.resolve() / "mlflow.db"))
 
 
