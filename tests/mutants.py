@@ -129,6 +129,7 @@ def main() -> None:
     parser.add_argument("places", nargs="+", type=Path, help="files, or folders of them")
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--share", type=int, nargs=2, default=(0, 1), help="of N shares the I-th")
     parser.add_argument("--out", type=Path, default=Path("mutants.json"))
     options = parser.parse_args()
     import scipy.stats  # noqa: F401  what children need not import again
@@ -137,12 +138,12 @@ def main() -> None:
     files = [f.resolve() for top in options.places for f in sorted(top.rglob("*.py")) or [top]]
     drawn = [(f, *mutant) for f in files for mutant in mutants(f)]
     random.Random(options.seed).shuffle(drawn)
-    found = []
+    found, (first, step) = [], options.share
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"
         skip = shutil.ignore_patterns(".git", ".venv", ".whl", "runs", "__pycache__")
         shutil.copytree(ROOT, tree, ignore=skip)
-        for file, line, before, after, source in drawn[: options.count]:
+        for file, line, before, after, source in drawn[: options.count][first::step]:
             row = {"file": str(file.relative_to(ROOT)), "line": line, "before": before}
             found.append(row | {"after": after, "fate": verdict(tree, file, source)})
             options.out.write_text(json.dumps(found, indent=1) + "\n")
