@@ -26,7 +26,8 @@ def processes(mark: str) -> dict[int, str]:
                 ours = told in (entry / "environ").read_bytes().split(b"\0")
             except OSError:  # it has ended, or is another user's
                 continue
-            if ours and (line := command(int(entry.name))):
+            line = command(int(entry.name))
+            if ours and line and "multiprocessing.resource_tracker" not in line:  # ends with this
                 found[int(entry.name)] = line
     return found
 

@@ -49,9 +49,10 @@ class Node:
         self.log = self.folder / "start.log"
         names = ["dashboard-agent-listen-port", "dashboard-agent-grpc-port"]
         names += ["runtime-env-agent-port", "metrics-export-port"]
-        own = [f"--{name}={free}" for name, free in zip(names, free_ports(4), strict=True)]
+        ports = free_ports(len(names) + 3)  # at once: asked twice, a port may be given twice
+        own = [f"--{name}={free}" for name, free in zip(names, ports[3:], strict=True)]
         if head is None:
-            self.port, self.dashboard, client = free_ports(3)
+            self.port, self.dashboard, client = ports[:3]
             own += f"--head --port={self.port} --ray-client-server-port={client}".split()
             own += ["--include-dashboard=true", "--dashboard-host=127.0.0.1"]
             own += [f"--dashboard-port={self.dashboard}", f"--temp-dir={self.folder}"]
