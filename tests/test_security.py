@@ -152,7 +152,7 @@ TOY = {
     "evaluation.gradient_batches": 2,
 }
 JOBS = {
-    "run": ("train toy --scaling.workers 1", {}),
+    "run": ("train toy", {}),
     "failing": ("train toy --scaling.workers 1", {"optim.lr": 1e30}),
     "search": ("tune constant --trials 2", {"model.channels": 8}),
 }

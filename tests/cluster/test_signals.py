@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,9 @@ from tiny import TINY, checkpoint, options, same, tracked
 
 from jobs import cli, train
 from vamf.cluster import signals
+from vamf.cluster.bars import progress
 from vamf.cluster.launch import launch, new
+from vamf.cluster.notice import Notice
 from vamf.cluster.scaling import Scaling
 from vamf.cluster.signals import Terminated
 
@@ -96,23 +99,56 @@ def test_signals_come_back_from_who_took_them(heeded: None) -> None:
     assert isinstance(signals.pending(), Terminated)
 
 
+def test_what_was_prepared_is_waited_for(
+    heeded: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker, a thread here, takes the notice later than a step may take to its end."""
+    monkeypatch.setattr(signals, "PATIENCE_S", 0.05)
+    given, taken = Notice(tmp_path), list[float]()
+
+    def work() -> None:
+        ours = Notice(tmp_path)
+        wait_until(ours.given, "the notice")
+        time.sleep(0.5)
+        taken.append(time.monotonic())
+        ours.take()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    with pytest.raises(Terminated), signals.prepared(given.give, given.taken, 30):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    assert taken and taken[0] <= time.monotonic()
+    worker.join()
+
+
+def test_what_is_never_done_is_not_waited_for(
+    heeded: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signals, "PATIENCE_S", 0.05)
+    given = Notice(tmp_path)
+    with pytest.raises(Terminated), signals.prepared(given.give, given.taken, 0.3):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    assert not given.taken()
+    given.take()
+    assert given.taken() and not given.given()
+
+
 @pytest.mark.slow
 def test_a_job_with_workers_ends_by_sigterm(tracking_uri: str, tmp_path: Path) -> None:
-    """A real process with a Ray cluster of its own, of which nothing stays."""
+    """A real process with a Ray cluster of its own, of which nothing stays but the newest state."""
     directory = tmp_path / "asked"
-    settings = options({"steps": 400, "checkpoint.every": 1, "evaluation.every": 400})
+    settings = options({"steps": 4000, "checkpoint.every": 4000, "evaluation.every": 4000})
     names = ["--storage", str(tmp_path), "--name", "asked", "--tracking", tracking_uri]
-    command = [sys.executable, "-m", "jobs.train", "digits", "--scaling.workers", "1"]
+    command = [sys.executable, "-m", "jobs.train", "digits", "--scaling.workers", "2"]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     with (tmp_path / "said").open("w") as said:
         driver = subprocess.Popen(
             [*command, *names, *settings], env=environment, stdout=said, stderr=said
         )
     try:
-        saved = directory / "checkpoints"
-        wait_until(
-            lambda: driver.poll() is not None or any(saved.glob("step_*")), "the first checkpoint"
-        )
+        wait_until(lambda: driver.poll() is not None or progress(directory) > 2, "a few steps")
         driver.terminate()
         assert driver.wait(60) == 143, (tmp_path / "said").read_text()
     finally:
@@ -121,3 +157,7 @@ def test_a_job_with_workers_ends_by_sigterm(tracking_uri: str, tmp_path: Path) -
     assert last == f"error: ended by SIGTERM; to go on: python -m jobs.train --resume {directory}"
     (run,) = tracked(tracking_uri, directory)
     assert (run.info.status, run.data.tags["error"]) == ("KILLED", "ended by SIGTERM")
+    (saved,) = (directory / "checkpoints").glob("step_*")  # by one of two workers, unasked for
+    state = checkpoint(directory, int(saved.name.removeprefix("step_"))).load()
+    assert 2 < state["step"] < 4000
+    assert not list(directory.glob("ending"))

@@ -77,6 +77,8 @@ def _start(tries: int = 2) -> None:
     import ray
 
     _keep_token()
+    # A process of each run under Ray Train looks for nodes that are drained: here is one node.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:
         # vamf keeps its data out of Ray's object store; the default would reserve a third of RAM.
         with _on_loopback():

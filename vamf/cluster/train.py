@@ -1,16 +1,17 @@
 """Training under Ray Train, which this module and the workers' import."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vamf.cluster import worker
+from vamf.cluster import signals, worker
 from vamf.cluster.bars import NOTES, PROGRESS
 from vamf.cluster.failures import explained, full, is_final, is_full, lost
 from vamf.cluster.mirror import Mirror
+from vamf.cluster.notice import SAVE_S, Notice
 from vamf.cluster.scaling import Scaling
 from vamf.cluster.shared import marked
 from vamf.cluster.worker import Report
@@ -67,7 +68,7 @@ def fit(
     if config["store"]:
         callbacks.append(_telling(directory))
     try:
-        with _handed_over(directory, mirror, scaling) as mark:
+        with _handed_over(directory, mirror, scaling) as mark, _noticed(directory, config):
             TorchTrainer(
                 worker.work,
                 train_loop_config=config | {"mark": str(mark) if mark else None},
@@ -81,6 +82,23 @@ def fit(
             raise full(error, directory) from None
         raise
     return Summary.load(directory / SUMMARY)
+
+
+@contextmanager
+def _noticed(directory: Path, config: Mapping[str, Any]) -> Iterator[None]:
+    """While it lasts, workers that share the folder save their state before a signal ends them."""
+    if not config["workers"] or config["store"]:
+        yield
+        return
+    notice = Notice(directory)
+    notice.take()  # one that an earlier attempt has left
+
+    def ask() -> None:
+        with suppress(OSError):
+            notice.give()
+
+    with signals.prepared(ask, notice.taken, SAVE_S):
+        yield
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from vamf import output
 from vamf.cluster import signals
 from vamf.cluster.bars import NOTES, PROGRESS, add_note, notes
 from vamf.cluster.mirror import Mirror
+from vamf.cluster.notice import Notice
 from vamf.cluster.shared import unseen
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
@@ -101,6 +102,9 @@ def _session(
         )
     if mirror:
         session = replace(session, saved=mirror.changed)
+    elif not config["store"] and config["workers"] and workers.rank == 0:
+        notice = Notice(directory)
+        session = replace(session, asked=notice.given, answered=notice.take)
     elif config["store"]:
         run = Store(config["store"])
         session = replace(session, fetch=lambda path: fetch_alone(run, path))

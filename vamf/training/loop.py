@@ -71,6 +71,10 @@ class Session:
     """Asked whether to end early; called by rank 0 only."""
     ending: Callable[[], BaseException | None] = lambda: None
     """Asked after each step: what ends the run, whose state is then saved; of one worker alone."""
+    asked: Callable[[], bool] = lambda: False
+    """Asked after each step whether the workers are about to be ended; by rank 0 only."""
+    answered: Callable[[], None] = _ignore
+    """Hears that the state was saved for that."""
     saved: Callable[[], None] = _ignore
     """Hears of each checkpoint that is on the disk, in another thread; called by rank 0 only."""
     fetch: Callable[[Path], None] = _ignore
@@ -155,6 +159,9 @@ def _train(experiment: Experiment, session: Session) -> Summary:
             else:
                 metrics = after() or metrics
             _end_if_asked(trainer, session, saver, clock)
+            if session.leads and session.asked():
+                _keep(trainer, saver, clock)
+                session.answered()
     if not metrics:  # everything was done when the run was resumed
         metrics = evaluate(trainer)
     spent = clock.spent()._asdict()
@@ -175,6 +182,15 @@ def _end_if_asked(trainer: Trainer, session: Session, saver: Saver, clock: Clock
     saver.drain()
     clock.save()
     raise end
+
+
+def _keep(trainer: Trainer, saver: Saver, clock: Clock) -> None:
+    """Saves the state that all workers share, by one of them alone; unless it is not finite."""
+    due = trainer.step % trainer.experiment.checkpoint.every == 0  # it is being saved
+    if not due and all(p.isfinite().all() for p in trainer.net.parameters()):
+        saver.save(trainer.experiment, trainer.state_dict(), {})
+    saver.drain()
+    clock.save()
 
 
 def _asked(
