@@ -101,8 +101,13 @@ def test_the_landscapes_beta_star_is_tried_next(tmp_path: Path) -> None:
     assert study.ask().suggest_float("beta.value", 0, 1) == 0.83
 
 
-def test_a_flat_landscape_adds_no_point(tmp_path: Path) -> None:
-    metrics = {BETA_STAR: Measurement(float("nan"), 0.0)}
+@pytest.mark.parametrize("star", [None, float("nan"), -0.1, 1.1])
+def test_a_landscape_without_a_minimum_adds_no_point(tmp_path: Path, star: float | None) -> None:
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    study = optuna.create_study(study_name="s", storage=storage, directions=["minimize"] * 2)
+    sweep = SimpleNamespace(directory=tmp_path, name="s", storage=storage)
+    space = SimpleNamespace(POINTS=({},), constant=lambda beta: {"beta.value": beta})
+    metrics = {} if star is None else {BETA_STAR: Measurement(star, 0.0)}
     Trial(number=0, settings={}, label="", metrics=metrics).save(trial_folder(tmp_path, 0))
-    space = SimpleNamespace(POINTS=({},), constant=None)
-    follow_landscape(space, SimpleNamespace(directory=tmp_path), 0)  # type: ignore[arg-type]
+    follow_landscape(space, sweep, 0)  # type: ignore[arg-type]
+    assert study.get_trials() == []

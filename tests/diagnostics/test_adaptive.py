@@ -29,13 +29,15 @@ def test_one_bin_is_the_landscapes_own_minimiser():
     assert float(state.betas[0]) == pytest.approx(star, abs=1e-6)
 
 
-def test_the_box_minimum_is_where_the_gradient_points_outwards():
+@pytest.mark.parametrize("scale", [1.0, 1e-4])
+def test_the_box_minimum_is_where_the_gradient_points_outwards(scale):
     g = generator("box")
     for _ in range(20):
         root = torch.randn(5, 9, generator=g, dtype=torch.float64)
-        q, c = root @ root.T, 4 * torch.randn(5, generator=g, dtype=torch.float64)
+        q = scale * root @ root.T
+        c = scale * 4 * torch.randn(5, generator=g, dtype=torch.float64)
         x = box_minimum(q, c, torch.full((5,), 0.5, dtype=torch.float64), 0.1, 0.9)
-        slope = q @ x + c
+        slope = (q @ x + c) / scale
         assert (
             (slope.abs() < 1e-9) | ((x == 0.1) & (slope > 0)) | ((x == 0.9) & (slope < 0))
         ).all()
@@ -49,6 +51,10 @@ def test_estimates_are_averaged_without_bias_to_the_start():
     weights = torch.tensor([0.7**2, 0.7, 1.0], dtype=torch.float64)
     linear = torch.stack([p.covariance.mean(0)[:2, 2:4].sum(0) for p in parts])
     torch.testing.assert_close(state.linear, weights @ linear / weights.sum())
+    means = [(p.covariance.mean(0), p.crossed.mean(0)) for p in parts]
+    quadratic = torch.stack([c[2:4, 2:4] + b[4:, 4:] for c, b in means])
+    expected = torch.einsum("k,kij->ij", weights, quadratic) / weights.sum()
+    torch.testing.assert_close(state.quadratic, expected)
     assert int(state.estimates) == 3
 
 

@@ -162,6 +162,29 @@ def test_the_papers_scalars_in_closed_form(linear):
     assert abs(value - min(max(scalar, 0), 1)) < 4.5 * error + 1e-9
 
 
+def test_the_papers_scalar_formula_where_the_jacobian_is_large():
+    """kappa > 0, so that beta* lies inside [0, 1]; a quarter of the samples has r = t."""
+    steep, velocity = 4 * W, MixtureVelocity(torch.zeros(1, 2, dtype=torch.float64), STD)
+
+    def some_equal(n, key):
+        draws, n_equal = linear_draws(n, key), n // 4
+        r = torch.cat([draws.t[:n_equal], draws.r[n_equal:]])
+        return Draws(draws.x, draws.e, r, draws.t, n_equal)
+
+    net = Linear(steep)
+    probed = Probed(net, list(net.parameters()), lambda z, t: z @ PROXY.T, velocity)
+    found = Landscape(tables(probed, 100, (0.0, 1.0), 64, some_equal), (0.0, 1.0), 64, True)
+    assert found.bins == 1
+    kappa = GAP * float(steep.trace()) / 2 - 1
+    value, error = found.estimates()["probe/kappa"]
+    assert 0 < error < 0.05 * kappa and abs(value - kappa) < 4.5 * error
+    b = PROXY - V * torch.eye(2, dtype=torch.float64)
+    bias2 = float(S * b.square().sum())
+    expected = kappa / (kappa + 1) * 2 * SIGMA2 / (2 * SIGMA2 + bias2)
+    value, error = found.estimates()["beta_star/paper_scalar"]
+    assert 0.1 < expected < 0.9 and error < 0.05 and abs(value - expected) < 4.5 * error
+
+
 def network(seed=0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -156,6 +156,14 @@ def test_ddim_hits_one_data_point_from_the_highest_level(steps):
     assert len(seen) == steps and seen[0] == 50 and seen == sorted(set(seen), reverse=True)
 
 
+@pytest.mark.parametrize("steps", [1, 4, 10])
+def test_ddim_without_noise_only_scales(steps):
+    """Equation 12 with eps = 0: the levels' scales cancel, down to the data, whose scale is 1."""
+    ddpm, e = DDPM(levels=10, clip=False), normal(5, 2)
+    found = ddpm.ddim(lambda z, t: torch.zeros_like(z), e, steps)
+    torch.testing.assert_close(found, e / ddpm.kept()[-1] ** 0.5, rtol=1e-12, atol=0)
+
+
 def test_predicted_data_are_clipped():
     ddpm, e = DDPM(levels=20), normal(6, 3)
     for x in (

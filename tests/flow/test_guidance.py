@@ -128,6 +128,21 @@ def test_mixed_parameters_are_the_repositorys(beta):
     assert left == 0
 
 
+def test_mixed_parameters_are_told_of_the_scale_too():
+    net, mean, d = Net(), Net("mean"), draws()
+    z, v_cond = on_path(d)
+    velocity, left, _ = guided(
+        Guidance(max_scale=8.0, mixing="parameters"), net, mean, d, TOLD, 0.4
+    )
+    expected = v_cond.clone()
+    for share, u in ((0.6, net), (0.4, mean)):
+        known, null = u(z, d.t, d.t, TOLD.y, TOLD.kappa), u(z, d.t, d.t)
+        expected += share * TOLD.kappa[:, None] * (known - null)
+    expected = torch.where(TOLD.dropped[:, None], v_cond, expected)
+    torch.testing.assert_close(velocity, expected, rtol=1e-12, atol=1e-13)
+    assert left == 0
+
+
 @pytest.mark.parametrize("mixing", ["tangent", "parameters"])
 @pytest.mark.parametrize("beta", [0.0, 0.4])
 def test_target_and_tangent_take_the_guided_velocity(mixing, beta):

@@ -204,6 +204,25 @@ def guided(**changes):
     ).override(changes)
 
 
+def test_the_velocity_head_learns_by_flow_matching_weighted_as_the_loss():
+    """Its gradient is that of |v(z, t) - v_cond|^2 / (|...|^2 + c)^p, and of nothing else."""
+    experiment = EXPERIMENT.override({"proxy": "head", "model.velocity_head": True})
+    torch.manual_seed(0)
+    net = experiment.model.build((2,))
+    with torch.no_grad():
+        for layer in (net.head, net.velocity_head):
+            layer.weight.normal_()
+    own, head = objective(experiment=experiment, net=net), list(net.velocity_head.parameters())
+    found = torch.autograd.grad(own(2).loss, head)
+    draws, _ = own.draw(2)
+    z, v_cond = interpolate(draws.x, draws.e, draws.t)
+    error = (net.velocity(z, draws.t) - v_cond).square().sum(1)
+    weighted = error / (error.detach() + 0.01) ** 0.5
+    for ours, expected in zip(found, torch.autograd.grad(weighted.mean(), head), strict=True):
+        assert expected.norm() > 0.01
+        torch.testing.assert_close(ours, expected)
+
+
 TOLD = {"model.guided": True, "guidance.max_scale": 8.0, "guidance.cfg_kappa": 0.0}
 """Changes that tell the network of a scale."""
 
