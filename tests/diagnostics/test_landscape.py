@@ -183,6 +183,11 @@ def test_the_papers_scalar_formula_where_the_jacobian_is_large():
     expected = kappa / (kappa + 1) * 2 * SIGMA2 / (2 * SIGMA2 + bias2)
     value, error = found.estimates()["beta_star/paper_scalar"]
     assert 0.1 < expected < 0.9 and error < 0.05 and abs(value - expected) < 4.5 * error
+    value, error = found.minimiser("conditional/mse")
+    low, high = found.interval("conditional/mse")
+    assert 0 < low < value < high < 1
+    # 1.98422: the 97.5 % quantile of Student's t with 99 degrees of freedom, of any table.
+    assert (value - low, high - value) == pytest.approx((1.98422 * error,) * 2, rel=1e-5)
 
 
 def network(seed=0):

@@ -17,6 +17,7 @@ from vamf.metrics.distances import SlicedWasserstein
 from vamf.models.mlp import MLPConfig
 from vamf.random import generator
 from vamf.training.objective import Objective, draw
+from vamf.training.trainer import watched
 
 EXPERIMENT = Experiment(
     data=Toy(name="two_moons"),
@@ -221,6 +222,13 @@ def test_the_velocity_head_learns_by_flow_matching_weighted_as_the_loss():
     for ours, expected in zip(found, torch.autograd.grad(weighted.mean(), head), strict=True):
         assert expected.norm() > 0.01
         torch.testing.assert_close(ours, expected)
+
+
+def test_what_is_collected_of_a_step_keeps_no_graph():
+    """Or the activations of all steps between two logs would stay in memory."""
+    terms = objective()(2)
+    assert terms.loss.requires_grad and not watched(terms).requires_grad
+    assert watched(terms)[0] == terms.loss
 
 
 TOLD = {"model.guided": True, "guidance.max_scale": 8.0, "guidance.cfg_kappa": 0.0}
