@@ -16,6 +16,7 @@ from hypothesis.configuration import set_hypothesis_home_dir
 from ray_nodes import TOKEN, Node
 
 os.environ.update(TOKEN)
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # as vamf.cluster has it
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small networks; processes share the cores
 
 os.environ.setdefault(leftovers.MARK, uuid4().hex)  # processes of pytest-xdist have their parent's
