@@ -41,8 +41,11 @@ def files() -> set[str]:
     return ours | {str(path) for path in Path.home().iterdir()}
 
 
-def left(mark: str, before: set[str], patience_s: float = 20.0) -> list[str]:
-    """A line for each process and each file that a session leaves; processes have time to end."""
+def left(mark: str, before: set[str], patience_s: float = 75.0) -> list[str]:
+    """A line for each process and each file that a session leaves.
+
+    Processes have time to end: Ray's agents take a minute after their driver was killed.
+    """
     give_up = time.monotonic() + patience_s
     while (alive := processes(mark)) and time.monotonic() < give_up:
         time.sleep(0.2)
