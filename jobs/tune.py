@@ -56,7 +56,7 @@ def read(argv: list[str]) -> tuple[sweeps.Plan, Options, Experiment]:
 def check(argv: list[str]) -> None:
     """Exits with what is wrong with the options, and looks for nothing that they name."""
     if cli.resumes(argv):
-        cli.read(cli.Resume, argv)
+        cli.read(Resume, argv)
     else:
         read(argv)
 

@@ -139,6 +139,27 @@ def test_wrong_options_are_told_before_anything_is_sent(
     assert told in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train digits --storage /s --steps 3",
+        "train --resume /s/a --scaling.workers 2",
+        "tune constant --storage /s --trials 2",
+        "tune --resume /s/a --retry-failed",
+        "evaluate /s/a --samples 3",
+        "evaluate --images /s/a",
+        "evaluate --check",
+        "sample /s/a --count 3",
+        "bench toy --only step",
+    ],
+)
+def test_right_options_reach_the_cluster(command: str) -> None:
+    here = ["--address", "http://127.0.0.1:1", "--working-dir", str(Path(__file__).parents[2])]
+    tracking = ["--env", "MLFLOW_TRACKING_URI=http://x"]
+    with pytest.raises(ValueError, match="a Ray dashboard must answer"):
+        main([*here, *tracking, "--", *command.split()])
+
+
 def test_other_codes_options_are_theirs(project: Path) -> None:
     """Those of a job that is not this code's are sent as they are."""
     with pytest.raises(ValueError, match="a Ray dashboard must answer"):
