@@ -1,4 +1,4 @@
-"""What training costs on this machine, as ratios: ``python -m jobs.bench digits``."""
+"""Measures what training costs on this machine: ``python -m jobs.bench digits``."""
 
 import json
 from dataclasses import dataclass, field
@@ -7,12 +7,13 @@ from typing import Annotated
 
 import tyro
 
-from jobs import cli
-from vamf.cluster.bench import Bench
-from vamf.cluster.quiet import quieten
+from vamf import presets
+from vamf.benchmarks.sections import Bench
+from vamf.cluster.ray.log_filters import quieten
 from vamf.experiment import Experiment
 from vamf.files import write_whole
-from vamf.presets import PRESETS
+
+from . import cli
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +40,12 @@ def main(argv: list[str]) -> None:
 def read(argv: list[str]) -> tuple[Options, Experiment]:
     """The options, and the preset with its other settings."""
     options = cli.read(Options, argv, "bench")
-    preset = cli.guarded(lambda: cli.one_of(options.preset, PRESETS, "preset"))
+    preset = cli.guarded(lambda: presets.preset(options.preset))
     return options, cli.guarded(lambda: cli.changed(preset, options.set))
 
 
 def check(argv: list[str]) -> None:
-    """Exits with what is wrong with the options, and looks for nothing that they name."""
+    """Exits with an error if the options are invalid; opens none of the files they name."""
     read(argv)
 
 

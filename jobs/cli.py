@@ -1,32 +1,26 @@
-"""Command lines of the jobs, made from the same values that the library takes."""
+"""Command lines of the jobs, from the dataclasses of the library."""
 
 import argparse
-import importlib
 import json
-import pkgutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, NoReturn, TypeVar
 from uuid import uuid4
 
 import tyro
 
-import tune_spaces
-from jobs import reading
-from vamf import output, tracking, values
-from vamf.cluster import signals
-from vamf.cluster.failures import RunFailed
-from vamf.cluster.scaling import Scaling
-from vamf.cluster.sweeps import NothingFound
+from vamf import output, presets, serialization, signals, tracking
+from vamf.cluster.ray.scaling import Scaling
+from vamf.errors import NonFiniteLoss, NothingFound, RunFailed
 from vamf.experiment import Experiment
 from vamf.files import expanded, home
-from vamf.presets import PRESETS
 from vamf.redact import redacted
-from vamf.store import Place, Store, place
-from vamf.training.trainer import NonFiniteLoss
+from vamf.store import StoragePath, Store, storage_path
+
+from . import config_file, listing, reading
 
 T = TypeVar("T")
 
@@ -38,6 +32,12 @@ Flat = Annotated[tyro.conf.AvoidSubcommands[Experiment], tyro.conf.arg(name="")]
 class Options:
     """Options of every job that trains."""
 
+    resume: str | None = None
+    """Continue what this folder holds; without a name before it, and with few other options: see
+    `--resume FOLDER --help`."""
+    config: Path | None = None
+    """JSON or YAML file of settings, nested or by dotted name, such as what --dry-run prints: they
+    are applied over the preset, and all options here over them."""
     experiment: Flat
     set: tuple[str, ...] = ()
     """More settings, as `name=value`: those absent above, such as `loss.anchor.weight=0.1`, or
@@ -55,85 +55,81 @@ class Options:
     """Print the resolved experiment and stop."""
 
     def resolved(self) -> Experiment:
-        """The experiment with every option applied, and absolute paths; ValueError names what is
-        wrong."""
+        """The experiment with all options applied and absolute paths; ValueError for wrong ones."""
         experiment = changed(self.experiment, self.set).located()
         self.scaling.check(experiment)
         return experiment
 
     def uri(self) -> str:
-        """Where MLflow keeps the runs; ValueError if it does not answer."""
-        uri = tracking.address(files(place(self.storage)), self.tracking)
+        """MLflow's tracking address; ValueError if it does not answer."""
+        uri = tracking.address(files(storage_path(self.storage)), self.tracking)
         tracking.check(uri)
         return uri
 
-    def directory(self, prefix: str) -> Place:
-        """Where the run is to be kept; ValueError if the user named one that exists."""
-        storage = place(self.storage)
+    def directory(self, prefix: str) -> StoragePath:
+        """The new run's folder or location; ValueError if the user named one that exists."""
+        storage = storage_path(self.storage)
         if self.name is None:
-            return storage / made_up(prefix, storage)
+            return storage / default_name(prefix, storage)
         if (directory := storage / self.name).exists():
             raise ValueError(f"{directory} exists; choose another --name, or --resume it")
         return directory
 
     def folder(self, prefix: str) -> Path:
-        """The same, of what cannot be kept in a store; ValueError if it would be."""
-        folder(place(self.storage))
+        """``directory`` of what must be in a folder; ValueError for a store."""
+        folder(storage_path(self.storage))
         return folder(self.directory(prefix))
+
+
+Training = TypeVar("Training", bound=Options)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resume:
-    """Go on with what a folder holds, from where it ended."""
+    """Resume what a folder holds."""
 
     resume: str
-    """The run's, or the search's, folder, or its place in an object store."""
+    """The folder of the run or search, or its address in an object store."""
     tracking: str | None = None
-    """MLflow's tracking URI; by default MLFLOW_TRACKING_URI, or else where it was, without the
+    """MLflow's tracking URI; by default MLFLOW_TRACKING_URI, or else the former one, without the
     credentials of an address."""
 
     @property
-    def place(self) -> Place:
-        """Where it is kept; ValueError for an address of no use."""
-        return place(self.resume)
+    def location(self) -> StoragePath:
+        """The folder or location of the run or search; ValueError for an invalid address."""
+        return storage_path(self.resume)
 
     @property
     def uri(self) -> str:
-        """Where MLflow keeps the runs."""
-        place = self.place
-        before = None if isinstance(place, Store) else tracking.address_of(place)
-        return tracking.address(files(place.parent), self.tracking, before)
+        """MLflow's tracking address."""
+        location = self.location
+        before = None if isinstance(location, Store) else tracking.address_of(location)
+        return tracking.address(files(location.parent), self.tracking, before)
 
 
-def files(storage: Place) -> Path:
-    """The folder for MLflow's files if no server keeps them: a database cannot be in a store."""
+def files(storage: StoragePath) -> Path:
+    """The folder for MLflow's files without a server: a database cannot be in a store."""
     return Path("runs").resolve() if isinstance(storage, Store) else storage
 
 
-def made_up(prefix: str, storage: Place) -> str:
-    """A name made from the time; in a store, where none is numbered, one that nobody else makes."""
+def default_name(prefix: str, storage: StoragePath) -> str:
+    """A name made from the time; in a store, where names are not numbered, a unique one."""
     name = f"{prefix}-{time.strftime('%Y%m%d-%H%M%S')}"
     return f"{name}-{uuid4().hex[:6]}" if isinstance(storage, Store) else name
 
 
-def folder(where: Place) -> Path:
-    """What must be a folder; ValueError if it is a store."""
-    if isinstance(where, Store):
+def folder(location: StoragePath) -> Path:
+    """A location as a folder; ValueError if it is a store."""
+    if isinstance(location, Store):
         raise ValueError(
-            f"the storage must be a folder of a file system that all nodes mount; got {where}"
+            f"the storage must be a folder of a file system that all nodes mount; got {location}"
         )
-    return where
+    return location
 
 
 def shown(checkpoint: Path) -> str:
-    """A path, or an address without its credentials."""
+    """A path, or an address without its credentials, for printing."""
     return str(Store.of(str(checkpoint)) or checkpoint)
-
-
-def search_spaces() -> dict[str, Any]:
-    """The modules in ``tune_spaces``, by name."""
-    names = [module.name for module in pkgutil.iter_modules(tune_spaces.__path__)]
-    return {name: importlib.import_module(f"tune_spaces.{name}") for name in names}
 
 
 def varied(argv: Sequence[str], space: str) -> tuple[list[str], str | None]:
@@ -141,69 +137,81 @@ def varied(argv: Sequence[str], space: str) -> tuple[list[str], str | None]:
 
     Exits with one line for an unknown preset.
     """
+    if listing.asked("tune", [*argv]):
+        return [*argv], None
     space, *rest = argv if argv and not argv[0].startswith("--") else (space, *argv)
     if not rest or rest[0].startswith("-"):
         return [space, *rest], None
     preset, *options = rest
-    guarded(lambda: one_of(preset, PRESETS, "preset"))
+    guarded(lambda: presets.preset(preset))
     return [space, *options], preset
 
 
 def resumes(argv: Sequence[str]) -> bool:
-    """Whether the command goes on with something, rather than beginning anew."""
-    return any(argument.split("=")[0] == "--resume" for argument in argv)
+    """Whether the command resumes something rather than starting anew.
+
+    Exits with one line if it names something besides.
+    """
+    resumed = any(argument.split("=")[0] == "--resume" for argument in argv)
+    if resumed and not argv[0].startswith("-"):
+        stop(f"--resume FOLDER must stand without a name before it; got {argv[0]!r}")
+    return resumed
 
 
-def resumed_place(argv: Sequence[str]) -> Place:
-    """What follows ``--resume``; ValueError for an address of no use."""
+def resumed_location(argv: Sequence[str]) -> StoragePath:
+    """The location after ``--resume``; ValueError for an invalid address."""
+    return storage_path(value_of("--resume", argv) or "")
+
+
+def value_of(option: str, argv: Sequence[str]) -> str | None:
+    """The value of an option that must be known before all options are read."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--resume", nargs="?")
-    return place(parser.parse_known_args(argv)[0].resume or "")
+    parser.add_argument(option, nargs="?", dest="value")
+    return parser.parse_known_args(argv)[0].value
+
+
+def configured(options: Training, argv: Sequence[str]) -> Training:
+    """Options by default, with the settings of the file after ``--config``.
+
+    Raises ValueError that names the file, if it cannot be read or a setting is wrong.
+    """
+    path = value_of("--config", argv)
+    if path is None:
+        return options
+    return replace(options, experiment=config_file.applied(options.experiment, Path(path)))
 
 
 def changed(experiment: Experiment, settings: Sequence[str]) -> Experiment:
     """The experiment with settings `name=value`, where a path may begin with ``~``.
 
-    Raises ValueError that names what is wrong.
+    Raises ValueError that names the wrong setting.
     """
     changes = dict(item.partition("=")[::2] for item in settings)
-    changed = experiment.override({name: _literal(value) for name, value in changes.items()})
-    return values.with_paths(changed, expanded)
-
-
-def one_of(name: str, known: Mapping[str, T], what: str) -> T:
-    """The value of that name; ValueError with the nearest known name."""
-    if name not in known:
-        raise ValueError(f"unknown {what} {name!r}{values.nearest(name, known)}")
-    return known[name]
-
-
-def _literal(text: str) -> object:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+    changed = experiment.override({name: reading.literal(value) for name, value in changes.items()})
+    return serialization.with_paths(changed, expanded)
 
 
 def parse(
-    options: type[T], defaults: Mapping[str, T], argv: Sequence[str], what: str
-) -> tuple[str, T]:
-    """Reads `NAME [options]`, NAME one of ``defaults``; exits with one line for an unknown one."""
-    name = argv[0] if argv else "--help"
-    if name in defaults:
-        program = f"{Path(sys.argv[0]).stem} {name}"
-        default = defaults[name]
-        return name, read(options, argv[1:], program, default)
-    if name not in ("-h", "--help"):
-        guarded(lambda: one_of(name, defaults, what))
-    print(f"usage: NAME [options]; NAME --help lists the options of the {what} NAME:")
-    print("\n".join(f"  {known}" for known in defaults))
-    raise SystemExit(0)
+    program: str,
+    options: type[Training],
+    default: Callable[[str], Training],
+    argv: Sequence[str],
+) -> tuple[str, Training]:
+    """Reads `NAME [options]`, with the options' defaults by name; prints the names as its help.
+
+    Exits with one line for a name without a default, or a file of settings that cannot be used.
+    """
+    name, *rest = argv or ["--help"]
+    if name in listing.HELP:
+        print(listing.names(program))
+        raise SystemExit(0)
+    found = guarded(lambda: configured(default(name), rest))
+    return name, read(options, rest, f"{program} {name}", found)
 
 
 def start(main: Callable[[list[str]], None]) -> None:
-    """Runs a job as a program, whatever becomes of what it prints."""
-    output.forgive()
+    """Runs a job as a program; errors in printing do not end it."""
+    output.ignore_write_errors()
     guarded(home)
     main(sys.argv[1:])
 
@@ -211,30 +219,30 @@ def start(main: Callable[[list[str]], None]) -> None:
 def read(
     options: type[T], argv: Sequence[str], prog: str | None = None, default: T | None = None
 ) -> T:
-    """The options that a command line gives; exits with what is wrong with them."""
+    """The options of a command line; exits with an error if they are invalid."""
     return guarded(lambda: reading.read(options, argv, prog, default))
 
 
 def guarded(action: Callable[[], T], resume: str | None = None) -> T:
     """Runs ``action``; bad input, a run that fails, and Ctrl-C end the program with one line.
 
-    So does a signal that asks for its end. ``resume`` is the command that goes on afterwards.
+    So does a signal that ends programs. ``resume`` is the command that resumes it afterwards.
     """
     try:
-        signals.heed()
+        signals.handle_signals()
         return action()
     except ValueError as error:
         stop(str(error))
     except (NonFiniteLoss, NothingFound, RunFailed) as error:
         stop(str(error), status=1)
     except OSError as error:
-        if error.filename is None or error.strerror is None:  # no file's, but a fault
+        if error.filename is None or error.strerror is None:  # not about a file: a bug
             raise
         stop(f"cannot use {error.filename}: {error.strerror}", status=1)
     except KeyboardInterrupt as error:
-        asked = signals.cause(error)
-        told, status = (f"ended by {asked}", asked.status) if asked else ("interrupted", 130)
-        stop(f"{told}; to go on: {resume}" if resume else told, status)
+        end = signals.cause(error)
+        line, status = (f"ended by {end}", end.status) if end else ("interrupted", 130)
+        stop(f"{line}; to resume: {resume}" if resume else line, status)
 
 
 def show(experiment: Experiment) -> None:
@@ -242,8 +250,8 @@ def show(experiment: Experiment) -> None:
     print(json.dumps(experiment.to_dict(), indent=2))
 
 
-def figure(name: str, value: object) -> None:
-    """Prints one figure."""
+def print_metric(name: str, value: object) -> None:
+    """Prints a metric."""
     print(f"{name:44} {value}")
 
 

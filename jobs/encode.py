@@ -7,14 +7,15 @@ from typing import Annotated
 import torch
 import tyro
 
-from jobs import cli
 from vamf.data.encoding import Encoding, encode
 from vamf.data.vae import VAE
+
+from . import cli
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Encode a folder of images by an autoencoder of Stable Diffusion; again, to go on."""
+    """Encode a folder of images with an autoencoder of Stable Diffusion; run it again to resume."""
 
     images: Annotated[Path, tyro.conf.Positional]
     """The folder: flat, or one subfolder a class."""

@@ -7,11 +7,13 @@ from typing import Annotated
 import torch
 import tyro
 
-from jobs import cli, evaluate_check, evaluate_images
 from vamf.distributed import Workers
-from vamf.experiment import Sampler
-from vamf.training import inference
+from vamf.experiment_settings import Sampler
+from vamf.inference.load import load
+from vamf.inference.measure import measure_all
 from vamf.training.evaluation import protocol
+
+from . import cli, evaluate_check, evaluate_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,10 @@ class Options:
     """Seed of the evaluation's noise; by default the experiment's, common to all runs."""
     set: tuple[str, ...] = ()
     """Other settings, as `name=value`, such as `data.root=data`."""
+    images: Path | None = None
+    """Measure this folder of images instead: `--images FOLDER --help` lists the options."""
+    check: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Check the FID by known values instead: `--check --help` lists the options."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """Where to compute."""
 
@@ -41,7 +47,7 @@ def main(argv: list[str]) -> None:
         return evaluate_images.main(argv)
     options = cli.read(Options, argv, "evaluate")
     workers = Workers(device=torch.device(options.device))
-    trained = cli.guarded(lambda: inference.load(options.checkpoint, workers.device))
+    trained = cli.guarded(lambda: load(options.checkpoint, workers.device))
     choices = {
         "evaluation.sampling_steps": options.steps,
         "evaluation.sampler": options.sampler,
@@ -52,11 +58,11 @@ def main(argv: list[str]) -> None:
     chosen = cli.guarded(lambda: cli.changed(trained.experiment.override(given), options.set))
     cli.guarded(chosen.prepare)
     print(f"{trained.path}, step {trained.step}: {protocol(chosen)}")
-    cli.guarded(lambda: inference.measure_all(trained, chosen, workers, cli.figure))
+    cli.guarded(lambda: measure_all(trained, chosen, workers, cli.print_metric))
 
 
 def check(argv: list[str]) -> None:
-    """Exits with what is wrong with the options, and looks for nothing that they name."""
+    """Exits with an error if the options are invalid; opens none of the files they name."""
     if "--check" in argv:
         cli.read(evaluate_check.Options, argv, "evaluate")
     elif of_images(argv):

@@ -1,13 +1,14 @@
-"""Check the FID by known figures: ``python -m jobs.evaluate --check --root data``."""
+"""Check the FID by known values: ``python -m jobs.evaluate --check --root data``."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from jobs import cli
-from vamf.data.downloads import CIFAR10
+from vamf.data.torchvision_sets import CIFAR10
 from vamf.metrics import calibration
+
+from . import cli
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,9 +16,9 @@ class Options:
     """Measure anchors of the FID on CIFAR-10's own images; status 1 unless all of them hold."""
 
     check: bool = True
-    """Asks for this."""
+    """Selects this check."""
     data: CIFAR10 = field(default_factory=CIFAR10)
-    """The original images; JPEG copies of them give other figures."""
+    """The original images; JPEG copies give other values."""
     weights: Path | None = None
     """Inception's weights file, if it is not in torch-fidelity's own cache."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -26,7 +27,7 @@ class Options:
 
 def main(argv: list[str]) -> None:
     options = cli.read(Options, argv, "evaluate")
-    found = calibration.anchors(options.data, options.weights, torch.device(options.device))
+    found = calibration.known_values(options.data, options.weights, torch.device(options.device))
     failed = False
     while anchor := cli.guarded(lambda: next(found, None)):
         print(anchor, flush=True)

@@ -6,11 +6,12 @@ from typing import Literal
 
 import torch
 
-from jobs import cli
-from vamf.data.folders import ImageFolder
+from vamf import presets
+from vamf.data.image_folder import ImageFolder
 from vamf.distributed import Workers
 from vamf.metrics.distances import FrechetDistance
-from vamf.presets import PRESETS
+
+from . import cli
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class Options:
     set: tuple[str, ...] = ()
     """Other settings of the preset, as `name=value`, such as `data.root=data`."""
     damaged: Literal["refuse", "skip"] = "refuse"
-    """What becomes of files that are no images, or of another size."""
+    """What to do with files that are not images, or of another size."""
     save: Path | None = None
     """An npz file for the folder's own mean and covariance, as pytorch-fid writes them."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -37,19 +38,19 @@ def main(argv: list[str]) -> None:
 
 def run(options: Options) -> None:
     """Reads, measures and prints."""
-    experiment = cli.changed(cli.one_of(options.preset, PRESETS, "preset"), options.set)
+    experiment = cli.changed(presets.preset(options.preset), options.set)
     distance, workers = experiment.evaluation.distance, Workers(device=torch.device(options.device))
     if not isinstance(distance, FrechetDistance):
         raise ValueError(f"a folder of images needs a preset of images; got {options.preset}")
     if not isinstance(distance.reference, Path):
-        experiment.pictures.load("train")
-    channels, height, _ = experiment.pictures.shape
+        experiment.reference_images.load("train")
+    channels, height, _ = experiment.reference_images.shape
     folder = ImageFolder.of(options.images, channels, height, options.damaged)
     images = folder.load("train")
-    distance.prepare(experiment.pictures)
+    distance.prepare(experiment.reference_images)
     print(f"{len(images)} images in {options.images}")
-    for name, figure in distance.of_images(images, experiment.pictures, workers).items():
-        cli.figure(name, figure)
+    for name, value in distance.of_images(images, experiment.reference_images, workers).items():
+        cli.print_metric(name, value)
     if options.save:
         distance.save(images, options.save, workers)
 

@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from jobs import cli
-from vamf.cluster.quiet import quieten
+from vamf.cluster.ray.log_filters import quieten
 from vamf.diagnostics.probe import Probe
-from vamf.training import inference
-from vamf.training.landscapes import report
+from vamf.inference import load
+from vamf.training.landscape_report import report
+
+from . import cli
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> None:
 def _probe(options: Options) -> None:
     plan = Probe(pairs=options.pairs, bins=options.bins, weighted=options.weighted)
     changes = {"proxy": options.proxy, "reference": options.reference, "batch": options.batch}
-    trainer = inference.load_trainer(options.checkpoint, torch.device(options.device), changes)
+    trainer = load.load_trainer(options.checkpoint, torch.device(options.device), changes)
     ratios = trainer.ratios(options.ratios) if options.ratios is not None else None
     where = f"{cli.shown(options.checkpoint)}, step {trainer.step}"
     print(f"{where}, {trainer.experiment.batch} samples a batch")

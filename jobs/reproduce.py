@@ -7,12 +7,14 @@ from typing import Annotated
 import torch
 import tyro
 
-from jobs import cli
 from vamf import tracking
-from vamf.reproduction import bench, publish
+from vamf.benchmarks import ensemble_step
+from vamf.reproduction import publish
 from vamf.reproduction.protocol import Protocol
-from vamf.reproduction.work import Computing
-from vamf.store import place
+from vamf.reproduction.runner import Computing
+from vamf.store import storage_path
+
+from . import cli
 
 FLAT = tyro.conf.arg(name="")
 
@@ -28,7 +30,7 @@ class Options:
     tracking: str | None = None
     """MLflow's tracking URI; by default MLFLOW_TRACKING_URI, or else a file in the storage."""
     name: str | None = None
-    """The folder in the storage, new or to go on with; by default made from the time."""
+    """The folder in the storage, new or to be resumed; by default made from the time."""
     table: Path | None = None
     """Only write the table of what is finished in this folder, and print it."""
     bench: bool = False
@@ -45,11 +47,11 @@ def main(argv: list[str]) -> None:
     cli.guarded(computing.prepare)
     if options.bench:
         experiment, device = protocol.experiment(protocol.sets[0]), torch.device(computing.device)
-        print(bench.speed(experiment, protocol.betas, protocol.seeds, device))
+        print(ensemble_step.speed(experiment, protocol.betas, protocol.seeds, device))
         return
-    storage = cli.guarded(lambda: cli.folder(place(options.storage)))
+    storage = cli.guarded(lambda: cli.folder(storage_path(options.storage)))
     uri = cli.guarded(lambda: tracking.address(storage, options.tracking))
-    new, name = options.name is None, options.name or cli.made_up("reproduce", storage)
+    new, name = options.name is None, options.name or cli.default_name("reproduce", storage)
     cli.guarded(lambda: publish.reproduce(protocol, computing, storage / name, uri, numbered=new))
 
 

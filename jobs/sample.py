@@ -7,8 +7,9 @@ from typing import Annotated
 import torch
 import tyro
 
-from jobs import cli
-from vamf.training import inference, sampling
+from vamf.inference import load, sampling
+
+from . import cli
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class Options:
     label: int | None = None
     """Class of all samples, for a network that knows classes; by default random ones."""
     scale: float | None = None
-    """Guidance scale, for a network that is told of it; by default the experiment's."""
+    """Guidance scale, for a network that takes one as an input; by default the experiment's."""
     steps: int | None = None
     """Steps of the sampler; by default the experiment's, one for most."""
     seed: int = 0
@@ -38,7 +39,7 @@ class Options:
 def main(argv: list[str]) -> None:
     options = cli.read(Options, argv, "sample")
     device, out = torch.device(options.device), options.out
-    trained = cli.guarded(lambda: inference.load(options.checkpoint, device))
+    trained = cli.guarded(lambda: load.load(options.checkpoint, device))
     experiment = cli.guarded(lambda: cli.changed(trained.experiment, options.set))
     trained = trained._replace(experiment=experiment)
     chosen = {name: getattr(options, name) for name in ("steps", "seed", "label", "scale")}
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> None:
 
 
 def check(argv: list[str]) -> None:
-    """Exits with what is wrong with the options, and looks for nothing that they name."""
+    """Exits with an error if the options are invalid; opens none of the files they name."""
     cli.read(Options, argv, "sample")
 
 

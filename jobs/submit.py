@@ -6,9 +6,10 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs.reading import read
-from vamf import output
-from vamf.cluster import dashboard, following, submit
+from vamf import commands, output
+from vamf.cluster.submission import dashboard, job_logs, submit
+
+from .reading import read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +19,7 @@ class Options:
     address: str = field(default_factory=dashboard.default_address)
     """The cluster's dashboard; RAY_API_SERVER_ADDRESS or RAY_ADDRESS if set."""
     working_dir: Path = Path()
-    """The folder that is uploaded: it holds vamf and jobs."""
+    """The folder that is uploaded; it holds vamf and jobs, unless vamf is an installed wheel."""
     env: tuple[str, ...] = ()
     """Environment of the job: NAME=VALUE, or NAME for its value here. MLFLOW_* goes along."""
     packages: tuple[str, ...] = ()
@@ -38,9 +39,9 @@ def main(arguments: list[str]) -> int:
     split = arguments.index("--") if "--" in arguments else len(arguments)
     if split == len(arguments):
         _require_dashes(arguments)
-    options = read(Options, arguments[:split], prog="python -m jobs.submit")
-    actions = {following.follow: options.follow, following.stop: options.stop}
-    for action, job_id in (actions | {following.status: options.status}).items():
+    options = _options(arguments[:split])
+    actions = {job_logs.follow: options.follow, job_logs.stop: options.stop}
+    for action, job_id in (actions | {job_logs.status: options.status}).items():
         if job_id:
             return action(dashboard.connect(options.address), job_id)
     submission = submit.Submission(
@@ -52,8 +53,17 @@ def main(arguments: list[str]) -> int:
     )
     _check(submission)
     job_id = submit.submit(submission)
-    print(f"Submitted {job_id}.\n{following.hints(job_id)}\n", flush=True)
-    return 0 if options.detach else following.follow(dashboard.connect(options.address), job_id)
+    print(f"Submitted {job_id}.\n{job_logs.hints(job_id)}\n", flush=True)
+    return 0 if options.detach else job_logs.follow(dashboard.connect(options.address), job_id)
+
+
+def _options(arguments: list[str]) -> Options:
+    """The options; exits with status 2 if they are invalid."""
+    try:
+        return read(Options, arguments, prog="submit")
+    except ValueError as error:
+        print(f"submit: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def _require_dashes(arguments: list[str]) -> None:
@@ -62,19 +72,19 @@ def _require_dashes(arguments: list[str]) -> None:
         before = arguments[at - 1] if at else ""
         if word in submit.JOBS and (before == "--detach" or not before.startswith("--")):
             there = shlex.join([*arguments[:at], "--", *arguments[at:]])
-            raise ValueError(f"-- must stand before the job: python -m jobs.submit {there}")
+            raise ValueError(f"-- must stand before the job: {commands.shown('submit', there)}")
 
 
 def _check(submission: submit.Submission) -> None:
     """Exits with what is wrong with the job's options, if the job is the one of this code."""
     name, *arguments = submission.command
-    job = importlib.import_module(f"jobs.{name}")
+    job = importlib.import_module(commands.module(name))
     if submission.program.samefile(str(job.__file__)):
         job.check(arguments)
 
 
 if __name__ == "__main__":
-    output.forgive()
+    output.ignore_write_errors()
     try:
         sys.exit(main(sys.argv[1:]))
     except ValueError as error:

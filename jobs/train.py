@@ -2,15 +2,20 @@
 
 from dataclasses import dataclass, field, replace
 
-from jobs import cli
-from vamf import tracking
-from vamf.cluster import connect
-from vamf.cluster.bars import progress_bar
-from vamf.cluster.launch import Launch, claimed, launch, new, resumed, scaling_of
-from vamf.cluster.scaling import Scaling
+from . import listing
+
+if __name__ == "__main__":
+    listing.answer("train")  # before the imports, which take seconds
+
+from vamf import commands, presets, tracking, user_modules
+from vamf.cluster.ray import connect
+from vamf.cluster.ray.scaling import Scaling
+from vamf.cluster.train.progress import progress_bar
+from vamf.cluster.train.tracked_run import Launch, claimed, launch, new, resumed, scaling_of
 from vamf.experiment import Experiment
-from vamf.presets import PRESETS
 from vamf.training.loop import Summary
+
+from . import cli
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,32 +23,37 @@ class Resume(cli.Resume):
     """Continue a run from its latest checkpoint."""
 
     scaling: Scaling = field(default_factory=Scaling)
-    """Processes, CPUs and GPUs; what is not given here is as it was."""
+    """Processes, CPUs and GPUs; by default as before."""
 
 
 def main(argv: list[str]) -> None:
     if cli.resumes(argv):
-        saved = cli.guarded(lambda: scaling_of(cli.resumed_place(argv)))
+        saved = cli.guarded(lambda: scaling_of(cli.resumed_location(argv)))
         again = cli.read(Resume, argv, default=Resume(resume="", scaling=saved))
-        run(*cli.guarded(lambda: resumed(again.place, again.uri)), again.scaling)
+        run(*cli.guarded(lambda: resumed(again.location, again.uri)), again.scaling)
         return
     preset, options, experiment = read(argv)
     if options.dry_run:
         cli.show(experiment)
         return
-    start = cli.guarded(lambda: new(options.directory(preset), options.uri(), preset))
+    start = cli.guarded(
+        lambda: new(options.directory(user_modules.short(preset)), options.uri(), preset)
+    )
     run(experiment, replace(start, numbered=options.name is None), options.scaling)
 
 
 def read(argv: list[str]) -> tuple[str, cli.Options, Experiment]:
     """The preset's name, the options and the experiment of a new run."""
-    presets = {name: cli.Options(experiment=value) for name, value in PRESETS.items()}
-    preset, options = cli.parse(cli.Options, presets, argv, "preset")
+
+    def default(name: str) -> cli.Options:
+        return cli.Options(experiment=presets.preset(name))
+
+    preset, options = cli.parse("train", cli.Options, default, argv)
     return preset, options, cli.guarded(options.resolved)
 
 
 def check(argv: list[str]) -> None:
-    """Exits with what is wrong with the options, and looks for nothing that they name."""
+    """Exits with an error if the options are invalid; opens none of the files they name."""
     if cli.resumes(argv):
         cli.read(Resume, argv)
     else:
@@ -51,20 +61,20 @@ def check(argv: list[str]) -> None:
 
 
 def run(experiment: Experiment, start: Launch, scaling: Scaling) -> None:
-    """Trains, with a progress bar, and prints what was measured and where it is."""
+    """Trains with a progress bar, and prints the metrics and where the run is."""
     cli.guarded(experiment.prepare)
-    scaling = cli.guarded(lambda: connect.prepare(scaling, start.place.parent, start.uri))
+    scaling = cli.guarded(lambda: connect.prepare(scaling, start.location.parent, start.uri))
     start = cli.guarded(lambda: claimed(start))
 
     def train() -> Summary:
-        with progress_bar(start.directory, experiment.steps):
+        with progress_bar(start.directory, experiment.steps, experiment.batch):
             return launch(experiment, start, scaling)
 
-    summary = cli.guarded(train, resume=f"python -m jobs.train --resume {start.place}")
+    summary = cli.guarded(train, resume=commands.shown("train", "--resume", start.location))
     for name, measurement in summary.metrics.items():
         print(f"{name:44} {measurement}")
-    print(f"run        {start.place}")
-    print(f"compare    {tracking.ui_command(start.uri, cli.files(start.place.parent))}")
+    print(f"run        {start.location}")
+    print(f"compare    {tracking.ui_command(start.uri, cli.files(start.location.parent))}")
 
 
 if __name__ == "__main__":

@@ -1,34 +1,50 @@
 """Search beta: ``python -m jobs.tune``, ``python -m jobs.tune schedules mnist --trials 30``."""
 
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
-from jobs import cli
-from vamf.cluster import sweeps
-from vamf.cluster.halving import Halving
-from vamf.cluster.report import report
-from vamf.cluster.sweep import Sweep
+from . import listing
+
+if __name__ == "__main__":
+    listing.answer("tune")  # before the imports, which take seconds
+
+import tyro
+
+from vamf import presets, user_modules
+from vamf.cluster.search import search_runner
+from vamf.cluster.search.analysis.report import report
+from vamf.cluster.search.budget import Budget
+from vamf.cluster.search.halving import Halving
+from vamf.cluster.search.search_config import Sweep
 from vamf.experiment import Experiment
-from vamf.presets import PRESETS
 
-SPACES = cli.search_spaces()
+from . import cli, named
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resume(cli.Resume):
-    """Go on with a search: trials that were in flight go on from their checkpoints."""
+    """Resume or extend a search: trials that were running are resumed from their checkpoints."""
 
+    extension: Annotated[search_runner.Extension, tyro.conf.arg(name="")] = field(
+        default_factory=search_runner.Extension
+    )
+    """More trials, more seeds, another budget."""
     retry_failed: bool = False
-    """Try the points of failed trials anew, too."""
+    """Also try the points of failed trials again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(cli.Options):
     """Options of a search."""
 
-    trials: int = 6
-    """Points to try; beta = 0 and beta = 1 are the first."""
-    seeds: int = 1
-    """Trainings for each point; from two on, differences are tested against beta = 0."""
+    trials: int | None = None
+    """Points to try, the space's own first, such as beta = 0 and beta = 1; by default 6, or with
+    hours or GPU-hours as many as they allow."""
+    seeds: int | Literal["auto"] = 1
+    """Trainings for each point; from two on, differences from the first point are tested. auto: 2,
+    and then 4 and 8 for points on and next to the front whose verdict is open."""
+    budget: Annotated[Budget, tyro.conf.arg(name="")] = field(default_factory=Budget)
+    """When the search stops starting trials."""
     halving: Halving = field(default_factory=Halving)
     """Which trials end early."""
 
@@ -36,25 +52,38 @@ class Options(cli.Options):
 def main(argv: list[str]) -> None:
     if cli.resumes(argv):
         again = cli.read(Resume, argv)
-        sweep = cli.guarded(lambda: sweeps.resumed(cli.folder(again.place), again.uri))
+        sweep = cli.guarded(
+            lambda: search_runner.resumed(cli.folder(again.location), again.uri, again.extension)
+        )
         run(sweep, failed=again.retry_failed)
     elif (fresh := new(argv)) is not None:
         run(fresh)
 
 
-def read(argv: list[str]) -> tuple[sweeps.Plan, Options, Experiment]:
-    """What a new search is to do, the options and the experiment."""
+def read(argv: list[str]) -> tuple[search_runner.Plan, Options, Experiment]:
+    """The plan of a new search, the options and the experiment."""
     argv, preset = cli.varied(argv, "constant")
-    defaults = {n: Options(experiment=PRESETS[preset or s.PRESET]) for n, s in SPACES.items()}
-    name, options = cli.parse(Options, defaults, argv, "search space")
-    plan = sweeps.Plan(SPACES[name], name, options.trials, options.seeds, options.halving, preset)
+
+    def default(name: str) -> Options:
+        return Options(experiment=presets.preset(preset or named.space(name).PRESET))
+
+    name, options = cli.parse("tune", Options, default, argv)
+    plan = search_runner.Plan(
+        space=named.space(name),
+        name=name,
+        trials=options.trials,
+        seeds=options.seeds,
+        halving=options.halving,
+        budget=options.budget,
+        preset=preset,
+    )
     experiment = cli.guarded(options.resolved)
-    cli.guarded(lambda: sweeps.check(plan, experiment))
+    cli.guarded(lambda: search_runner.check(plan, experiment))
     return plan, options, experiment
 
 
 def check(argv: list[str]) -> None:
-    """Exits with what is wrong with the options, and looks for nothing that they name."""
+    """Exits with an error if the options are invalid; opens none of the files they name."""
     if cli.resumes(argv):
         cli.read(Resume, argv)
     else:
@@ -67,17 +96,23 @@ def new(argv: list[str]) -> Sweep | None:
     if options.dry_run:
         cli.show(experiment)
         return None
-    where = cli.guarded(lambda: (options.folder(f"beta-{plan.name}"), options.uri()))
+    locations = cli.guarded(
+        lambda: (options.folder(f"beta-{user_modules.short(plan.name)}"), options.uri())
+    )
     return cli.guarded(
-        lambda: sweeps.new(plan, experiment, *where, options.scaling, numbered=options.name is None)
+        lambda: search_runner.new(
+            plan, experiment, *locations, options.scaling, numbered=options.name is None
+        )
     )
 
 
 def run(sweep: Sweep, *, failed: bool = False) -> None:
-    """Searches, and prints what was found and where it is."""
+    """Searches, and prints the results and where they are."""
     print(sweep.announcement, flush=True)
-    space = SPACES[sweep.space]
-    found = cli.guarded(lambda: sweeps.run(space, sweep, failed=failed), sweep.again)
+    space = cli.guarded(lambda: named.space(sweep.space))
+    found = cli.guarded(
+        lambda: search_runner.run(space, sweep, failed=failed), sweep.resume_command
+    )
     print(report(sweep, *found))
 
 

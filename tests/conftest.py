@@ -8,12 +8,10 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from uuid import uuid4
 
-import leftovers
 import pytest
-import s3_server
-import warm
+from helpers import leftovers, s3_server, warm
+from helpers.ray_nodes import TOKEN, Node
 from hypothesis.configuration import set_hypothesis_home_dir
-from ray_nodes import TOKEN, Node
 
 os.environ.update(TOKEN)
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # as vamf.cluster has it
@@ -72,7 +70,7 @@ def pytest_runtest_makereport(
 
 def _local_logs() -> Path | None:
     """The folder of the logs of the cluster that this process has started, if it has."""
-    from vamf.cluster import connect
+    from vamf.cluster.ray import connect
 
     found = connect.log_folder()
     return Path(found) if found else None
@@ -108,7 +106,7 @@ def local_ray(warm_workers: None) -> Iterator[None]:
     """The cluster that a run starts on this machine, shared by all tests of this process."""
     import ray
 
-    from vamf.cluster import connect
+    from vamf.cluster.ray import connect
 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
@@ -138,7 +136,7 @@ def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     The processes of pytest-xdist have copies of one.
     """
     from vamf import tracking
-    from vamf.tracking.spool import locked
+    from vamf.file_lock import locked
 
     base, database = tmp_path_factory.getbasetemp(), tmp_path_factory.mktemp("tracking")
     empty = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "empty.db"

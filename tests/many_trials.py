@@ -13,12 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import tyro
-from machine import descendants
+from helpers.machine import descendants
 
 from tune_spaces import constant
 from vamf import tracking
-from vamf.cluster import sweeps
-from vamf.cluster.scaling import Scaling
+from vamf.cluster.ray.scaling import Scaling
+from vamf.cluster.search import search_runner
 from vamf.presets import PRESETS
 
 CHEAP = PRESETS["toy"].override(
@@ -70,8 +70,8 @@ def main(trials: int = 200, every: int = 25) -> None:
     folder = Path(tempfile.mkdtemp(prefix="many"))
     os.environ["VAMF_CACHE"] = str(folder / "cache")
     directory, uri = folder / "sweep", tracking.address(folder)
-    plan = sweeps.Plan(constant, "constant", trials, 1)
-    sweep = sweeps.new(plan, CHEAP, directory, uri, Scaling(gpus=0))
+    plan = search_runner.Plan(constant, "constant", trials, 1)
+    sweep = search_runner.new(plan, CHEAP, directory, uri, Scaling(gpus=0))
     done, begun = threading.Event(), time.monotonic()
 
     def watch() -> None:
@@ -84,7 +84,7 @@ def main(trials: int = 200, every: int = 25) -> None:
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        found, _ = sweeps.run(constant, sweep)
+        found, _ = search_runner.run(constant, sweep)
     finally:
         done.set()
         thread.join()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jobs import train
-from vamf.cluster import worker
+from vamf.cluster.train import worker
 
 
 def paced(log: str, pause: float) -> Callable[[dict[str, Any]], None]:
@@ -21,7 +21,7 @@ def paced(log: str, pause: float) -> Callable[[dict[str, Any]], None]:
         import time
         from pathlib import Path
 
-        from vamf.training.trainer import Trainer
+        from vamf.training.step.trainer import Trainer
 
         step = Trainer.train_step
 

@@ -18,15 +18,15 @@ from statistics import mean
 
 import torch
 import tyro
-from machine import command, kill, train_workers, wait_until
+from helpers.machine import command, kill, train_workers, wait_until
+from helpers.mlflow_server import Server
+from helpers.ray_nodes import TOKEN, Node
+from helpers.tiny import checkpoint, history, same, tracked
 from mlflow import MlflowClient
-from mlflow_server import Server
-from ray_nodes import TOKEN, Node
-from tiny import checkpoint, history, same, tracked
 from torch.utils._pytree import tree_leaves
 
-from vamf.tracking.spool import Spool
-from vamf.training.checkpoint import Checkpoint
+from vamf.tracking.event_queue import EventQueue
+from vamf.training.checkpoints.checkpoint import Checkpoint
 
 ROOT = Path(__file__).parents[1]
 KINDS = ("worker", "node", "driver", "checkpoint", "mlflow")
@@ -278,7 +278,9 @@ def check_tracking(soak: Soak) -> dict[str, object]:
         "status": run.info.status,
         "curves equal to the twin's": len(names),
         "points, each once and in order": points,
-        "events left in the queue": not Spool(soak.folder / "run/spool" / run.info.run_id).empty(),
+        "events left in the queue": not EventQueue(
+            soak.folder / "run/spool" / run.info.run_id
+        ).empty(),
         "notes": {k: v for k, v in run.data.tags.items() if k.startswith(("workers.", "error"))},
     }
 
@@ -297,7 +299,7 @@ def check_files(folder: Path) -> dict[str, object]:
     }
 
 
-def told(kills: list[Kill]) -> str:
+def reported(kills: list[Kill]) -> str:
     """A line for each kind."""
     lines = []
     for kind in KINDS:
@@ -339,7 +341,7 @@ def main(
         folders = [str(node.folder) for node in (soak.head, *soak.nodes)]
     finally:
         soak.stop()
-    print(told(soak.kills))
+    print(reported(soak.kills))
     figures = {
         "seconds": round(seconds),
         "kills": len(soak.kills),
@@ -363,8 +365,8 @@ def orphans(folders: list[str]) -> list[str]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with suppress(OSError):
-                told = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
-                if any(folder.encode() in told for folder in folders):
+                reported = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+                if any(folder.encode() in reported for folder in folders):
                     found.append(command(int(entry.name)))
     return found
 

@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from vamf import cpus
-from vamf.cluster import connect
+from vamf.cluster.ray import connect
 
 
 @pytest.fixture(autouse=True)

@@ -5,19 +5,20 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from vamf.diagnostics.probe import Probed, probe_pair
+from vamf.diagnostics.probe import ProbeTarget, probe_pair
 from vamf.diagnostics.variance import flat_gradient, mean_gradient
 from vamf.dropout import Masks, mask_of, sharing, without_dropout
-from vamf.flow.alpha import AlphaSchedule
-from vamf.flow.duals import carrying
+from vamf.flow.duals import dual_mode
 from vamf.flow.guidance import Guidance
-from vamf.flow.losses import Draws, MeanFlowLoss
+from vamf.flow.objectives.alpha_flow import AlphaFlowLoss, AlphaSchedule
+from vamf.flow.objectives.meanflow import MeanFlowLoss
+from vamf.flow.objectives.terms import Draws
 from vamf.flow.tangents import boundary_velocity
 from vamf.models.layers import Dropout, Linear
 from vamf.models.unet import UNetConfig
 from vamf.presets import PRESETS
-from vamf.random import generator
-from vamf.training.trainer import Trainer
+from vamf.rng import generator
+from vamf.training.step.trainer import Trainer
 
 P, GAP, W, T = 0.25, 0.3, 0.7, 0.8
 SAMPLES, DIM = 20_000, 8
@@ -45,7 +46,7 @@ def repeated():
 def terms_of(loss, beta, carried):
     net, (draws, x, e) = Diagonal().double(), repeated()
     torch.manual_seed(0)
-    with carrying(carried), sharing(Masks(SAMPLES)):
+    with dual_mode(carried), sharing(Masks(SAMPLES)):
         terms = loss(net, draws, beta=beta, v_hat=boundary_velocity(net), progress=0.5)
     return terms, (1 - T) * x + T * e, e - x
 
@@ -79,7 +80,7 @@ def test_the_networks_own_proxy_has_the_masks_of_the_pass(carried):
 @pytest.mark.parametrize("alpha", [0.006, 0.5])
 def test_alpha_flow_takes_the_difference_of_one_function(alpha):
     """(1 - alpha) / alpha W D(z - z_s) with z - z_s = alpha gap v: no noise of masks is divided."""
-    terms, _, v = terms_of(MeanFlowLoss(alpha=AlphaSchedule(value=alpha)), 0.0, False)
+    terms, _, v = terms_of(AlphaFlowLoss(alpha=AlphaSchedule(value=alpha)), 0.0, False)
     near(terms.squared_correction, ((1 - alpha) * GAP * W) ** 2 * v.dot(v) / (1 - P))
 
 
@@ -194,7 +195,9 @@ def test_a_probe_compares_rows_under_the_same_masks():
     net, pair, beta = probed(), (batch(0), batch(1)), 0.7
     own = boundary_velocity(net)
     torch.manual_seed(0)
-    tables = probe_pair(Probed(net, list(net.parameters()), own), pair, EDGES, generator("signs"))
+    tables = probe_pair(
+        ProbeTarget(net, list(net.parameters()), own), pair, EDGES, generator("signs")
+    )
     torch.manual_seed(0)
     gradients, losses = [], []
     for draws in pair:

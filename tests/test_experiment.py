@@ -3,14 +3,19 @@
 import dataclasses
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from vamf.data.toys import Toy
-from vamf.experiment import Checkpoints, Evaluation, Experiment, Optimiser
+from vamf.experiment import Experiment
+from vamf.experiment_settings import Checkpoints, Evaluation, Optimiser
 from vamf.flow.guidance import Guidance
-from vamf.flow.losses import Anchor
+from vamf.flow.objectives.alpha_flow import AlphaFlowLoss, AlphaSchedule
+from vamf.flow.objectives.ddpm import DDPM
+from vamf.flow.objectives.meanflow import Anchor
+from vamf.flow.objectives.terms import AdaptiveWeight
 from vamf.flow.times import LogitNormalTimes, UniformTimes
 from vamf.metrics.distances import FrechetDistance, SlicedWasserstein
 from vamf.models.mlp import MLPConfig
@@ -18,6 +23,7 @@ from vamf.models.unet import UNetConfig
 from vamf.presets import PRESETS
 
 DIGITS = Experiment()
+WEIGHTED = PRESETS["digits"]
 TOY = Experiment(data=Toy(), model=MLPConfig(), evaluation=Evaluation(distance=SlicedWasserstein()))
 
 
@@ -204,7 +210,7 @@ def test_guidance_that_makes_no_sense_is_refused(experiment, changes, message):
 def test_an_experiment_of_the_first_schema_keeps_its_average():
     """Its ``ema`` was the decay of one update, of which there was one in ``ema_every`` steps."""
     old = DIGITS.override({"ema": 0.99995, "ema_every": 16}).to_dict()
-    assert old.pop("schema") == 2
+    assert old.pop("schema") == 3
     read = Experiment.from_dict(old)
     assert read.ema**read.ema_every == pytest.approx(0.99995, rel=1e-12)
     assert Experiment.from_dict(read.to_dict()) == read
@@ -212,9 +218,48 @@ def test_an_experiment_of_the_first_schema_keeps_its_average():
     assert Experiment.from_dict(old | every).ema == 0.99
 
 
-@pytest.mark.parametrize("schema", [0, 3, "2", None])
+def of_version_2(loss, ddpm=None):
+    """The preset digits as version 2 wrote it, with another objective."""
+    old = WEIGHTED.to_dict() | {"schema": 2, "ddpm": ddpm}
+    weight = {"kind": "AdaptiveWeight", "p": 1.0, "c": 0.01}
+    old["loss"] = {"kind": "MeanFlowLoss", "weight": weight, "trace": None, "anchor": None} | loss
+    return old
+
+
+def test_objectives_of_the_second_schema_are_kinds_of_the_loss():
+    assert Experiment.from_dict(of_version_2({"alpha": None})) == WEIGHTED
+    schedule = {"kind": "AlphaSchedule", "value": 0.25}
+    flow = Experiment.from_dict(of_version_2({"alpha": schedule}))
+    weighted = AlphaFlowLoss(weight=AdaptiveWeight(p=1.0), alpha=AlphaSchedule(value=0.25))
+    assert flow == replace(WEIGHTED, loss=weighted)
+    old = of_version_2({"alpha": None}, {"kind": "DDPM", "levels": 20})
+    settings = {"times.kind": "UniformTimes", "times.prob_equal": 1.0, "proxy": "ema"}
+    sampler = {"evaluation.sampler": "ddim", "evaluation.sampling_steps": 5}
+    for name, value in (settings | sampler).items():
+        *above, leaf = name.split(".")
+        part = old[above[0]] if above else old
+        if leaf == "kind":
+            part.clear()
+        part[leaf] = value
+    denoising = Experiment.from_dict(old)
+    assert denoising.loss == DDPM(levels=20)
+    assert WEIGHTED.override({"ddpm.levels": 20, **settings, **sampler}) == denoising
+
+
+def test_settings_of_the_second_schema_are_understood():
+    flow = WEIGHTED.override({"loss.alpha.value": 0.25})
+    weighted = AlphaFlowLoss(weight=AdaptiveWeight(p=1.0), alpha=AlphaSchedule(value=0.25))
+    assert flow.loss == weighted
+    assert flow.override({"loss.alpha": None}) == WEIGHTED
+    assert flow.override({"loss.alpha": None, "loss.alpha.begin": 0.5}).loss == replace(
+        weighted, alpha=AlphaSchedule(begin=0.5)
+    )
+    assert WEIGHTED.override({"ddpm": None}) == WEIGHTED
+
+
+@pytest.mark.parametrize("schema", [0, 4, "2", None])
 def test_an_unknown_schema_is_refused(schema):
-    with pytest.raises(ValueError, match=f"schema must be 1 to 2; got {schema!r}: update vamf"):
+    with pytest.raises(ValueError, match=f"schema must be 1 to 3; got {schema!r}: update vamf"):
         Experiment.from_dict(DIGITS.to_dict() | {"schema": schema})
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import TINY
+from helpers.tiny import TINY
 
 from vamf.files import write_whole
+from vamf.inference.sampling import save_samples
 from vamf.metrics.cnn import CNN
 from vamf.metrics.statistics import FeatureStatistics
-from vamf.random import generator
+from vamf.rng import generator
 from vamf.training.pictures import save_picture
-from vamf.training.sampling import save_samples
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.tree import ROOT
 
 from vamf import cache
 
@@ -24,11 +25,11 @@ cli.start(train.main)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-def test_a_user_without_a_home_is_told_of_the_variable() -> None:
+def test_a_user_without_a_home_is_given_the_name_of_the_variable() -> None:
     known = {k: v for k, v in os.environ.items() if k not in ("USER", "LOGNAME")}
     done = subprocess.run(
         [sys.executable, "-c", NAMELESS],
-        env=known | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        env=known | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )

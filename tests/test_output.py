@@ -10,14 +10,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers.tiny import TINY
+from helpers.tree import ROOT
 
-from vamf.cluster import tune
-from vamf.cluster.bars import add_note, notes, progress_bar
-from vamf.cluster.scaling import Scaling
-from vamf.cluster.trials import Trial, trial_folder
+from vamf.cluster.ray.scaling import Scaling
+from vamf.cluster.search import tune
+from vamf.cluster.search.trials import Trial, trial_folder
+from vamf.cluster.train.progress import add_note, notes, progress_bar
 from vamf.output import say
 
-ROOT = Path(__file__).parents[1]
 JOBS = sorted(
     path.stem
     for path in (ROOT / "jobs").glob("*.py")
@@ -27,9 +28,9 @@ JOBS = sorted(
 PROGRAM = """
 import sys
 from pathlib import Path
-from vamf.output import forgive, say
+from vamf.output import ignore_write_errors, say
 
-forgive()
+ignore_write_errors()
 print("β = 0.5", flush=True)
 say("seed \\u00b1", error=True)
 for _ in range(20000):
@@ -42,7 +43,7 @@ Path(sys.argv[1]).write_text("worked to its end")
 def run(
     folder: Path, redirection: str = "", python: str = sys.executable, **variables: str
 ) -> subprocess.CompletedProcess[bytes]:
-    """A program that prints much and then does its work, in a shell that is told its status."""
+    """A program that prints much and then does its work, in a shell that sees its status."""
     command = f'{python} -c "$PROGRAM" "$DONE" {redirection}; echo status ${{PIPESTATUS[0]}}'
     environment = {**os.environ, "PROGRAM": PROGRAM, "DONE": str(folder / "done"), **variables}
     environment["PYTHONPATH"] = str(ROOT)
@@ -114,7 +115,7 @@ def test_a_bar_and_its_notes_end_nothing(
     """Also for those who use the library without the jobs."""
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr(sys, "stdout", stream)
-    with progress_bar(tmp_path, 10):
+    with progress_bar(tmp_path, 10, 1):
         add_note(tmp_path, "β is unusual")
         (tmp_path / "progress").write_text("7")
     say("β")
@@ -127,20 +128,24 @@ def test_a_searchs_callbacks_end_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     """Ray Tune takes an exception of theirs for a failure of the trial, and repeats it."""
     trial = Trial(number=3, settings={}, label="β=0.500", error="it was in the way")
     trial.save(trial_folder(tmp_path, 3))
-    sweep: Any = SimpleNamespace(directory=tmp_path, objectives=(), scaling=Scaling())
-    callback = tune._progress(None, sweep, None)  # type: ignore[arg-type]
+    sweep: Any = SimpleNamespace(
+        directory=tmp_path, objectives=(), scaling=Scaling(), experiment=TINY
+    )
+    callback = tune._progress(None, sweep, None, {})  # type: ignore[arg-type]
     out = ascii_only()
     for stream in (Broken(), out):
         monkeypatch.setattr(sys, "stdout", stream)
         for number in (3, 4):  # of which the latter has left no record
-            callback._line(SimpleNamespace(config={"number": number}))
+            callback._line(SimpleNamespace(config={tune.DRAWN: {"number": number}}))
     lines = out.buffer.getvalue().decode().splitlines()  # type: ignore[attr-defined]
     assert lines[0] == "trial 3  \\u03b2=0.500  failed: it was in the way"
     assert lines[1].startswith("trial 4: its record could not be read: ")
 
 
 def test_notes_do_not_depend_on_the_locale(tmp_path: Path) -> None:
-    code = f"from vamf.cluster.bars import *; add_note(Path({str(tmp_path)!r}), '\\u03b2')"
+    code = (
+        f"from vamf.cluster.train.progress import *; add_note(Path({str(tmp_path)!r}), '\\u03b2')"
+    )
     latin = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     environment = {**os.environ, **latin, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)

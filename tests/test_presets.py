@@ -6,20 +6,20 @@ import math
 import numpy as np
 import pytest
 import torch
-from latents import write_vae
-from pictures import trust_cifar10, write_images, write_tiny
+from helpers.latents import write_vae
+from helpers.pictures import trust_cifar10, write_images, write_tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from vamf.data.downloads import CIFAR10, MNIST
 from vamf.data.encoding import Encoding, encode
 from vamf.data.latents import Latents
+from vamf.data.torchvision_sets import CIFAR10, MNIST
 from vamf.data.vae import VAE
 from vamf.experiment import Experiment
 from vamf.presets import PRESETS
-from vamf.training.checkpoint import find_checkpoint
+from vamf.training.checkpoints.checkpoint import find_checkpoint
 from vamf.training.loop import Session, Summary, train
-from vamf.training.trainer import Trainer
+from vamf.training.step.trainer import Trainer
 
 PRESET = pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
 
@@ -77,7 +77,7 @@ def tiny(preset, request):
         changes |= TINY_NETWORK | {"data.root": str(request.getfixturevalue("images"))}
     if isinstance(preset.data, MNIST | CIFAR10 | Latents):
         changes |= {"evaluation.distance.extractor": "randconv64_v1"}
-    if preset.ddpm is not None:
+    if not preset.loss.learns_velocity:
         changes |= {"evaluation.sampling_steps": 2}
     return preset.override(changes)
 
@@ -128,7 +128,7 @@ def test_two_steps_of_training(preset, tmp_path, request):
     ((step, figures),) = logged
     key = f"eval/{experiment.evaluation.distance.key}"
     variances = {"eval/loss_variance", "eval/gradient_variance"}
-    expected = {key} if experiment.ddpm else {key, *variances}
+    expected = {key, *variances} if experiment.loss.learns_velocity else {key}
     assert summary.step == step == 2 and expected <= set(summary.metrics) <= set(figures)
     assert all(math.isfinite(measured.value) for measured in summary.metrics.values())
     assert all(math.isfinite(value) for n, value in figures.items() if not n.endswith("_se"))

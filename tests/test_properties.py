@@ -15,20 +15,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.tiny import same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from PIL import Image
-from tiny import same
 
-from vamf.data.files import Cut, Unreadable
+from vamf.data.image_files import Cut, Unreadable
 from vamf.experiment import Experiment
 from vamf.presets import PRESETS
-from vamf.store import Store, absolute, place
-from vamf.tracking.reasons import where
+from vamf.redact import without_credentials
+from vamf.store import Store, absolute, storage_path
+from vamf.tracking.event_queue import Event, EventQueue
 from vamf.tracking.run import database, located, relative, sqlite
-from vamf.tracking.spool import Event, Spool
-from vamf.training.checkpoint import Checkpoint, CheckpointFolder
+from vamf.training.checkpoints.checkpoint import Checkpoint, CheckpointFolder
 
 settings.register_profile("bounded", deadline=None, database=None, max_examples=60)
 settings.load_profile("bounded")
@@ -147,13 +147,13 @@ def test_a_queue_that_was_cut_keeps_what_came_before(
     folder = tmp_path_factory.mktemp("queue")
     sent = [Event(kind="tags", data=item) for item in data]
     for event in sent:
-        Spool(folder).append(event)
+        EventQueue(folder).append(event)
     content = (folder / "events.jsonl").read_bytes()
     kept = content[: int(at * len(content))]
     (folder / "events.jsonl").write_bytes(kept)
     last = Event(kind="tags", data=more)
-    Spool(folder).append(last)
-    found = [queued.event for queued in Spool(folder).peek()]
+    EventQueue(folder).append(last)
+    found = [queued.event for queued in EventQueue(folder).peek()]
     assert found == [*sent[: len(found) - 1], last]
     assert len(found) - 1 >= kept.count(b"\n")
 
@@ -164,7 +164,7 @@ class TwoSenders(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="vamf-queue"))
-        self.ends = [Spool(self.folder), Spool(self.folder)]
+        self.ends = [EventQueue(self.folder), EventQueue(self.folder)]
         self.all: list[Event] = []
         self.received: list[Event] = []
 
@@ -193,7 +193,7 @@ class TwoSenders(RuleBasedStateMachine):
 
     @rule(end=st.sampled_from([0, 1]))
     def start_again(self, end: int) -> None:
-        self.ends[end] = Spool(self.folder)
+        self.ends[end] = EventQueue(self.folder)
 
     @invariant()
     def nothing_is_lost_or_doubled(self) -> None:
@@ -265,13 +265,15 @@ def test_addresses_of_databases_become_absolute_once(path: str, whole: bool) -> 
 
 
 @given(USERS, SECRETS, PATHS, st.sampled_from(["http", "https", "postgresql", "s3", "gs"]))
-def test_addresses_are_told_without_their_secrets(
+def test_addresses_are_reported_without_their_secrets(
     user: str, secret: str, path: str, scheme: str
 ) -> None:
     uri = f"{scheme}://{user}:{secret}@host.example:5000/{path}?password={secret}x"
-    assert secret not in where(uri) and "host.example:5000" in where(uri)
+    assert secret not in without_credentials(uri) and "host.example:5000" in without_credentials(
+        uri
+    )
     if scheme in ("s3", "gs"):
-        found = place(uri)
+        found = storage_path(uri)
         assert isinstance(found, Store) and found.url == uri
         assert secret not in str(found) and secret not in repr(found)
 
@@ -280,4 +282,4 @@ def test_addresses_are_told_without_their_secrets(
 def test_a_place_in_a_store_is_above_what_is_below_it(path: str, name: str) -> None:
     below = Store(f"s3://bucket/{path}") / name
     assert below.name == name and below.parent == Store(f"s3://bucket/{path}")
-    assert place(below.url) == below and absolute(Path(below.url)) == Path(below.url)
+    assert storage_path(below.url) == below and absolute(Path(below.url)) == Path(below.url)

@@ -12,11 +12,17 @@ import pytest
 import torch
 from scipy.stats import binomtest, kstest, norm
 
-from vamf.flow.guidance import drop_labels
+from vamf.flow.guidance import Guidance, drop_labels
+from vamf.flow.objectives.ddpm import DDPM as DDPMLoss
+from vamf.flow.objectives.meanflow import Anchor
+from vamf.flow.objectives.terms import AdaptiveWeight
+from vamf.flow.schedules import BetaSchedule
+from vamf.flow.times import ClippedLogitNormalTimes, LogitNormalTimes, UniformTimes
+from vamf.metrics.distances import SlicedWasserstein
 from vamf.presets import PRESETS
-from vamf.random import generator
-from vamf.training.objective import draw_noise
-from vamf.training.trainer import Trainer, learning_rate
+from vamf.rng import generator
+from vamf.training.step.objective import draw_noise
+from vamf.training.step.trainer import Trainer, learning_rate
 
 CIFAR10, COND, DDPM = (PRESETS[name] for name in ("cifar10", "cifar10_cond", "cifar10_ddpm"))
 DITS = {name: PRESETS[f"imagenet_dit_{name}"] for name in ("b4", "b2", "l2", "xl2")}
@@ -100,6 +106,24 @@ def test_lengths_batches_optimisers_and_weights():
     }
     assert guided["b4"] == (1.0, 0.5, 0.0, 1.0)  # arXiv 2505.13447, table 4; J
     assert guided["l2"] == (0.2, 0.92, 0.0, 0.8) and guided["xl2"] == (0.2, 0.92, 0.0, 0.75)
+
+
+def test_parts_that_a_preset_leaves_out_are_those_of_their_sources():
+    # V, arXiv 2605.09235, supplementary: DiT with beta = 1, lambda 0.1 and delta in [0, 1e-3].
+    assert Anchor() == Anchor(weight=0.1, min_gap=0.0, max_gap=1e-3)
+    assert AdaptiveWeight() == AdaptiveWeight(p=0.0, c=0.01)  # V: none, or l + 0.01
+    # V, run_toy.py: both times in [1e-4, 1 - 1e-4], a quarter of them equal.
+    assert UniformTimes() == UniformTimes(prob_equal=0.25, max_gap=1.0, margin=1e-4)
+    assert LogitNormalTimes() == LogitNormalTimes(prob_equal=0.75, mean=-0.4, std=1.0)  # J
+    clipped = {"t_mean": -0.6, "t_std": 1.6, "r_mean": -4.0, "r_std": 1.6}  # P
+    assert ClippedLogitNormalTimes() == ClippedLogitNormalTimes(prob_equal=0.25, **clipped)
+    assert DDPMLoss() == DDPMLoss(levels=1000, first=1e-4, last=0.02, clip=True)  # D
+    # V, run_toy.py: 4096 points on each side, 500 directions.
+    assert SlicedWasserstein() == SlicedWasserstein(samples=4096, directions=500, repetitions=4)
+    plain = Guidance(omega=1.0, cfg_kappa=0.0, dropout=0.1, t_min=0.0, t_max=1.0)  # J
+    assert Guidance() == plain
+    constant = BetaSchedule(value=0.0, begin=0.0, finish=1.0)
+    assert BetaSchedule() == constant and constant(0.5) == 0.0  # arXiv 2505.13447: beta is 0
 
 
 def logit_normal(mean, std):

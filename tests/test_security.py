@@ -1,4 +1,4 @@
-"""No secret is told or stored, no code is unpickled, and what is started listens here only."""
+"""No secret is printed or stored, no code is unpickled, and what is started listens here only."""
 
 import ast
 import os
@@ -11,14 +11,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from machine import descendants
-from mlflow_server import Server
+from helpers.machine import descendants
+from helpers.mlflow_server import Server
+from helpers.tree import ROOT
 
-from vamf.redact import redacted
+from vamf.redact import redacted, without_credentials
 from vamf.tracking import Run, ui_command
-from vamf.tracking.reasons import failure, reason, where
+from vamf.tracking.error_reasons import failure, reason
 
-ROOT = Path(__file__).parents[1]
 SECRET = "s3cr3t-hunter2"
 PARTS = ("vamf", "jobs", "tune_spaces")
 SOURCES = sorted(path for part in PARTS for path in ROOT.glob(f"{part}/**/*.py"))
@@ -70,14 +70,19 @@ def test_a_text_loses_what_is_secret(
         (f"postgresql://me:{SECRET}%40@host/ml", f"{SECRET}@"),
     ],
 )
-def test_an_address_is_told_without_its_credentials(
+def test_an_address_is_reported_without_its_credentials(
     uri: str, password: str, tmp_path: Path
 ) -> None:
-    assert where(uri).endswith("://host/ml")
+    assert without_credentials(uri).endswith("://host/ml")
     error = OSError(f"cannot reach {uri}: {password} refused")
     run = Run(uri=uri, run_id="1", experiment_id="2", spool="/s")
-    told = [where(uri), ui_command(uri, tmp_path), failure(uri, error), reason(uri, error)]
-    assert not [text for text in [*told, repr(run)] if SECRET in text]
+    reported = [
+        without_credentials(uri),
+        ui_command(uri, tmp_path),
+        failure(uri, error),
+        reason(uri, error),
+    ]
+    assert not [text for text in [*reported, repr(run)] if SECRET in text]
 
 
 def test_the_browser_of_runs_is_for_this_machine(tmp_path: Path) -> None:
@@ -101,7 +106,7 @@ def listening(pids: set[int]) -> set[str]:
 
 STARTING = """
 import sys, ray
-from vamf.cluster import connect
+from vamf.cluster.ray import connect
 connect.connect()
 ray.get(ray.remote(lambda: 0).remote())
 print("up", flush=True)

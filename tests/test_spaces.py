@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,8 +10,8 @@ import optuna
 import pytest
 
 import tune_spaces
-from vamf import values
-from vamf.cluster.space import DISTANCE, check, objectives
+from vamf import serialization
+from vamf.cluster.search.space import DISTANCE, baseline, check, objectives, points
 from vamf.presets import PRESETS
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -31,8 +32,8 @@ def made(suggest, objectives=(DISTANCE, "eval/loss_variance"), points=()):
 def drawn(space, n):
     """What a space suggests first and in random draws."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
-    for point in space.POINTS:
-        study.enqueue_trial(dict(point))
+    for point in points(space, PRESETS[space.PRESET]):
+        study.enqueue_trial(point)
     return [dict(space.space(study.ask())) for _ in range(len(space.POINTS) + n)]
 
 
@@ -51,8 +52,26 @@ def test_space_fits_its_preset(space):
 
 @SPACE
 def test_first_points_are_taken_as_they_are(space):
-    for point, settings in zip(space.POINTS, drawn(space, 0), strict=True):
-        assert dict(point).items() <= settings.items()
+    first = points(space, PRESETS[space.PRESET])
+    for point, settings in zip(first, drawn(space, 0), strict=True):
+        assert point.items() <= settings.items()
+
+
+def test_first_points_take_the_values_of_the_preset_that_is_varied():
+    """mnist's own are those of its source: proxy online, P(r = t) = 1/2, learning rate 1e-3."""
+    own = {"proxy": "online", "times.prob_equal": 0.5, "optim.lr": 1e-3}
+    found = points(SPACES["recipe"], PRESETS["mnist"])
+    assert found == [{"beta.value": beta, **own} for beta in (0.0, 1.0)]
+    assert baseline(SPACES["recipe"], PRESETS["mnist"]) == found[0]
+    with pytest.raises(ValueError, match=r"does not fit the experiment: it has no guidance\.omega"):
+        check(SPACES["guided"], PRESETS["mnist"])
+    slow = PRESETS["mnist"].override({"optim.lr": 1e-7})  # out of the space's range
+    with (
+        warnings.catch_warnings(),
+        pytest.raises(ValueError, match="first point must give all its parameters, each in its"),
+    ):
+        warnings.simplefilter("ignore")
+        baseline(SPACES["recipe"], slow)
 
 
 @SPACE
@@ -142,7 +161,8 @@ def test_distance_stands_for_the_experiments_own():
     smaller = replace(
         toy,
         evaluation=replace(
-            toy.evaluation, distance=values.override(toy.evaluation.distance, {"samples": 64})
+            toy.evaluation,
+            distance=serialization.override(toy.evaluation.distance, {"samples": 64}),
         ),
     )
     assert objectives(made(None), toy)[0] == "eval/sw1_n4096"
@@ -152,3 +172,35 @@ def test_distance_stands_for_the_experiments_own():
 def test_a_baseline_without_a_beta_is_refused():
     with pytest.raises(ValueError, match="needs an objective that has a beta; got DDPM"):
         objectives(made(None), PRESETS["cifar10_ddpm"])
+
+
+@SPACE
+def test_the_baseline_is_mean_flow(space):
+    """beta = 0, and everything else at the preset's own values."""
+    preset = PRESETS[space.PRESET]
+    made_of = preset.override(baseline(space, preset))
+    assert made_of.beta.label == "β=0.000" and replace(made_of, beta=preset.beta) == preset
+
+
+def two(trial):
+    return {
+        "beta.value": trial.suggest_float("beta.value", 0, 1),
+        "optim.lr": trial.suggest_float("optim.lr", 1e-4, 1e-2, log=True),
+    }
+
+
+@pytest.mark.parametrize(
+    "point", [{"beta.value": 0.0}, {"beta.value": 0.0, "optim.lr": 1.0}], ids=str
+)
+def test_a_first_point_outside_of_its_space_is_refused(point):
+    line = "a space's first point must give all its parameters, each in its range; got {"
+    with pytest.raises(ValueError, match=line) as raised, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        baseline(made(two, points=(point,)), PRESETS["toy"])
+    assert "\n" not in str(raised.value)
+
+
+def test_a_space_without_points_has_no_baseline():
+    assert baseline(made(two), PRESETS["toy"]) is None
+    point = {"beta.value": 0.0, "optim.lr": 1e-3}
+    assert baseline(made(two, points=(point,)), PRESETS["toy"]) == point

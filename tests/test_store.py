@@ -8,22 +8,24 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
-from machine import free_ports, kill
-from s3_server import Server
-from uploading import Breaking
+from helpers.machine import free_ports, kill
+from helpers.s3_server import Server
+from helpers.tree import HELPERS, ROOT, TESTS
+from helpers.uploading import Breaking
 
+from vamf.errors import StoreError
 from vamf.redact import redacted
-from vamf.store import Store, StoreError, place
+from vamf.store import Store, storage_path
 
 SECRET = "hunter2hunter2"
 
 
-def test_addresses_are_told_from_folders(tmp_path: Path) -> None:
+def test_addresses_are_distinguished_from_folders(tmp_path: Path) -> None:
     for folder in (str(tmp_path), f"file://{tmp_path}", f"file:{tmp_path}"):
-        assert place(folder) == tmp_path
-    assert place("runs") == Path("runs").resolve()
+        assert storage_path(folder) == tmp_path
+    assert storage_path("runs") == Path("runs").resolve()
     store = Store.of("s3://bucket/runs?region=eu-west-1")
-    assert store is not None and place(store.url) == store
+    assert store is not None and storage_path(store.url) == store
     assert (store / "a" / "b").url == "s3://bucket/runs/a/b?region=eu-west-1"
     assert (store / "a").parent == store and (store / "a").name == "a"
     assert store.parent.parent == store.parent == Store("s3://bucket/?region=eu-west-1")
@@ -109,9 +111,9 @@ def kept(store: Store, tmp_path: Path) -> Store:
 
 def working(*arguments: object, ulimit: str = "unlimited") -> subprocess.Popen[str]:
     """A process that up- or downloads; it can write so many kB into a file."""
-    script = Path(__file__).with_name("uploading.py")
+    script = HELPERS / "uploading.py"
     command = ["bash", "-c", f'ulimit -f {ulimit}; exec "$0" "$@"', sys.executable, str(script)]
-    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT), str(TESTS), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
         [*command, *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": path},
@@ -142,8 +144,8 @@ def test_a_process_that_ends_after_a_broken_upload_does_not_complete_it(
     kept: Store, tmp_path: Path
 ) -> None:
     process = working("upload", kept.url, "a/big", tmp_path / "breaking")
-    _, told = process.communicate(timeout=120)
-    assert process.returncode == 1 and "Input/output error" in told
+    _, reported = process.communicate(timeout=120)
+    assert process.returncode == 1 and "Input/output error" in reported
     assert_whole(kept, tmp_path)
 
 
@@ -173,15 +175,15 @@ def test_a_download_that_breaks_off_leaves_the_old_file(kept: Store, tmp_path: P
     target = tmp_path / "back"
     target.write_bytes(b"old")
     process = working("download", kept.url, "a/big", target, ulimit="5000")
-    _, told = process.communicate(timeout=120)
-    assert process.returncode == 1 and "File too large" in told
+    _, reported = process.communicate(timeout=120)
+    assert process.returncode == 1 and "File too large" in reported
     assert target.read_bytes() == b"old" and not list(tmp_path.glob("*.partial"))
     kept.download("a/big", target)
     assert target.read_bytes() == OLD
 
 
 @pytest.mark.slow  # patience with a server that is not there
-def test_a_store_of_no_use_is_told_in_one_line(s3: Server) -> None:
+def test_an_unusable_store_is_reported_in_one_line(s3: Server) -> None:
     address = f"endpoint_override={s3.address}&region=us-east-1"
     nobody = f"endpoint_override=http://127.0.0.1:{free_ports(1)[0]}&region=us-east-1"
     wrong = {
@@ -205,7 +207,7 @@ def test_a_store_of_no_use_is_told_in_one_line(s3: Server) -> None:
         store.exists()
 
 
-def test_the_secrets_of_addresses_are_told_to_nobody() -> None:
+def test_the_secrets_of_addresses_are_shown_to_nobody() -> None:
     for url in (
         f"s3://key:{SECRET}@bucket/x",
         f"s3:/key:{SECRET}@bucket/x",

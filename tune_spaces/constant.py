@@ -1,7 +1,7 @@
 """A constant beta in [0, 1].
 
-One continuous parameter: a scrambled Sobol sequence covers it evenly, which serves a smooth reading
-of the front better than an adaptive sampler that chases noisy winners.
+The single parameter is sampled by a scrambled Sobol sequence. It covers the interval evenly, which
+shows a smooth front better than an adaptive sampler, which follows noise in the best trials.
 """
 
 import optuna
@@ -11,7 +11,7 @@ OBJECTIVES = ("eval/loss_variance", "eval/distance")
 
 
 def constant(beta: float) -> dict[str, float]:
-    """The parameters of this beta."""
+    """The parameters of a constant beta."""
     return {"beta.value": beta}
 
 
@@ -19,7 +19,7 @@ POINTS = (constant(0.0), constant(1.0))
 
 
 def sampler(seed: int) -> optuna.samplers.BaseSampler:
-    """Sobol points; the seed scrambles them."""
+    """Sobol points, scrambled by the seed."""
     return optuna.samplers.QMCSampler(qmc_type="sobol", scramble=True, seed=seed)
 
 

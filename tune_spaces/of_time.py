@@ -1,6 +1,6 @@
 """beta as a function of a sample's time t: linear between its values at data, half-way and noise.
 
-Three parameters that work together: multivariate TPE.
+The three parameters interact, so the sampler is a multivariate TPE.
 """
 
 import optuna

@@ -1,6 +1,6 @@
-"""beta that moves over training: its shape, where it starts and ends, and when it arrives.
+"""beta that changes over training: the shape of its change, its start and end, and when it ends.
 
-Several parameters, some of which exist only for some shapes: grouped multivariate TPE.
+Some parameters exist only for some shapes, so the sampler is a grouped multivariate TPE.
 """
 
 import optuna
@@ -10,7 +10,7 @@ OBJECTIVES = ("eval/loss_variance", "eval/distance")
 
 
 def constant(beta: float) -> dict[str, float | str]:
-    """The parameters of a beta that does not move."""
+    """The parameters of a beta that does not change."""
     return {"beta.shape": "constant", "beta.value": beta}
 
 
@@ -23,7 +23,7 @@ def sampler(seed: int) -> optuna.samplers.BaseSampler:
 
 
 def space(trial: optuna.Trial) -> dict[str, float | str]:
-    """A constant beta, or one that moves from one value to another."""
+    """A constant beta, or one that changes from one value to another."""
     shape = trial.suggest_categorical("beta.shape", ["constant", "linear", "cosine", "step"])
     settings: dict[str, float | str] = {"beta.shape": str(shape)}
     settings["beta.value"] = trial.suggest_float("beta.value", 0.0, 1.0)

@@ -1,23 +1,21 @@
-"""What is computed once on a machine: files named by a hash of all that they depend on."""
+"""A cache on this machine: files named by a hash of all that they depend on."""
 
-import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from vamf.distributed import Workers
+from vamf.file_lock import locked
 from vamf.files import expanded, home, write_whole
 from vamf.output import say
-
-Figures = Mapping[str, tuple[float, float]]
-"""Values with their standard errors, by name."""
-
+from vamf.run_layout import LOCK
+from vamf.typing import Estimates
 
 FOLDERS = ("VAMF_CACHE", "XDG_CACHE_HOME", "TORCH_HOME", "HF_HOME")
-"""Environment variables that name folders of vamf's, or of a library that keeps weights."""
+"""Environment variables that name cache folders of vamf, or of a library that stores weights."""
 
 
 def folder() -> Path:
@@ -28,7 +26,7 @@ def folder() -> Path:
     return expanded(Path(caches) / "vamf").absolute()
 
 
-def settle() -> None:
+def make_absolute() -> None:
     """Makes the environment's folders absolute, for processes that will work in other folders."""
     for name in FOLDERS:
         if given := os.environ.get(name):
@@ -36,33 +34,33 @@ def settle() -> None:
 
 
 def place(key: Mapping[str, str], suffix: str, kind: str = "reference") -> Path:
-    """Where the file of this key lies among those of its kind, whether it is there or not."""
+    """The path of the file for a key and a kind of file; it need not exist."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     return folder() / kind / f"{digest}{suffix}"
 
 
 @contextmanager
 def alone(path: Path) -> Iterator[bool]:
-    """Makes the file's folder and keeps other processes out; yields whether it can be written.
+    """Creates the file's folder and locks the file; yields whether the folder is writable.
 
-    Where locks do not work two processes may do the same work, and none harms the other's.
+    Where locks do not work, two processes may do the same work; the results are still correct.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = path.with_suffix(".lock").open("a+b")
-    except OSError:
-        yield False
-        return
-    with handle:
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield True
+    with ExitStack() as lock:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            writable = lock.enter_context(locked(path.with_suffix(LOCK), wait=True))
+        except OSError:
+            writable = False
+        yield writable
 
 
-def figures(key: Mapping[str, str], workers: Workers, measure: Callable[[], Figures]) -> Figures:
-    """The figures of this key: those that are kept, or else measured, and kept if possible.
+def estimates(
+    key: Mapping[str, str], workers: Workers, measure: Callable[[], Estimates]
+) -> Estimates:
+    """The cached estimates of a key; if there are none, measures them and caches them if possible.
 
-    Collective: rank 0 looks, and either tells the others or all measure together.
+    Collective: rank 0 reads the cache and sends the estimates to all; otherwise all measure
+    together.
     """
     path = place(key, ".json")
     with alone(path) if workers.rank == 0 else nullcontext(False) as writable:
@@ -76,16 +74,17 @@ def figures(key: Mapping[str, str], workers: Workers, measure: Callable[[], Figu
 
 
 def _read(path: Path) -> str:
-    """The figures as JSON, or nothing if they are not there, or damaged."""
+    """The cached estimates as JSON; empty if they are missing or damaged."""
     try:
         return json.dumps(json.loads(path.read_text())["figures"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
 
-def _write(path: Path, key: Mapping[str, str], found: Figures) -> None:
-    pairs = {name: list(figure) for name, figure in found.items()}
+def _write(path: Path, key: Mapping[str, str], found: Estimates) -> None:
+
+    pairs = {name: list(estimate) for name, estimate in found.items()}
     try:
         write_whole(path, json.dumps({"protocol": dict(key), "figures": pairs}))
     except OSError as error:
-        say(f"figures were not kept: {error}")
+        say(f"metrics were not cached: {error}")

@@ -1,4 +1,4 @@
-"""How many CPUs this process may use, which may be fewer than the machine has."""
+"""Counts the CPUs that this process may use, which may be fewer than the machine has."""
 
 import math
 import os
@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def usable(root: Path = Path("/")) -> int:
-    """The fewest of what affinity, control groups and Slurm allow, at least 1.
+    """The minimum of what affinity, control groups and Slurm allow, at least 1.
 
-    ``root`` is the file system in which the control groups are looked up.
+    ``root`` is the root of the file system that describes the control groups.
     """
     try:
         own = len(os.sched_getaffinity(0))
@@ -20,7 +20,7 @@ def usable(root: Path = Path("/")) -> int:
 
 
 def _allocated() -> Iterator[float]:
-    """What Slurm gave this task; not every cluster binds tasks to their CPUs."""
+    """The CPUs that Slurm allocated; not every cluster binds tasks to their CPUs."""
     with suppress(ValueError):
         yield int(os.environ.get("SLURM_CPUS_PER_TASK", ""))
 
@@ -41,22 +41,22 @@ def _quotas(root: Path) -> Iterator[float]:
 
 
 def _above(mount: Path, path: str, quota: Callable[[Path], Iterator[float]]) -> Iterator[float]:
-    """The quotas of a group, which is named by its path below a mount, and of those above it."""
+    """The quotas of a group, given by its path below a mount, and of the groups above it."""
     inner = Path(path.lstrip("/"))
-    for folder in (inner, *inner.parents):  # in a container some lie outside, and are not there
+    for folder in (inner, *inner.parents):  # a container does not show all of these folders
         with suppress(OSError, ValueError, ZeroDivisionError):
             yield from quota(mount / folder)
 
 
 def _quota(group: Path) -> Iterator[float]:
-    """Of version 2: microseconds in each period, or ``max``."""
+    """Control groups version 2: microseconds in each period, or ``max``."""
     limit, period = (group / "cpu.max").read_text().split()
     if limit != "max":
         yield int(limit) / int(period)
 
 
 def _older_quota(group: Path) -> Iterator[float]:
-    """Of version 1: -1 where there is none."""
+    """Control groups version 1: -1 if there is no quota."""
     limit = int((group / "cpu.cfs_quota_us").read_text())
     if limit > 0:
         yield limit / int((group / "cpu.cfs_period_us").read_text())

@@ -1,4 +1,4 @@
-"""This process's place among the workers of a run, and what they tell each other."""
+"""This process's rank among the workers of a run, and communication between them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,25 +7,25 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vamf.memory import memory_of
+from vamf.contiguous import memory_of
 
 
 class Workers(NamedTuple):
-    """Rank of this process, how many work together, and where this one computes."""
+    """The rank of this process, the number of workers, and this process's device."""
 
     rank: int = 0
     world: int = 1
     device: torch.device = torch.device("cpu")
 
     def described(self) -> str:
-        """All that the last bits of a run depend on besides its experiment, in words."""
+        """A description of what a run's exact bits depend on besides its experiment."""
         threads = torch.get_num_threads()
         on_cpu = f"a CPU with {threads} thread{'s' * (threads > 1)}"
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else on_cpu
         return f"{self.world} x {device}, torch {torch.__version__}"
 
     def mine(self, n: int) -> range:
-        """The indices of ``n`` things that are this worker's: rank, rank + world, ..."""
+        """This worker's indices of ``n`` items: rank, rank + world, ..."""
         return range(self.rank, n, self.world)
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -35,10 +35,10 @@ class Workers(NamedTuple):
         return tensor
 
     def averaged(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The mean of each of the tensors over all workers, by one message.
+        """The mean of each tensor over all workers, with one message.
 
-        Each lies in memory without gaps, in an order of axes that is the same on every worker.
-        Tensors that lie side by side are replaced by their means.
+        Each tensor has no gaps in memory, and its axes have the same order on every worker.
+        Adjacent tensors are replaced by their means.
         """
         if self.world == 1:
             return tensors
@@ -52,15 +52,16 @@ class Workers(NamedTuple):
         return [part.as_strided(t.shape, t.stride(), part.storage_offset()) for t, part in parts]
 
     def _average(self, tensor: Tensor) -> Tensor:
-        if dist.get_backend() != "nccl":  # which alone has means
+        if dist.get_backend() != "nccl":  # only NCCL can average
             return self.sum(tensor).div_(self.world)
         dist.all_reduce(tensor, dist.ReduceOp.AVG)
         return tensor
 
     def gather(self, text: str) -> list[str]:
-        """What every worker gives, by rank; every worker gets it."""
+        """The texts of all workers, by rank; every worker receives all of them."""
         if self.world == 1:
             return [text]
+        # torch 2.11's all_gather_object unpickles, which runs code; weights_only came later.
         sent = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device)
         lengths = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.world)]
         dist.all_gather(lengths, torch.tensor([len(sent)], device=self.device))

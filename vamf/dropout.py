@@ -1,8 +1,9 @@
-"""Masks of dropout that all evaluations of a network in one step share.
+"""Dropout masks that all evaluations of a network in one step share.
 
-A loss evaluates the network several times at the same samples: u, its derivative, its proxy, its
-earlier value in alpha-Flow. It is one function of (z, r, t) only if a sample keeps its masks, as in
-the authors' code, where one forward-mode pass gives value and derivative (arXiv 2505.13447).
+A loss evaluates the network several times at the same samples: u, its derivative, its proxy, and in
+alpha-Flow its value at an earlier time. These belong to one function of (z, r, t) only if each
+sample keeps its masks, as in the authors' code, where one forward-mode pass gives value and
+derivative (arXiv 2505.13447).
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ class Masks:
         self._drawn: dict[nn.Module, Tensor] = {}
 
     def of(self, layer: nn.Module, x: Tensor, p: float) -> Tensor:
-        """Which numbers of ``x`` (n, ...) stay: those of the last n samples, as booleans."""
+        """The values of ``x`` (n, ...) to keep, as booleans: the masks of the last n samples."""
         if len(x) > self.samples:
             raise ValueError(f"masks of {self.samples} samples were asked for {len(x)}")
         if layer not in self._drawn:
@@ -32,14 +33,14 @@ class Masks:
         return self._drawn[layer][self.samples - len(x) :]
 
     def at(self, rows: Tensor) -> "Masks":
-        """The masks of some samples, by their indices (n,), as far as they are drawn."""
+        """The masks, as far as they are drawn, of the samples with indices ``rows`` (n,)."""
         chosen = Masks(len(rows))
         chosen._drawn = {layer: mask[rows] for layer, mask in self._drawn.items()}
         return chosen
 
 
 def _draw(shape: tuple[int, ...], device: torch.device, p: float) -> Tensor:
-    """From torch's own generator; with channels last, so that no layout of x changes the masks."""
+    """Draws from torch's default generator, with channels last: the layout of x changes no mask."""
     n, channels, *space = shape
     mask = torch.empty((n, *space, channels), dtype=torch.bool, device=device).bernoulli_(1 - p)
     return mask.movedim(-1, 1)
@@ -51,7 +52,7 @@ _off: ContextVar[bool] = ContextVar("off", default=False)
 
 @contextmanager
 def sharing(masks: Masks) -> Iterator[None]:
-    """Within, dropout takes these masks; elsewhere each evaluation draws its own."""
+    """Within the block, dropout uses these masks; elsewhere each evaluation draws its own."""
     token = _masks.set(masks)
     try:
         yield
@@ -60,14 +61,14 @@ def sharing(masks: Masks) -> Iterator[None]:
 
 
 def mask_of(layer: nn.Module, x: Tensor, p: float) -> Tensor | None:
-    """Which numbers of ``x`` a layer keeps, each with probability 1 - p; None if it keeps all."""
+    """The values of ``x`` that a layer keeps, each with probability 1 - p; None if it keeps all."""
     if not (layer.training and p > 0) or _off.get():
         return None
     return (_masks.get() or Masks(len(x))).of(layer, x, p)
 
 
 def without_dropout(function: Callable[..., T]) -> Callable[..., T]:
-    """A function of a network, computed as in evaluation mode."""
+    """Wraps a function so that it runs without dropout, as in evaluation mode."""
 
     def evaluated(*args: Any) -> T:
         token = _off.set(True)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Writes files atomically; resolves, claims and identifies paths."""
 
 import hashlib
 import os
@@ -12,8 +12,9 @@ from typing import BinaryIO
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """A path to write to, which is renamed when the block ends: a reader meets the old file or all
-    of the new one. It is deleted if the block ends by an exception.
+    """A temporary path that is renamed to ``path`` at the end of the block.
+
+    A reader sees the old file or the complete new one. After an exception the file is deleted.
     """
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
@@ -25,9 +26,9 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
-    """Writes aside and renames: a reader meets the old file or all of the new one.
+    """Writes a file atomically: a reader sees the old file or the complete new one.
 
-    ``content`` is a text, or bytes, or writes to the binary file that it is given.
+    ``content`` is a text, bytes, or a function that writes to the binary file it is given.
     """
     with written_aside(path) as aside, aside.open("wb") as file:
         if callable(content):
@@ -37,7 +38,7 @@ def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], object])
 
 
 def expanded(path: Path) -> Path:
-    """The path with ``~`` as the user's home; ValueError if nobody has that name."""
+    """The path with ``~`` replaced by the user's home; ValueError if there is no such user."""
     try:
         return path.expanduser()
     except RuntimeError:
@@ -45,7 +46,7 @@ def expanded(path: Path) -> Path:
 
 
 def home() -> Path:
-    """The user's home; ValueError if there is none, as of a container's user id without a name."""
+    """The user's home; ValueError if there is none, as for a container's user id without a name."""
     try:
         return Path.home()
     except RuntimeError:
@@ -55,7 +56,7 @@ def home() -> Path:
 
 
 def local(folder: Path) -> Path:
-    """A folder's absolute path, also of one written file:///... or ~/..."""
+    """A folder's absolute path; it may be given as file:///... or ~/..."""
     text = str(folder)
     if text.startswith("file:/"):
         return Path(f"/{text[5:].lstrip('/')}")
@@ -63,32 +64,31 @@ def local(folder: Path) -> Path:
 
 
 def make_folder(folder: Path, above: int) -> None:
-    """Makes a folder, and at most so many of those above it; FileNotFoundError if more are missing.
+    """Creates a folder and at most ``above`` of its parents; FileNotFoundError if more are missing.
 
-    What has to be in the folder of a run would else, once the run's file system is gone, be written
-    below its mount point, where nobody sees it any more.
+    This avoids writing below the mount point of a file system that is gone.
     """
     for path in (*reversed(folder.parents[:above]), folder):
         path.mkdir(exist_ok=True)
 
 
 def claimed(folder: Path, *, numbered: bool) -> Path:
-    """A new folder of that name, which this process alone has made.
+    """Creates a new folder of that name, exclusively for this process.
 
-    If there is one already, it is ``numbered``: NAME-2, or the next that is free; otherwise
+    If it exists and ``numbered`` is set, the name is NAME-2 or the next free one; otherwise
     ValueError is raised.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     more = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
     for path in chain([folder], more if numbered else ()):
-        with suppress(FileExistsError):  # of two processes one makes it
+        with suppress(FileExistsError):  # if two processes try, only one creates it
             path.mkdir()
             return path
     raise ValueError(f"{folder} exists; choose another --name, or --resume it")
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on the disk."""
+    """Waits until a file, or a folder's list of names, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -97,7 +97,7 @@ def sync(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """The checksum of a file's content, in hexadecimal."""
+    """The SHA-256 checksum of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -118,11 +118,11 @@ KINDS = (
     (b"%PDF", "it is a PDF"),
     (b"\x89HDF", "it is an HDF5 file"),
 )
-"""What files are that begin with these bytes."""
+"""Descriptions of file formats, by their first bytes."""
 
 
 def seems(path: Path) -> str:
-    """What a file in the place of another is, or why it cannot be read; nothing if not known."""
+    """What format a file seems to have, or why it cannot be read; empty if unknown."""
     try:
         with path.open("rb") as file:
             start = file.read(200)
@@ -136,11 +136,6 @@ def seems(path: Path) -> str:
 
 
 def shown(path: Path) -> str:
-    """A path that can be printed, on one line: what is not UTF-8 or not printable is escaped."""
+    """A path for printing on one line: escapes what is not UTF-8 or not printable."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def brief(error: BaseException) -> str:
-    """What an error says, on one line of bounded length; its kind if it says nothing."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,4 +1,4 @@
-"""What is printed may be lost on its way, but never ends or repeats work."""
+"""Prints without letting errors of printing end the program."""
 
 import io
 import os
@@ -10,14 +10,14 @@ from tqdm import tqdm
 
 
 def say(line: str, *, error: bool = False) -> None:
-    """Prints a line at once, above a progress bar if there is one, on stdout or stderr.
+    """Prints a line at once to stdout or stderr, above a progress bar if there is one.
 
-    What the terminal's encoding lacks is written as an escape; what cannot be written is dropped.
+    Characters that the encoding lacks are escaped; output that cannot be written is dropped.
     """
     stream = sys.stderr if error else sys.stdout
     if stream is None:
         return
-    with suppress(OSError, ValueError):  # a reader that is gone, a full disk, a closed file
+    with suppress(OSError, ValueError):  # the reader ended, the disk is full, or the file is closed
         try:
             tqdm.write(line, file=stream)
         except UnicodeEncodeError:
@@ -25,29 +25,29 @@ def say(line: str, *, error: bool = False) -> None:
         stream.flush()
 
 
-def forgive() -> None:
-    """Has this program go on when its output cannot be encoded, or its reader is gone.
+def ignore_write_errors() -> None:
+    """Lets this program continue if its output cannot be encoded, or if its reader has ended.
 
-    With ``| head`` a training goes on to its end, and ends with its own status.
+    With ``| head`` a training run continues to its end, and keeps its own exit status.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed by whoever started this
+        if stream is None:  # closed by the process that started this one
             setattr(sys, name, io.TextIOWrapper(io.FileIO(os.devnull, "w"), encoding="utf-8"))
         elif (descriptor := _descriptor(stream)) is not None:
             setattr(sys, name, _forgiving(stream, descriptor))
-    tolerate()
+    escape_unencodable()
 
 
-def tolerate() -> None:
-    """Has stdout and stderr take every character: those that their encoding lacks as escapes."""
+def escape_unencodable() -> None:
+    """Makes stdout and stderr escape characters that their encoding lacks."""
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="backslashreplace")
 
 
 class _Sink(io.FileIO):
-    """A descriptor that takes everything: what cannot be written is dropped."""
+    """A file that drops data that cannot be written."""
 
     def write(self, data: Any, /) -> int:
         try:
@@ -57,13 +57,13 @@ class _Sink(io.FileIO):
 
 
 def _descriptor(stream: TextIO) -> int | None:
-    with suppress(OSError, ValueError, AttributeError):  # a notebook's, a test's
+    with suppress(OSError, ValueError, AttributeError):  # in a notebook or a test
         return stream.fileno() if isinstance(stream, io.TextIOWrapper) else None
     return None
 
 
 def _forgiving(stream: TextIO, descriptor: int) -> TextIO:
-    """The same stream, with its own buffering, into a sink."""
+    """The same stream, with the same buffering, but dropping data that cannot be written."""
     assert isinstance(stream, io.TextIOWrapper)
     stream.flush()
     sink = _Sink(descriptor, "w", closefd=False)

@@ -2,16 +2,19 @@
 
 from dataclasses import replace
 
+from vamf import serialization, user_modules
 from vamf.data.augment import Augmentation
-from vamf.data.downloads import CIFAR10, MNIST
-from vamf.data.images import Digits
+from vamf.data.digits import Digits
 from vamf.data.latents import Latents
+from vamf.data.torchvision_sets import CIFAR10, MNIST
 from vamf.data.toys import Toy
 from vamf.diagnostics.probe import Probe
-from vamf.experiment import Checkpoints, Compute, Evaluation, Experiment, Optimiser
-from vamf.flow.ddpm import DDPM
+from vamf.experiment import Experiment
+from vamf.experiment_settings import Checkpoints, Compute, Evaluation, Optimiser
 from vamf.flow.guidance import Guidance
-from vamf.flow.losses import AdaptiveWeight, MeanFlowLoss
+from vamf.flow.objectives.ddpm import DDPM
+from vamf.flow.objectives.meanflow import MeanFlowLoss
+from vamf.flow.objectives.terms import AdaptiveWeight
 from vamf.flow.schedules import BetaSchedule
 from vamf.flow.times import ClippedLogitNormalTimes, LogitNormalTimes, UniformTimes
 from vamf.metrics.distances import FrechetDistance, SlicedWasserstein
@@ -19,7 +22,7 @@ from vamf.models.dit import DiTConfig
 from vamf.models.mlp import MLPConfig
 from vamf.models.unet import UNetConfig
 
-# The tangent of improved Mean Flows: on these data beta = 1 ends nearest to the real images.
+# The tangent of improved Mean Flows: on these data, beta = 1 gives the smallest distance.
 DIGITS = Experiment(
     data=Digits(),
     model=UNetConfig(channels=16, multipliers=(1, 2), blocks=1, attention=(), dropout=0.0),
@@ -35,7 +38,7 @@ DIGITS = Experiment(
     checkpoint=Checkpoints(every=1000),
 )
 
-# As much of it as a search on two cores affords for each trial.
+# Shortened to a trial's share of a search on two cores.
 DIGITS_SEARCH = replace(
     DIGITS,
     ema=0.98,
@@ -45,7 +48,7 @@ DIGITS_SEARCH = replace(
     probe=Probe(every=400, pairs=4, bins=3, weighted=True),
 )
 
-# The protocol of arXiv 2605.09235 for points, sampled at the largest gap that is trained.
+# The protocol of arXiv 2605.09235 for points; samples use the largest gap that is trained.
 TOY = Experiment(
     data=Toy(name="eight_gaussians"),
     model=MLPConfig(),
@@ -59,20 +62,20 @@ TOY = Experiment(
     checkpoint=Checkpoints(every=5000),
 )
 
-# How networks are trained that need a GPU, in place of their sources' float32 or TF32: on an H200
-# a step of the U-Net takes a fifth of an eager one's time (vamf/training/README.md).
+# Used by presets that need a GPU, where their sources use float32 or TF32. On an H200 a step of the
+# U-Net takes a fifth of an eager step's time (vamf/benchmarks/README.md).
 FAST = Compute(precision="bfloat16", compile=True)
 
-# The recipe that the authors of Mean Flows publish for CIFAR-10 (arXiv 2505.13447, appendix A, and
-# `cifar10_v1` of their PyTorch code; theirs reaches FID 2.80 to 2.92): the DDPM++ network of
-# 55.93 M parameters, dropout 0.2, both times logit-normal of their own, 3 of 4 samples with r < t
-# before clipping, weights (l + 1e-3)^-0.75 of an image's summed error, Adam (0.9, 0.999) with
-# 6e-4 after 10,000 steps of warm-up, batches of 1,024, 800,000 steps, and a moving average of
-# decay 0.99995 a step, which is updated every 16 steps by 0.99995^16. Images are mirrored by the
-# loader, and augmented as in EDM (arXiv 2206.00364) with p = 0.12, without turning upside down and
-# without rotations. Numbers of steps are the paper's; the script's 16,000 epochs and 200 of warm-up
-# make 768,000 and 9,600, as it drops the last 848 of an epoch's 50,000 images. Its first learning
-# rate is 1e-8, and here lr / 10,000 = 6e-8.
+# The recipe that the authors of Mean Flows publish for CIFAR-10: arXiv 2505.13447, appendix A, and
+# `cifar10_v1` of their PyTorch code, which reaches FID 2.80 to 2.92. The network is the DDPM++
+# network with 55.93 M parameters and dropout 0.2. r and t have separate logit-normal distributions;
+# 3 of 4 samples have r < t before clipping. Weights are (l + 1e-3)^-0.75 of an image's summed
+# error. Adam (0.9, 0.999) has 6e-4 after 10,000 steps of warm-up. Batches have 1,024 images; there
+# are 800,000 steps. The moving average decays by 0.99995 a step, and is updated every 16 steps by
+# 0.99995^16. The loader mirrors images; they are augmented as in EDM (arXiv 2206.00364) with p =
+# 0.12, without vertical flips and rotations. Numbers of steps are the paper's; the script's 16,000
+# epochs and 200 of warm-up make 768,000 and 9,600, because it drops the last 848 of an epoch's
+# 50,000 images. Its first learning rate is 1e-8; here it is lr / 10,000 = 6e-8.
 CIFAR10_UNCONDITIONAL = Experiment(
     data=CIFAR10(),
     model=UNetConfig(augmentations=6),
@@ -87,32 +90,31 @@ CIFAR10_UNCONDITIONAL = Experiment(
     batch=1024,
     steps=800_000,
     log_every=100,
-    # 10,000 samples while training; `jobs.evaluate --samples 50000` for the figure of papers.
+    # 10,000 samples during training; `jobs.evaluate --samples 50000` gives the value in papers.
     evaluation=Evaluation(
         every=10_000, distance=FrechetDistance(extractor="inception", samples=10_000)
     ),
     checkpoint=Checkpoints(every=5000),
 )
 
-# The same with classes, of which no recipe is published: a tenth of the labels is dropped, as for
-# ImageNet in arXiv 2505.13447, and nothing is guided; the guidance is for a search to find.
+# The same with classes; no recipe is published for it. A tenth of the labels is dropped, as for
+# ImageNet in arXiv 2505.13447. There is no guidance: a search is to find it.
 CIFAR10_CONDITIONAL = replace(
     CIFAR10_UNCONDITIONAL,
     model=UNetConfig(augmentations=6, classes=10),
     guidance=Guidance(omega=1.0, cfg_kappa=0.0, dropout=0.1),
 )
 
-# The baseline that shows how far a FID is to be trusted (Ho et al., arXiv 2006.11239, appendix B;
-# theirs has 5.24 against the test images and 3.17 against the training images): 1,000 levels, Adam
-# with 2e-4 after 5,000 steps of warm-up, batches of 128, 800,000 steps, a moving average of 0.9999,
-# mirrored images, dropout 0.1. The network is this project's, which is not theirs.
+# A baseline that shows how accurate a FID is (Ho et al., arXiv 2006.11239, appendix B, which
+# reaches 5.24 against the test images and 3.17 against the training images). It has 1,000 levels,
+# Adam with 2e-4 after 5,000 steps of warm-up, batches of 128, 800,000 steps, a moving average of
+# 0.9999, mirrored images and dropout 0.1. The network is this project's, not the paper's.
 CIFAR10_DDPM = replace(
     CIFAR10_UNCONDITIONAL,
     model=UNetConfig(augmentations=6, dropout=0.1),
     augment=Augmentation(p=0.0, mirror=True),
-    ddpm=DDPM(),
     times=UniformTimes(prob_equal=1.0),
-    loss=MeanFlowLoss(),
+    loss=DDPM(),
     optim=Optimiser(lr=2e-4, beta1=0.9, beta2=0.999, warmup=5000, final=1.0),
     ema=0.9999,
     ema_every=1,
@@ -125,9 +127,9 @@ CIFAR10_DDPM = replace(
     ),
 )
 
-# A smaller network of the same family and the times of arXiv 2505.13447's ImageNet runs: chosen
-# here, for there is no published recipe. Its distance is that of a shipped classifier, which needs
-# no download; `--set evaluation.distance.extractor=inception` makes it a FID.
+# A smaller network of the same family, and the times of arXiv 2505.13447's ImageNet runs. It was
+# chosen here: there is no published recipe. Its distance uses a shipped classifier, which needs no
+# download; `--set evaluation.distance.extractor=inception` makes it a FID.
 MNIST_DIGITS = Experiment(
     data=MNIST(),
     model=UNetConfig(
@@ -148,33 +150,34 @@ MNIST_DIGITS = Experiment(
     checkpoint=Checkpoints(every=2000),
 )
 
-# The same network as a DDPM: what the distance of many steps is, where one is for one step.
+# The same network as a DDPM, to compare sampling in many steps with sampling in one step.
 MNIST_DDPM = replace(
     MNIST_DIGITS,
-    ddpm=DDPM(),
     times=UniformTimes(prob_equal=1.0),
     beta=BetaSchedule(value=0.0),
     proxy="ema",
-    loss=MeanFlowLoss(),
+    loss=DDPM(),
     optim=Optimiser(lr=5e-4, warmup=500),
     evaluation=replace(MNIST_DIGITS.evaluation, sampler="ddim", sampling_steps=50),
 )
 
 EPOCH = 5004
-"""Batches of 256 in ImageNet's 1,281,167 training images, the last 47 left out."""
+"""Batches of 256 in ImageNet's 1,281,167 training images, without the last 47."""
 
-# The recipe that the authors of Mean Flows publish for ImageNet 256x256 (arXiv 2505.13447, table 4,
-# and `configs/default.py`, `configs/run_b4.yml` of their JAX code): latents of sd-vae-ft-mse, drawn
-# anew each time, times its 0.18215, of images that are scaled and cut as in ADM; a DiT that is told
-# t and t - r; both times logit-normal (-0.4, 1), 3 of 4 samples with r = t; weights (l + 0.01)^-1
-# of a latent's summed error; labels dropped with probability 0.1; Adam (0.9, 0.95) with a constant
-# 1e-4, without warm-up or decay; batches of 256; a moving average of 0.9999 at every step; 240
-# epochs; FID against the training images every 10 epochs. B/4 is guided with omega = 1 and kappa =
-# 0.5 at all times, and theirs reaches a FID of 11.35. Mirror images are encoded too, as
-# zhuyu-cs/MeanFlow does, which reaches the paper's figures in PyTorch. Chosen here: how often is
-# logged and saved, and 10,000 samples while training where theirs are 50,000, as each is decoded;
-# and labels are dropped whatever r is, where the JAX code drops those of the batch's first samples,
-# which have r = t: so the loss of no class, which evaluation measures, is trained at r < t too.
+# The recipe that the authors of Mean Flows publish for ImageNet 256x256: arXiv 2505.13447, table 4,
+# and `configs/default.py`, `configs/run_b4.yml` of their JAX code. Data are latents of
+# sd-vae-ft-mse, drawn again each time and scaled by its 0.18215, of images that are scaled and
+# cropped as in ADM. The network is a DiT with the inputs t and t - r. r and t are logit-normal
+# (-0.4, 1); 3 of 4 samples have r = t. Weights are (l + 0.01)^-1 of a latent's summed error. Labels
+# are dropped with probability 0.1. Adam (0.9, 0.95) has a constant 1e-4, without warm-up or decay.
+# Batches have 256 samples; the moving average decays by 0.9999 at every step; there are 240 epochs,
+# and a FID against the training images every 10 epochs. B/4 is guided with omega = 1 and kappa =
+# 0.5 at all times; the authors' reaches a FID of 11.35. Mirror images are encoded too, as in
+# zhuyu-cs/MeanFlow, which reaches the paper's FIDs in PyTorch. Chosen here: how often metrics are
+# logged and states saved, and 10,000 samples during training instead of 50,000, as each sample is
+# decoded. Labels are dropped whatever r is; the JAX code drops those of the batch's first samples,
+# which have r = t. So the loss without a class, which evaluation measures, is also trained at r <
+# t.
 IMAGENET_DIT_B4 = Experiment(
     data=Latents(),
     model=DiTConfig(patch=4, width=768, depth=12, heads=12, classes=1000),
@@ -194,8 +197,9 @@ IMAGENET_DIT_B4 = Experiment(
     checkpoint=Checkpoints(every=EPOCH),
 )
 
-# The larger ones of the same table, which reach 6.17, 3.84 and 3.43. L/2 and XL/2 are guided with
-# omega = 0.2 and kappa = 0.92, up to a time (also in the commands that zhuyu-cs/MeanFlow lists).
+# The larger networks of the same table, which reach 6.17, 3.84 and 3.43. L/2 and XL/2 are guided
+# with omega = 0.2 and kappa = 0.92, up to a time (also in the commands that zhuyu-cs/MeanFlow
+# lists).
 IMAGENET_DIT_B2 = replace(
     IMAGENET_DIT_B4, model=DiTConfig(patch=2, width=768, depth=12, heads=12, classes=1000)
 )
@@ -224,3 +228,18 @@ PRESETS = {
     "imagenet_dit_l2": IMAGENET_DIT_L2,
     "imagenet_dit_xl2": IMAGENET_DIT_XL2,
 }
+
+
+def preset(name: str) -> Experiment:
+    """The experiment of that name: one of ``PRESETS``, ``module:NAME`` or ``path/file.py:NAME``.
+
+    Raises ValueError if there is none.
+    """
+    if not user_modules.is_user_name(name):
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}{serialization.nearest(name, PRESETS)}")
+        return PRESETS[name]
+    found = user_modules.load(name)
+    if not isinstance(found, Experiment):
+        raise ValueError(f"{name} must be a vamf.Experiment; got {found!r:.80}")
+    return found

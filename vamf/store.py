@@ -1,4 +1,4 @@
-"""Object stores in the place of folders: the one module that knows of their addresses."""
+"""Reads and writes object stores, and parses their addresses."""
 
 import re
 from collections.abc import Iterator
@@ -11,49 +11,46 @@ from typing import Any, BinaryIO, Self
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
+from vamf.errors import StoreError, first_line
 from vamf.files import local, write_whole
 from vamf.redact import redacted
 
 ADDRESS = re.compile(r"[a-z][a-z0-9+]+://?")
-"""How the address of a store begins; a ``Path`` leaves one of the slashes."""
+"""The start of a store's address; a ``Path`` keeps one of its two slashes."""
 
 PART = 1 << 25
 """Bytes that are downloaded at once."""
 
 PATIENCE_S = 30
-"""Seconds for which Google's library tries again."""
+"""Seconds during which Google's library retries."""
 
 BUCKETS = ("s3", "gcs", "abfs")
-"""pyarrow's names of the stores in which there are no folders."""
+"""pyarrow's names of the stores without folders."""
 
 AT_CLOSE = ("s3", "gcs")
-"""Those in which an object appears when its stream is closed, and is as it was until then."""
+"""The stores in which an object is replaced only when its stream is closed."""
 
 PARTIAL = re.compile(r"(.*/)?\.[^/]*\.partial")
-"""Names of objects that are being written elsewhere, or were when their process was killed."""
-
-
-class StoreError(OSError):
-    """A store did not do what it was asked for; says why, in one line."""
+"""Names of incomplete objects: being written by another process, or left by a killed one."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """A place in an object store: below it are objects by names such as ``a/b``, whole or absent.
+    """A location in an object store: below it are objects with names such as ``a/b``.
 
-    pyarrow speaks s3, gs, abfs and hdfs, with the credentials that their own tools use, and any
-    other scheme by the fsspec implementation that is installed. Methods raise StoreError, and
-    ValueError for an address that nothing here speaks to.
+    pyarrow supports s3, gs, abfs and hdfs, with the credentials that their own tools use; any other
+    scheme needs its fsspec implementation installed. Methods raise StoreError, and ValueError for
+    an address that no installed library supports.
     """
 
     url: str = field(repr=False)
-    """Its address; it may hold credentials."""
+    """The address; it may contain credentials."""
 
     @classmethod
     def of(cls, place: str) -> Self | None:
-        """The store that an address names; None for a folder, also one written file:///...
+        """The store of an address; None for a folder, also if it is written file:///...
 
-        Nothing is asked of it yet. Raises ValueError for an address without a bucket.
+        Does not contact the store. Raises ValueError for an address without a bucket.
         """
         if not ADDRESS.match(place) or place.startswith("file:/"):
             return None
@@ -71,38 +68,38 @@ class Store:
 
     @property
     def bucket(self) -> str:
-        """What of the address stands for a bucket or a host, without a user."""
+        """The bucket or host in the address, without a user."""
         return urlsplit(self.url).netloc.rpartition("@")[2]
 
     @property
     def path(self) -> PurePosixPath:
-        """Where it is in its bucket."""
+        """The path in the bucket."""
         return PurePosixPath(urlsplit(self.url).path.strip("/"))
 
     @property
     def name(self) -> str:
-        """The last part of its path."""
+        """The last part of the path."""
         return self.path.name
 
     @property
     def parent(self) -> Self:
-        """The place that it is in."""
+        """The parent location."""
         parts = urlsplit(self.url)
         return type(self)(urlunsplit(parts._replace(path=str("/" / self.path.parent))))
 
     def exists(self) -> bool:
-        """Whether an object is here or below; ValueError if the store does not answer."""
+        """Whether there is an object here or below; ValueError if the store does not answer."""
         try:
             return bool(self.names())
         except StoreError as error:
             raise ValueError(f"the storage must answer; got {error}") from None
 
     def names(self) -> list[str]:
-        """The objects below, in order."""
+        """The names of all objects below, sorted."""
         from pyarrow.fs import FileSelector, FileType
 
         files, root = _open(self.url)
-        with self._telling():
+        with self._as_store_error():
             _forget_listings(files)
             found = files.get_file_info(FileSelector(root, recursive=True, allow_not_found=True))
         inside = [info.path for info in found if info.type == FileType.File]
@@ -110,49 +107,49 @@ class Store:
         return sorted(name for name in names if not PARTIAL.fullmatch(name))
 
     def read(self, name: str) -> bytes:
-        """What an object holds; FileNotFoundError if there is none."""
+        """The content of an object; FileNotFoundError if there is none."""
         files, root = _open(self.url)
-        with self._telling(), files.open_input_stream(f"{root}/{name}") as stream:
+        with self._as_store_error(), files.open_input_stream(f"{root}/{name}") as stream:
             return stream.read()
 
     def write(self, name: str, content: bytes) -> None:
-        """Makes or replaces an object: whoever reads it meets the old one or all of the new one."""
+        """Creates or replaces an object: a reader sees the old one or the complete new one."""
         with self._writing(name) as stream:
             stream.write(content)
 
     def upload(self, path: Path, name: str) -> None:
-        """Makes or replaces an object as ``write`` does, from a file of any size."""
+        """Creates or replaces an object atomically from a file of any size."""
         with path.open("rb") as file, self._writing(name) as stream:
             while part := file.read(PART):
                 stream.write(part)
 
     def download(self, name: str, path: Path) -> None:
-        """Makes or replaces a file, all of it or nothing; FileNotFoundError without the object."""
+        """Creates or replaces a file atomically; FileNotFoundError if there is no such object."""
         files, root = _open(self.url)
 
         def copy(file: BinaryIO) -> None:
             while part := stream.read(PART):
                 file.write(part)
 
-        with self._telling(), files.open_input_stream(f"{root}/{name}") as stream:
+        with self._as_store_error(), files.open_input_stream(f"{root}/{name}") as stream:
             write_whole(path, copy)
 
     def delete(self, *names: str) -> None:
-        """Deletes objects, in this order; those gone aside."""
+        """Deletes objects in the given order; missing ones are ignored."""
         files, root = _open(self.url)
         for name in names:
-            with suppress(FileNotFoundError), self._telling():
+            with suppress(FileNotFoundError), self._as_store_error():
                 files.delete_file(f"{root}/{name}")
 
     def remove(self, name: str) -> None:
         """Deletes all objects below a name."""
         files, root = _open(self.url)
-        with suppress(FileNotFoundError), self._telling():
+        with suppress(FileNotFoundError), self._as_store_error():
             files.delete_dir(f"{root}/{name}")
 
     @contextmanager
-    def marked(self) -> Iterator[str]:
-        """An object here, by which other machines know that they reach the same store: its name."""
+    def probe_object(self) -> Iterator[str]:
+        """Creates an object within the block; yields its name; other machines test access to it."""
         name = f".seen_{uuid4().hex}"
         self.write(name, b"seen")
         try:
@@ -161,10 +158,10 @@ class Store:
             self.delete(name)
 
     def claim(self) -> None:
-        """Begins something new here; ValueError if there is something, or begins at this moment.
+        """Reserves this location; ValueError if it is not empty or another process is reserving it.
 
-        Whoever begins leaves an object, and then looks for others': of several at most one finds
-        none. A store makes nothing that is there or not there, as a folder is.
+        Each process writes an object and then lists all objects: of several processes at most one
+        finds only its own. Object stores have no atomic creation of folders.
         """
         mine = f".begun_{uuid4().hex}"
         try:
@@ -177,10 +174,10 @@ class Store:
         raise ValueError(f"{self} exists; choose another --name, or --resume it")
 
     def check(self) -> None:
-        """Raises ValueError unless objects can be made, listed and deleted here."""
+        """Raises ValueError unless objects can be created, listed and deleted here."""
         try:
-            with self.marked() as mark:
-                listed = mark in self.names()
+            with self.probe_object() as name:
+                listed = name in self.names()
         except OSError as error:
             raise ValueError(f"the storage must be writable; got {error}") from None
         if not listed:
@@ -190,15 +187,15 @@ class Store:
     def _writing(self, name: str) -> Iterator[Any]:
         files, root = _open(self.url)
         path = f"{root}/{name}"
-        with self._telling():
+        with self._as_store_error():
             if files.type_name not in BUCKETS:  # an object store would keep an empty object
                 files.create_dir(str(PurePosixPath(path).parent))
             with _replaced(files, path) as stream:
                 yield stream
 
     @contextmanager
-    def _telling(self) -> Iterator[None]:
-        """Turns the errors of whatever library is below into one line without credentials."""
+    def _as_store_error(self) -> Iterator[None]:
+        """Converts the errors of all libraries to StoreError, without credentials."""
         try:
             yield
         except FileNotFoundError:
@@ -207,19 +204,19 @@ class Store:
             raise StoreError(f"{self}: {_reason(error)}") from None
 
 
-Place = Path | Store
-"""Where runs are kept: a folder, or a place in an object store."""
+StoragePath = Path | Store
+"""The location of runs: a folder or an object store."""
 
 
-def place(text: str) -> Place:
-    """What a user means by a path or an address; ValueError for an address of no use."""
+def storage_path(text: str) -> StoragePath:
+    """The folder or store of a path or address; ValueError for an invalid address."""
     return Store.of(text) or local(Path(text))
 
 
 def absolute(path: Path) -> Path:
-    """A path that means the same in whatever folder a process works; a store's address stays.
+    """A path that is valid in any working folder; a store's address is unchanged.
 
-    A relative one starts in the folder that this process works in.
+    Relative paths are resolved against this process's working folder.
     """
     text = str(path)
     if ADDRESS.match(text):
@@ -229,14 +226,14 @@ def absolute(path: Path) -> Path:
 
 @cache
 def _open(url: str) -> tuple[Any, str]:
-    """What speaks to a store, and the path in it.
+    """A store's file system object, and the path in it.
 
-    Raises ValueError if nothing does, StoreError if it does not answer.
+    Raises ValueError if no library supports it, StoreError if it does not answer.
     """
     from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 
     try:
-        return FileSystem.from_uri(_impatient(url))
+        return FileSystem.from_uri(_with_short_retries(url))
     except OSError as error:
         raise StoreError(f"{redacted(url)}: {_reason(error)}") from None
     except ValueError as error:
@@ -254,7 +251,7 @@ def _open(url: str) -> tuple[Any, str]:
 
 
 def _replaced(files: Any, path: str) -> AbstractContextManager[Any]:
-    """A stream whose content is at ``path`` when the block ends, unless it ends by an exception."""
+    """A stream; its content replaces ``path`` when the block ends, unless it raises."""
     return _completed(files, path) if files.type_name in AT_CLOSE else _renamed(files, path)
 
 
@@ -270,14 +267,15 @@ def _completed(files: Any, path: str) -> Iterator[Any]:
 
 
 def _abandon(stream: Any) -> None:
-    """Leaves an upload unfinished, as a process does that is killed.
+    """Leaves an upload incomplete, as a killed process does.
 
-    pyarrow cannot abort one from Python. Closing its stream would complete it, as would freeing
-    it, also at the interpreter's end: it is never freed, at the cost of the part it holds (10 MB).
+    pyarrow cannot abort an upload from Python. Closing or freeing its stream would complete it,
+    also at the interpreter's exit. So the stream is never freed, which costs the part it holds (10
+    MB).
     """
     try:
         stream.flush()
-    except Exception:  # a stream that has failed completes nothing
+    except Exception:  # a failed stream completes nothing
         with suppress(Exception):
             stream.close()
     else:
@@ -286,13 +284,13 @@ def _abandon(stream: Any) -> None:
 
 @contextmanager
 def _renamed(files: Any, path: str) -> Iterator[Any]:
-    """Where an object is cut short as soon as its stream is opened: written aside and renamed."""
+    """For stores that truncate an object on opening: writes another object, then renames it."""
     final = PurePosixPath(path)
     aside = str(final.with_name(f".{final.name}.{uuid4().hex}.partial"))
     try:
         with files.open_output_stream(aside) as stream:
             yield stream
-        if files.type_name in BUCKETS:  # without folders nothing can be renamed
+        if files.type_name in BUCKETS:  # stores without folders cannot rename
             files.copy_file(aside, path)
             files.delete_file(aside)
         else:
@@ -303,8 +301,8 @@ def _renamed(files: Any, path: str) -> Iterator[Any]:
         raise
 
 
-def _impatient(url: str) -> str:
-    """Google's library would try for a quarter of an hour."""
+def _with_short_retries(url: str) -> str:
+    """Limits the retries of Google's library, whose default is a quarter of an hour."""
     parts = urlsplit(url)
     if parts.scheme not in ("gs", "gcs") or "retry_limit_seconds" in parts.query:
         return url
@@ -313,11 +311,10 @@ def _impatient(url: str) -> str:
 
 
 def _forget_listings(files: Any) -> None:
-    """fsspec remembers what it has listed, of which other machines know nothing."""
+    """Clears fsspec's cache of listings, because other machines write to the store too."""
     if handler := getattr(files, "handler", None):
         handler.fs.invalidate_cache()
 
 
 def _reason(error: Exception) -> str:
-    line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return redacted(line.strip())[:300]
+    return redacted(first_line(error))[:300]

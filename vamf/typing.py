@@ -1,13 +1,13 @@
-"""Tensor aliases: the shapes of the field's quantities, written into every signature."""
+"""Tensor aliases, so that signatures show the shapes of tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 Sample = Float[Tensor, "batch *shape"]
-"""Points, images or latents, and everything of their shape: noise, velocities, targets."""
+"""Points, images or latents, and all tensors of their shape: noise, velocities, targets."""
 
 Time = Float[Tensor, " batch"]
 """One time in [0, 1] for each sample: 0 is data, 1 is noise."""
@@ -25,7 +25,10 @@ BetaAt = Callable[[Time], Beta]
 """beta of samples at the given times t."""
 
 Features = Float[Tensor, "batch features"]
-"""What an extractor makes of images."""
+"""The features that an extractor computes from images."""
+
+Estimates = Mapping[str, tuple[float, float]]
+"""Measured values and their standard errors, by name."""
 
 Label = Int[Tensor, " batch"]
 """Class indices."""

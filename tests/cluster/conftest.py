@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 
 import pytest
-from ray_nodes import Node
-from twin_runs import LONG, Twins, keeping_states
+from helpers.ray_nodes import Node
+from helpers.twin_runs import LONG, Twins, keeping_states
 
-from vamf.cluster import worker
-from vamf.cluster.launch import launch, new
-from vamf.cluster.scaling import Scaling
+from vamf.cluster.ray.scaling import Scaling
+from vamf.cluster.train import worker
+from vamf.cluster.train.tracked_run import launch, new
 
 
 @pytest.fixture(scope="session")

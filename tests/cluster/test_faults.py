@@ -1,4 +1,4 @@
-"""Workers and drivers that die, and losses that are not finite: what is lost, and what is told."""
+"""Workers and drivers that die, and losses that are not finite: what is lost and reported."""
 
 import json
 import os
@@ -12,19 +12,19 @@ from typing import Any
 
 import pytest
 import torch
-from disks import fill, small_disk
-from machine import command, descendants, kill, train_workers, wait_until
+from helpers.disks import fill, small_disk
+from helpers.machine import command, descendants, kill, train_workers, wait_until
+from helpers.mlflow_server import Server
+from helpers.tiny import ABSURD, TINY, checkpoint, history, options, same, tracked
+from helpers.twin_runs import CHANGES, Twins
 from mlflow.entities import Run
-from mlflow_server import Server
-from tiny import ABSURD, TINY, checkpoint, history, options, same, tracked
-from twin_runs import CHANGES, Twins
 
 from jobs import train
-from vamf.cluster import worker
-from vamf.cluster.failures import RunFailed
-from vamf.cluster.launch import launch, new
-from vamf.cluster.scaling import Scaling
-from vamf.tracking.spool import Spool
+from vamf.cluster.ray.scaling import Scaling
+from vamf.cluster.train import worker
+from vamf.cluster.train.tracked_run import launch, new
+from vamf.errors import RunFailed
+from vamf.tracking.event_queue import EventQueue
 
 
 def latest(directory: Path) -> int:
@@ -109,7 +109,7 @@ def assert_as_twin(directory: Path, twin: Path, uri: str) -> None:
     run = assert_history(uri, directory, twin)
     left = [str(path) for path in directory.rglob("*") if path.suffix in (".partial", ".removed")]
     assert left == []
-    assert Spool(directory / "spool" / run.info.run_id).empty()
+    assert EventQueue(directory / "spool" / run.info.run_id).empty()
 
 
 def assert_history(uri: str, place: object, twin: Path) -> Run:
@@ -153,7 +153,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_costs_nothing(
 
 
 @pytest.mark.slow
-def test_a_truncated_checkpoint_is_told_and_costs_only_its_steps(
+def test_a_truncated_checkpoint_is_reported_and_costs_only_its_steps(
     twins: Twins, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory = tmp_path / "cut"
@@ -172,7 +172,7 @@ def test_a_truncated_checkpoint_is_told_and_costs_only_its_steps(
     (run,) = tracked(twins.uri, directory)
     assert said == [run.data.tags["checkpoint.damaged"]]
     assert said[0].startswith(f"checkpoint {damaged.path} is damaged: state.pt: 1000 of ")
-    assert said[0].endswith(f"; goes on from step {damaged.step - 1}")
+    assert said[0].endswith(f"; resumes from step {damaged.step - 1}")
     assert_as_twin(directory, twins.one, twins.uri)
 
 
@@ -196,7 +196,7 @@ def test_an_mlflow_server_that_is_away_costs_nothing(
     finally:
         server.kill()
     said = capfd.readouterr().err
-    assert said.count("does not answer; training goes on") == 1
+    assert said.count("does not answer; training continues") == 1
     assert_as_twin(directory, twins.one, twins.uri)
 
 

@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.searching import SPACE, begun, database_in, without_ray
+from helpers.tiny import TINY, history, tracked
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.tracking._tracking_service import utils
 from PIL import Image
-from searching import SPACE, begun, database_in, without_ray
-from tiny import TINY, history, tracked
 
 from jobs import train
-from vamf.cluster import sweeps
-from vamf.cluster.launch import close_orphan, create, launch, new
-from vamf.cluster.scaling import Scaling
-from vamf.cluster.study import open_study
+from vamf.cluster.ray.scaling import Scaling
+from vamf.cluster.search import search_runner
+from vamf.cluster.search.study import open_study
+from vamf.cluster.train.tracked_run import close_abandoned, create, launch, new
 from vamf.experiment import Experiment
-from vamf.tracking.spool import Event, Spool
+from vamf.tracking.event_queue import Event, EventQueue
 
 Figures = dict[str, Any]
 
@@ -64,7 +64,7 @@ def test_a_training_goes_on_where_its_folder_is_now(old: Path, tmp_path: Path) -
         start = new(old / "a", address(old), "digits")
         launch(experiment, start, Scaling(), report=killed_at(4))
     (run,) = tracked(address(old), old / "a")
-    queue = Spool(old / "a" / "spool" / run.info.run_id)
+    queue = EventQueue(old / "a" / "spool" / run.info.run_id)
     picture = old / "a" / "samples" / "step_00000004.png"
     picture.parent.mkdir(exist_ok=True)
     Image.new("RGB", (8, 8)).save(picture)
@@ -105,13 +105,13 @@ def test_a_search_goes_on_where_its_folder_is_now(
     sweep = begun(old / "s", address(old))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("ray.tune.report", lambda figures: killed_at(6)({"step": figures["steps"]}))
-        sweeps.run(SPACE, sweep)
+        search_runner.run(SPACE, sweep)
     now = tmp_path / "now"
     old.rename(now)
     (now / "s").rename(now / "renamed")
     in_another_process()
-    again = sweeps.resumed(now / "renamed", address(now))
-    found, files = sweeps.run(SPACE, again)
+    again = search_runner.resumed(now / "renamed", address(now))
+    found, files = search_runner.run(SPACE, again)
     assert not old.exists()
     assert [trial.error for trial in found.trials] == [None, None]
     assert len(open_study(again).trials) == 2
@@ -123,5 +123,5 @@ def test_a_search_goes_on_where_its_folder_is_now(
 def test_an_orphan_is_closed_from_where_it_lies(old: Path, tmp_path: Path) -> None:
     create(TINY, new(old / "a", address(old), "digits"))
     old.rename(tmp_path / "now")
-    close_orphan(tmp_path / "now" / "a" / "run.json", address(tmp_path / "now"))
+    close_abandoned(tmp_path / "now" / "a" / "run.json", address(tmp_path / "now"))
     assert not old.exists()

@@ -10,23 +10,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from driver import ELASTIC, GROWN, KEPT, SHRUNK
-from machine import kill, wait_until
+from helpers.driver import ELASTIC, GROWN, KEPT, SHRUNK
+from helpers.machine import kill, wait_until
+from helpers.ray_nodes import Node, started
+from helpers.tiny import checkpoint, history, options, tracked
+from helpers.tree import HELPERS, ROOT, TESTS
 from mlflow import MlflowClient
-from ray_nodes import Node, started
 from test_faults import latest
-from tiny import checkpoint, history, options, tracked
 
 IMPATIENT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"}
 """Ray Train first tries to start workers on a node that is lost, for a minute otherwise."""
-
-HERE = Path(__file__).parent
 
 
 @contextmanager
 def python(head: Node, *arguments: str, said: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A Python process that joins a head's cluster, as a user's would."""
-    paths = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
+    paths = [str(TESTS), str(ROOT)]
     known = (
         os.environ
         | IMPATIENT
@@ -50,7 +49,7 @@ def driver(
     head: Node, what: str, folder: Path, *more: str, said: Path
 ) -> AbstractContextManager[subprocess.Popen[bytes]]:
     """``driver.py``."""
-    return python(head, str(HERE / "driver.py"), what, str(folder), *more, said=said)
+    return python(head, str(HELPERS / "driver.py"), what, str(folder), *more, said=said)
 
 
 def moments(run: Path, step: int) -> torch.Tensor:

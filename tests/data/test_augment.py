@@ -1,4 +1,4 @@
-"""EDM's augmentation: what it moves, what it tells, and that nothing depends on the batch."""
+"""EDM's augmentation: the transformations, their conditioning, and independence of the batch."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 
 from vamf.data.augment import Augmentation
 from vamf.data.resample import SYM6
-from vamf.random import generator
+from vamf.rng import generator
 
 ALL = Augmentation(p=1.0, yflip=True, rotate=True)
 COLUMNS = ("mirror", "xflip", "yflip", "scale", "angle", "stretch", "axis", "x", "y")
@@ -100,19 +100,21 @@ def test_images_do_not_depend_on_their_neighbours():
         (Augmentation(yflip=True, rotate=True), 9),  # EDM's
     ],
 )
-def test_what_is_told(rule, dim):
+def test_the_conditioning_describes_the_draws(rule, dim):
     """Probabilities within 5 deviations of 20,000 draws; half of all images are flipped."""
     n = 20_000
     draws = rule.draw(n, generator("told", dim))
-    told = rule.conditioning(draws)
-    assert told.shape == (n, dim) == (n, rule.dim)
+    conditioning = rule.conditioning(draws)
+    assert conditioning.shape == (n, dim) == (n, rule.dim)
     happens = {name: (draws[:, k] != 0).float().mean().item() for k, name in enumerate(COLUMNS)}
     expected = {"mirror": 0, "xflip": 0.5, "scale": 0.12, "stretch": 0.12, "x": 0.12, "y": 0.12}
     expected |= {"yflip": 0.06, "angle": 0.12} if dim == 9 else {"yflip": 0, "angle": 0}
     for name, share in expected.items():
         assert abs(happens[name] - share) <= 5 * (0.25 / n) ** 0.5, name
     assert torch.equal(draws[:, 7] != 0, draws[:, 8] != 0)
-    assert torch.equal(told[:, 0], draws[:, 1]) and torch.equal(told[:, -1], draws[:, 8])
+    assert torch.equal(conditioning[:, 0], draws[:, 1]) and torch.equal(
+        conditioning[:, -1], draws[:, 8]
+    )
 
 
 def test_draws_are_those_of_the_seed():
@@ -121,12 +123,12 @@ def test_draws_are_those_of_the_seed():
     assert not torch.equal(first, ALL.draw(8, generator("seed", 2)))
 
 
-def test_a_loaders_flip_is_not_told():
+def test_a_mirrored_image_is_not_in_the_conditioning():
     draws = Augmentation(mirror=True).draw(1000, generator("mirror"))
     assert 400 < draws[:, 0].sum() < 600
-    untold = draws.clone()
-    untold[:, 0] = 0
-    assert torch.equal(ALL.conditioning(draws), ALL.conditioning(untold))
+    unmirrored = draws.clone()
+    unmirrored[:, 0] = 0
+    assert torch.equal(ALL.conditioning(draws), ALL.conditioning(unmirrored))
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.1])

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from vamf.data.colours import picture
-from vamf.data.files import Cut, Unreadable, decode
-from vamf.data.folders import ImageFolder
+from vamf.data.image_files import Cut, Unreadable, decode
+from vamf.data.image_folder import ImageFolder
 
 RAMP = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
 """All levels of 8 bits, as 16 bits say them."""
@@ -145,8 +145,8 @@ def shown(path, mode="L"):
 def test_files_of_16_bit_grey_are_scaled(tmp_path, ending):
     path = tmp_path / f"a{ending}"
     Image.fromarray(RAMP).save(path, **({"irreversible": False} if ending == ".jp2" else {}))
-    images, told = decode([path], Cut(size=16, channels=3, crop="exact"))
-    assert told == [""] and images[0, 2].flatten().tolist() == [*range(256)]
+    images, lines = decode([path], Cut(size=16, channels=3, crop="exact"))
+    assert lines == [""] and images[0, 2].flatten().tolist() == [*range(256)]
 
 
 def test_pgm_of_10_bits_is_scaled(tmp_path):
@@ -297,5 +297,5 @@ def test_a_folder_of_all_of_them(tmp_path):
     for memory_gb in (8.0, 0.0):
         images = ImageFolder(**{**vars(data), "memory_gb": memory_gb}).load("train").pixels([0, 1])
         assert images[0].flatten().tolist() == [*range(256)] and (images[1] == 255).all()
-    with pytest.raises(ValueError, match=r"1 of 3 files are of no use: .*c\.tif must have levels"):
+    with pytest.raises(ValueError, match=r"1 of 3 files cannot be used: .*c\.tif must have levels"):
         ImageFolder(root=tmp_path, size=16, channels=1).load("train")

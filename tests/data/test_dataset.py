@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from vamf.data.dataset import Generated, ImageSet, to_float
-from vamf.data.images import Digits
+from vamf.data.digits import Digits
 from vamf.data.toys import eight_gaussians
-from vamf.random import generator
+from vamf.rng import generator
 
 CPU = torch.device("cpu")
 N = 10

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from latents import write_vae
-from pictures import write_images
+from helpers.latents import write_vae
+from helpers.pictures import write_images
 
 from jobs import encode, train
 from vamf.data import vae
@@ -61,7 +61,7 @@ def test_latents_are_the_posteriors_of_the_images_and_of_their_mirror_images(
     train.main(["imagenet_dit_b4", *out[3].split()[3:], "--model.classes", "3", "--dry-run"])
     assert json.loads(capsys.readouterr().out)["data"]["resolution"] == 8
     data = declared(tmp_path / "out", photos, network)
-    found, images = data.load("train"), data.pictures.load("train")
+    found, images = data.load("train"), data.reference_images.load("train")
     assert found.labels.tolist() == [0] * 4 + [1] * 3 + [2] * 3
     theirs = diffusers.AutoencoderKL.from_pretrained(network)
     for view, flipped in enumerate([images.images, images.images.flip(3)]):
@@ -188,7 +188,7 @@ def test_images_of_no_use_are_refused_or_replaced(photos, network, tmp_path, cap
     argv += ["--vae", str(network)]
     assert "000001.png is no image that Pillow reads" in refused(argv, capsys)
     encode.main([*argv, "--damaged", "skip"])
-    assert "skipped, file 1 of no use" in capsys.readouterr().out
+    assert "skipped unusable file 1" in capsys.readouterr().out
     shards = declared(tmp_path / "out", photos, network).load("train").shards
     bad, following = shards.read(np.array([5, 6]), np.array([0, 0]))
     assert torch.equal(bad, following)  # the next one of its class

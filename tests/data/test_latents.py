@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from latents import INDEX, write_latents
+from helpers.latents import INDEX, write_latents
 
 from jobs import encode
 from vamf.data.dataset import Images, Labelled
 from vamf.data.latents import Latents
 from vamf.data.shards import Index, Shards, intact
 from vamf.data.streaming import StreamedSet
-from vamf.random import generator
+from vamf.rng import generator
 
 CPU = torch.device("cpu")
 
@@ -36,7 +36,7 @@ def test_a_set_is_what_training_asks_for(folder):
     assert len(data) == 10 and data.shape == latents(folder[0]).shape == (4, 4, 4)
     assert data.labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
     assert latents(folder[0]).load("test") is not None
-    assert latents(folder[0]).pictures.shape == (3, 8, 8)
+    assert latents(folder[0]).reference_images.shape == (3, 8, 8)
 
 
 @pytest.mark.parametrize("mirror", [True, False])

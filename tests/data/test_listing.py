@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import write_images
+from helpers.pictures import write_images
 from PIL import Image, features
 
-from vamf.data import decoded
+from vamf.data import decode_cache
 from vamf.data.encoding import Encoding
-from vamf.data.files import Cut, Unreadable, image_files
-from vamf.data.folders import ImageFolder
+from vamf.data.image_files import Cut, Unreadable, image_files
+from vamf.data.image_folder import ImageFolder
 from vamf.data.listing import endings, formats
 
 PIXELS = np.random.RandomState(0).randint(0, 256, (3, 8, 8, 3)).astype("u1")
@@ -53,7 +53,7 @@ def test_links_may_lead_in_circles(tmp_path):
 def test_links_that_lead_nowhere_are_named(tmp_path, capsys, to, memory_gb):
     write_images(tmp_path, PIXELS)
     (tmp_path / "self.png").symlink_to(tmp_path / to)
-    with pytest.raises(ValueError, match=r"1 of 4 files are of no use: .*self\.png is no image"):
+    with pytest.raises(ValueError, match=r"1 of 4 files cannot be used: .*self\.png is no image"):
         folder(tmp_path, memory_gb=memory_gb).load("train")
     assert len(folder(tmp_path, memory_gb=memory_gb, damaged="skip").load("train")) == 3
     assert "self.png" in capsys.readouterr().out
@@ -105,12 +105,12 @@ def test_other_formats_are_not_opened_under_a_pictures_name(tmp_path, content):
         Cut(size=8, channels=3, crop="exact").check(tmp_path / "a.png")
 
 
-def test_files_that_are_no_images_by_their_endings_are_told(tmp_path, capsys):
+def test_files_that_are_no_images_by_their_endings_are_reported(tmp_path, capsys):
     write_images(tmp_path, PIXELS)
     for name in ("a.heic", "b.HEIC", "labels.txt", "c.h5"):
         (tmp_path / name).write_bytes(b"?")
     assert len(folder(tmp_path).load("train")) == 3
-    assert "no images by their endings, in" in (out := capsys.readouterr().out)
+    assert "files that are not images by their endings, in" in (out := capsys.readouterr().out)
     assert ": .heic 2, .h5 1, .txt 1\n" in out
     for path in image_files(tmp_path):
         path.unlink()
@@ -143,16 +143,16 @@ def test_held_out_classes_must_be_those_of_training(tmp_path):
 
 
 @pytest.mark.parametrize("memory_gb", [8.0, 0.0], ids=["memory", "disk"])
-def test_strange_names_are_told_readably(tmp_path, capsys, monkeypatch, memory_gb):
+def test_strange_names_are_reported_readably(tmp_path, capsys, monkeypatch, memory_gb):
     monkeypatch.setenv("VAMF_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(decoded, "WORTH_S", 0.0)
+    monkeypatch.setattr(decode_cache, "WORTH_S", 0.0)
     root = tmp_path / "root"
     write_images(root / "a", PIXELS)
     for name in (b"\xff\xfe.png", b"two\nlines.png"):
         Path(os.fsdecode(os.fsencode(root / "a") + b"/" + name)).write_bytes(b"no image")
     (root / os.fsdecode(b"\xe9")).mkdir()
     (root / "a" / "000000.png").rename(root / os.fsdecode(b"\xe9") / "0.png")
-    with pytest.raises(ValueError, match="2 of 5 files are of no use") as caught:
+    with pytest.raises(ValueError, match="2 of 5 files cannot be used") as caught:
         folder(root, memory_gb=memory_gb).load("train")
     line = str(caught.value)
     assert r"\xff\xfe.png" in line and r"two\nlines.png" in line and line.isprintable()
@@ -164,7 +164,7 @@ def test_strange_names_are_told_readably(tmp_path, capsys, monkeypatch, memory_g
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "reason"),
     [
         (b"", "it is empty"),
         (b"<!DOCTYPE html><html>404", "it seems to be an HTML page"),
@@ -172,9 +172,9 @@ def test_strange_names_are_told_readably(tmp_path, capsys, monkeypatch, memory_g
         (b"no image", "its content is of no known format"),
     ],
 )
-def test_what_lies_in_an_images_place_is_told(tmp_path, content, told):
+def test_what_lies_in_an_images_place_is_reported(tmp_path, content, reason):
     (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(Unreadable, match=rf"a\.png is no image that Pillow reads: .*{told}"):
+    with pytest.raises(Unreadable, match=rf"a\.png is no image that Pillow reads: .*{reason}"):
         Cut(size=8, channels=3, crop="centre")(tmp_path / "a.png")
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vamf.data.mixtures import SHAPES, Mixture
-from vamf.random import generator
+from vamf.rng import generator
 
 NAME = pytest.mark.parametrize("name", SHAPES)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vamf.data.toys import TOYS, Toy, ToyName
-from vamf.random import generator
+from vamf.rng import generator
 
 N = 200_000
 

@@ -1,19 +1,21 @@
 """The beta landscape against closed forms of a linear-Gaussian model, and against brute force."""
 
+import itertools
 import math
 
 import pytest
 import torch
 from torch import nn
 
-from vamf.diagnostics.landscape import CURVES, Landscape, Tables, coefficients
-from vamf.diagnostics.probe import Probe, Probed, gram, probe_pair
+from vamf.diagnostics.landscape import CURVES, Landscape, ProbeMoments, coefficients
+from vamf.diagnostics.probe import Probe, ProbeTarget, gram, probe_pair
 from vamf.diagnostics.variance import flat_gradient, sample_losses
-from vamf.flow.losses import AdaptiveWeight, Draws, MeanFlowLoss
+from vamf.flow.objectives.meanflow import MeanFlowLoss
+from vamf.flow.objectives.terms import AdaptiveWeight, Draws
 from vamf.flow.oracle import MixtureVelocity
 from vamf.flow.tangents import boundary_velocity
 from vamf.models.mlp import MLPConfig
-from vamf.random import generator
+from vamf.rng import generator
 
 BETAS = torch.tensor([0.0, 0.25, 0.5, 0.8, 1.0], dtype=torch.float64)
 R, T, STD = 0.2, 0.7, 0.5
@@ -60,14 +62,16 @@ def tables(probed, pairs, edges, batch, draw=linear_draws):
         )
         for k in range(pairs)
     ]
-    return Tables(*(torch.cat([getattr(p, f) for p in parts]) for f in Tables.__annotations__))
+    return ProbeMoments(
+        *(torch.cat([getattr(p, f) for p in parts]) for f in ProbeMoments.__annotations__)
+    )
 
 
 @pytest.fixture(scope="module")
 def linear():
     net = Linear(W)
     velocity = MixtureVelocity(torch.zeros(1, 2, dtype=torch.float64), STD)
-    probed = Probed(net, list(net.parameters()), lambda z, t: z @ PROXY.T, velocity)
+    probed = ProbeTarget(net, list(net.parameters()), lambda z, t: z @ PROXY.T, velocity)
     found = tables(probed, 200, (0.0, 1.0), 64)
     return Landscape(found, (0.0, 1.0), 64, True)
 
@@ -172,7 +176,7 @@ def test_the_papers_scalar_formula_where_the_jacobian_is_large():
         return Draws(draws.x, draws.e, r, draws.t, n_equal)
 
     net = Linear(steep)
-    probed = Probed(net, list(net.parameters()), lambda z, t: z @ PROXY.T, velocity)
+    probed = ProbeTarget(net, list(net.parameters()), lambda z, t: z @ PROXY.T, velocity)
     found = Landscape(tables(probed, 100, (0.0, 1.0), 64, some_equal), (0.0, 1.0), 64, True)
     assert found.bins == 1
     kappa = GAP * float(steep.trace()) / 2 - 1
@@ -213,7 +217,7 @@ def test_the_quadratic_equals_brute_force(beta):
     """The trace from two gradients a batch, against the loss's own gradient at each beta."""
     net = network()
     v_hat, parameters = boundary_velocity(network(1)), list(net.parameters())
-    mean = tables(Probed(net, parameters, v_hat), 1, (0.0, 0.3, 1.0), 32, mixed_draws).map(
+    mean = tables(ProbeTarget(net, parameters, v_hat), 1, (0.0, 0.3, 1.0), 32, mixed_draws).map(
         lambda table: table.mean(0)
     )
     powers = beta ** torch.arange(5, dtype=torch.float64)
@@ -231,7 +235,7 @@ def test_the_quadratic_equals_brute_force(beta):
 
 def test_bins_add_up_to_all():
     net = network()
-    probed = Probed(net, list(net.parameters()), boundary_velocity(network(1)))
+    probed = ProbeTarget(net, list(net.parameters()), boundary_velocity(network(1)))
     several = tables(probed, 3, (0.0, 0.2, 0.5, 1.0), 32, mixed_draws).map(lambda x: x.mean(0))
     one = tables(probed, 3, (0.0, 1.0), 32, mixed_draws).map(lambda x: x.mean(0))
     for name in ("gradient/trace", "gradient/bias2", "loss/mean", "loss/variance"):
@@ -242,7 +246,7 @@ def test_the_weight_is_that_of_the_loss():
     net = network()
     v_hat, parameters, rule = boundary_velocity(network(1)), list(net.parameters()), 0.75
     weight = AdaptiveWeight(p=rule)
-    probed = Probed(net, parameters, v_hat, weight=(weight, lambda t: 0.4))
+    probed = ProbeTarget(net, parameters, v_hat, weight=(weight, lambda t: 0.4))
     mean = tables(probed, 1, (0.0, 1.0), 32, mixed_draws).map(lambda x: x.mean(0))
     loss = MeanFlowLoss(weight=weight)
     a, b = (
@@ -255,15 +259,17 @@ def test_the_weight_is_that_of_the_loss():
 
 def test_without_the_velocity_there_is_no_conditional_curve():
     net = network()
-    probed = Probed(net, list(net.parameters()), boundary_velocity(network(1)))
+    probed = ProbeTarget(net, list(net.parameters()), boundary_velocity(network(1)))
     found = Landscape(tables(probed, 3, (0.0, 1.0), 32, mixed_draws), (0.0, 1.0), 32, False)
     assert set(found.names) == {n for n in CURVES if not n.startswith("conditional")}
     assert all(math.isfinite(value) for value, _ in found.estimates().values())
+    assert found.tables.conditional.isnan().all()
+    assert {getattr(found.tables, f).dtype for f in ProbeMoments.__annotations__} == {torch.float64}
 
 
 def test_the_gradient_is_flat_where_r_equals_t():
     net = network()
-    probed = Probed(net, list(net.parameters()), boundary_velocity(network(1)))
+    probed = ProbeTarget(net, list(net.parameters()), boundary_velocity(network(1)))
 
     def equal(n, key):
         draws = mixed_draws(n, key)
@@ -277,7 +283,7 @@ def test_the_gradient_is_flat_where_r_equals_t():
 
 def test_a_landscape_that_is_not_finite_has_no_minimum():
     net = network()
-    probed = Probed(net, list(net.parameters()), boundary_velocity(network(1)))
+    probed = ProbeTarget(net, list(net.parameters()), boundary_velocity(network(1)))
     whole = tables(probed, 3, (0.0, 1.0), 32, mixed_draws)
     broken = Landscape(whole.map(lambda table: table * math.nan), (0.0, 1.0), 32, False)
     for name in broken.names:
@@ -293,7 +299,7 @@ def test_gram_in_parts_is_the_product(monkeypatch):
 
 def test_gradients_of_parts_of_a_batch_make_the_same_landscape(monkeypatch):
     net = network()
-    probed = Probed(net, list(net.parameters()), boundary_velocity(network(1)))
+    probed = ProbeTarget(net, list(net.parameters()), boundary_velocity(network(1)))
     whole = tables(probed, 2, (0.0, 0.5, 1.0), 32, mixed_draws)
     monkeypatch.setattr("vamf.diagnostics.variance.NUMBERS", 10)  # five points
     parts = tables(probed, 2, (0.0, 0.5, 1.0), 32, mixed_draws)
@@ -307,16 +313,91 @@ def test_a_probe_too_small_for_a_variance_is_refused(wrong):
         Probe(**wrong)
 
 
+def test_the_smallest_probe_is_allowed():
+    smallest = Probe(every=1, pairs=2, bins=1)
+    assert (
+        not smallest.weighted
+        and smallest.edges == (0.0, 1.0)
+        and Probe(bins=4).edges == (0.0, 0.25, 0.5, 0.75, 1.0)
+    )
+
+
+def test_batches_of_one_sample_have_a_landscape():
+    """Half of the squared difference of the two samples' gradients; one has r = t."""
+    net, beta = network(), 0.3
+    v_hat, parameters = boundary_velocity(network(1)), list(net.parameters())
+    velocity = MixtureVelocity(torch.zeros(1, 2, dtype=torch.float64), STD)
+
+    def alone(n, key):
+        return next(itertools.islice(mixed_draws(4, "alone").parts(1), key, None))
+
+    probed = ProbeTarget(net, parameters, v_hat, velocity)
+    mean = tables(probed, 1, (0.0, 1.0), 1, alone).map(lambda table: table.mean(0))
+    a, b = (
+        flat_gradient(MeanFlowLoss()(net, alone(1, k), beta=beta, v_hat=v_hat).loss / 2, parameters)
+        for k in range(2)
+    )
+    powers = beta ** torch.arange(5, dtype=torch.float64)
+    found = float(coefficients("gradient/trace", mean) @ powers)
+    assert found == pytest.approx(float((a - b).square().sum() / 2), rel=1e-10)
+    assert coefficients("conditional/mse", mean).isfinite().all()
+    assert [alone(1, k).n_equal for k in range(2)] == [1, 0] and mean.scalars[0] == 0.5
+
+
+@pytest.mark.parametrize("dim", [1, 3])
+def test_conditional_curves_of_one_sample_are_exact(dim):
+    """|2 (J v' - beta A v') z^T / d|^2 and |2 beta A b z^T / d|^2: random signs fall out."""
+    g = generator("one sample", dim)
+    w, proxy = torch.randn(2, dim, dim, generator=g, dtype=torch.float64)
+    x, e = torch.randn(2, 1, dim, generator=g, dtype=torch.float64)
+    r, t = torch.tensor([[R], [T]], dtype=torch.float64)
+    net, velocity = Linear(w), MixtureVelocity(torch.zeros(1, dim, dtype=torch.float64), STD)
+    probed = ProbeTarget(net, list(net.parameters()), lambda z, t: z @ proxy.T, velocity)
+    mean = tables(probed, 1, (0.0, 1.0), 1, lambda n, key: Draws(x, e, r, t)).map(
+        lambda table: table.mean(0)
+    )
+    z, v_cond = (1 - T) * x + T * e, e - x
+    noise, a = v_cond - V * z, GAP * w
+    for beta in BETAS.tolist():
+        powers = beta ** torch.arange(5, dtype=torch.float64)
+        varied = (1 - beta) * noise @ a.T - noise
+        away = beta * (z @ proxy.T - V * z) @ a.T
+        for what, part in (("trace", varied), ("bias2", away)):
+            expected = (2 / dim) ** 2 * part.square().sum() * z.square().sum()
+            found = coefficients(f"conditional/{what}", mean) @ powers
+            assert float(found) == pytest.approx(float(expected), rel=1e-10)
+
+
+def test_each_bin_has_the_samples_of_its_times():
+    """The loss of a bin is the mean over its samples; a time on an edge is in the upper one."""
+    net, v_hat, edges, beta = network(), boundary_velocity(network(1)), (0.0, 0.2, 0.5, 1.0), 0.4
+    drawn = [mixed_draws(40, key) for key in range(2)]
+    for draws in drawn:
+        draws.t[-2:] = torch.tensor([0.2, 0.5], dtype=torch.float64)
+        draws.r[-2:] = 0.1
+    probed = ProbeTarget(net, list(net.parameters()), v_hat)
+    mean = tables(probed, 1, edges, 40, lambda n, key: drawn[key]).map(lambda table: table.mean(0))
+    losses = torch.cat([sample_losses(net, draws, beta, v_hat) for draws in drawn])
+    t = torch.cat([draws.t for draws in drawn])
+    powers = beta ** torch.arange(5, dtype=torch.float64)
+    for bin, (low, high) in enumerate(itertools.pairwise(edges)):
+        own = losses[(low <= t) & (t < high)]
+        assert float(mean.count[bin]) == pytest.approx(len(own) / 80)
+        for what, expected in (("mean", own.mean()), ("variance", own.var(correction=0))):
+            found = coefficients(f"loss/{what}", mean, bin) @ powers
+            assert float(found) == pytest.approx(float(expected), rel=1e-9)
+
+
 @pytest.mark.parametrize("name", CURVES)
 def test_coefficients_stay_on_the_device_of_the_tables(name):
     """A device without memory refuses to mix with others, as a GPU does."""
-    tables = Tables.zeros(3, 2, torch.device("meta"))
+    tables = ProbeMoments.zeros(3, 2, torch.device("meta"))
     assert coefficients(name, tables.map(lambda table: table.mean(0))).device.type == "meta"
 
 
 def test_the_error_of_a_mean_is_its_standard_error():
     """The jackknife of a mean is exactly s / sqrt(n), here of the mean loss at beta = 0."""
-    n, blank = 7, Tables.zeros(7, 1, torch.device("cpu"))
+    n, blank = 7, ProbeMoments.zeros(7, 1, torch.device("cpu"))
     blank.count.fill_(1)
     blank.first[:, 0, 0] = torch.randn(n, generator=generator("jackknife")).double()
     landscape = Landscape(blank, (0.0, 1.0), 8, False)
@@ -324,3 +405,58 @@ def test_the_error_of_a_mean_is_its_standard_error():
     losses = blank.first[:, 0, 0]
     torch.testing.assert_close(value[0], losses.mean())
     torch.testing.assert_close(error[0], losses.std() / n**0.5)
+
+
+def by_hand(pairs, first=(0.0, 0.0, 0.0), scalars=(0.0,) * 8):
+    """A landscape whose mean loss has given coefficients, and with given scalars."""
+    found = ProbeMoments.zeros(pairs, 1, torch.device("cpu"))
+    found.count.fill_(1)
+    found.first[:, 0] = torch.tensor(first, dtype=torch.float64)
+    found.scalars[:] = torch.tensor(scalars, dtype=torch.float64)
+    return Landscape(found, (0.0, 1.0), 8, True)
+
+
+@pytest.mark.parametrize(
+    ("first", "lowest"),
+    [
+        ((1.0, -0.5, 0.0), 1.0),  # straight lines, down and up
+        ((1.0, 0.5, 0.0), 0.0),
+        ((1.0, -0.5, 1.0), 0.25),  # parabolas: inside, beyond either end, and upside down
+        ((1.0, -3.0, 1.0), 1.0),
+        ((1.0, 3.0, 1.0), 0.0),
+        ((1.0, 0.9, -1.0), 1.0),
+        ((1.0, 1.1, -1.0), 0.0),
+        ((1.0, 0.0, 0.0), math.nan),
+    ],
+)
+def test_the_lowest_point_of_lines_and_parabolas(first, lowest):
+    value, error = by_hand(3, first).minimiser("loss/mean")
+    assert value == pytest.approx(lowest, abs=1e-12, nan_ok=True)
+    assert error == pytest.approx(0 if math.isfinite(lowest) else math.nan, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("kappa", "sigma2", "bias2", "expected"),
+    [
+        (1.0, 3.0, 1.0, 0.5 * 0.75),
+        (3.0, 2.0, 2.0, 0.75 * 0.5),
+        (-0.5, 3.0, 1.0, 0.0),  # -1 of a weight: as little as there is
+        (-2.0, 3.0, 1.0, 1.0),  # 2 times 3/4: as much as there is
+    ],
+)
+def test_the_papers_scalar_formula_stays_within_its_limits(kappa, sigma2, bias2, expected):
+    """kappa / (kappa + 1) sigma^2 / (sigma^2 + b^2); A's share of half the samples is kappa + 1."""
+    scalars = (0.5, 0.5 * (kappa + 1), sigma2, bias2, 0.0, 1.0, 0.0, 1.0)
+    found = by_hand(3, scalars=scalars).estimates()
+    assert found["probe/kappa"] == pytest.approx((kappa, 0))
+    assert found["beta_star/paper_scalar"] == pytest.approx((expected, 0))
+
+
+@pytest.mark.parametrize(("product", "square", "share"), [(0.6, 2.0, 0.3), (3.0, 2.0, 1.0)])
+def test_the_papers_other_formulas_stay_within_their_limits(product, square, share):
+    """-<J v', D> / |D|^2, and 1 - <v', A v'> / |A v'|^2 = <J v', A v'> / |A v'|^2."""
+    for sign, expected in ((1, share), (-1, 0.0)):
+        scalars = (1.0, 1.0, 1.0, 1.0, -sign * product, square, square - sign * product, square)
+        found = by_hand(3, scalars=scalars).estimates()
+        assert found["beta_star/paper_matrix"] == pytest.approx((expected, 0))
+        assert found["beta_star/paper_no_bias"] == pytest.approx((expected, 0))

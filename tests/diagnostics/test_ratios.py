@@ -15,7 +15,7 @@ from vamf.diagnostics.ratios import (
 )
 from vamf.diagnostics.variance import TIMES, evaluation_draws
 from vamf.flow.trace import draw_signs
-from vamf.random import generator
+from vamf.rng import generator
 
 MATRIX = torch.tensor([[1.5, -0.4], [2.0, 0.3]], dtype=torch.float64)
 

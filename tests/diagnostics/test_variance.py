@@ -16,10 +16,11 @@ from vamf.diagnostics.variance import (
     trace_with_error,
     variance_with_error,
 )
-from vamf.flow.losses import Draws, MeanFlowLoss
+from vamf.flow.objectives.meanflow import MeanFlowLoss
+from vamf.flow.objectives.terms import Draws
 from vamf.flow.path import interpolate
 from vamf.models.mlp import MLPConfig
-from vamf.random import generator
+from vamf.rng import generator
 from vamf.typing import expand_like
 
 
@@ -51,6 +52,17 @@ def test_sample_losses_in_closed_form(beta):
     losses = sample_losses(lambda z, r, t: expand_like(t, z) * z, draws, beta, v_hat)
     assert losses.dtype == torch.float64 and losses.shape == (6,)
     torch.testing.assert_close(losses, expected, rtol=1e-6, atol=1e-7)  # times are in float32
+
+
+def test_one_sample_alone_has_the_loss_that_it_has_in_a_batch():
+    draws = evaluation_draws(*normal(2, 5, 3), 0.6)
+
+    def u(z, r, t):
+        return torch.sin(z) * (t * (1 + r))[:, None]
+
+    whole = sample_losses(u, draws, 0.3, lambda z, t: z)
+    alone = torch.cat([sample_losses(u, one, 0.3, lambda z, t: z) for one in draws.parts(1)])
+    torch.testing.assert_close(alone, whole, rtol=1e-12, atol=0)
 
 
 def test_sample_losses_keep_no_graph():

@@ -12,7 +12,7 @@ from vamf.flow.derivatives import (
     total_derivative,
 )
 from vamf.flow.trace import draw_signs
-from vamf.random import generator
+from vamf.rng import generator
 from vamf.typing import expand_like
 
 H = 1e-5
@@ -100,8 +100,8 @@ def test_total_derivative_carries_gradients_unless_they_are_disabled():
 
 def test_directional_derivative_is_what_the_tangent_adds():
     u, (z, r, t, v) = smooth_net(2), inputs((2,))
-    still = total_derivative(u, z, r, t, torch.zeros_like(v))[1]
-    expected = total_derivative(u, z, r, t, v)[1] - still
+    n_constant = total_derivative(u, z, r, t, torch.zeros_like(v))[1]
+    expected = total_derivative(u, z, r, t, v)[1] - n_constant
     along = directional_derivative(u, z, r, t, v)
     torch.testing.assert_close(along, expected, rtol=1e-12, atol=1e-13)  # float64 rounding
 

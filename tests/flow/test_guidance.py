@@ -7,9 +7,10 @@ import torch
 from scipy import stats
 
 from vamf.flow.guidance import Guidance, Labels, drop_labels, with_labels
-from vamf.flow.losses import Anchor, Draws, MeanFlowLoss, path_derivative
+from vamf.flow.objectives.meanflow import Anchor, MeanFlowLoss, path_derivative
+from vamf.flow.objectives.terms import Draws
 from vamf.flow.tangents import boundary_velocity
-from vamf.random import generator
+from vamf.rng import generator
 
 N, N_EQUAL, CLASSES = 8, 3, 4
 Y = torch.tensor([0, 1, 2, 3, 3, 2, 1, 0])
@@ -21,7 +22,7 @@ SOME = Labels(
 )
 
 
-TOLD = SOME._replace(kappa=(1 - 1 / torch.linspace(1, 8, N).double()).masked_fill(SOME.dropped, 0))
+DRAWN = SOME._replace(kappa=(1 - 1 / torch.linspace(1, 8, N).double()).masked_fill(SOME.dropped, 0))
 
 
 class Net(torch.nn.Module):
@@ -70,7 +71,7 @@ def loss(guidance, net, mean, d, labels, beta, without=0, **settings):
         beta=beta,
         v_hat=v_hat,
         velocity=velocity,
-        own=own,
+        cond_weight=own,
         **rest,
     )
 
@@ -93,16 +94,16 @@ def test_guided_velocity_is_the_papers(omega, kappa, beta):
     torch.testing.assert_close(velocity, expected, rtol=1e-12, atol=1e-13)  # float64 rounding
 
 
-def test_a_scale_that_is_told_guides_its_sample():
+def test_a_drawn_scale_guides_its_sample():
     """v_cond + (1 - 1 / s) (u(z, t, t, y, s) - u(z, t, t)) of iMF's code, and v_cond if dropped."""
     net, mean, d = Net(), Net("mean"), draws()
     z, v_cond = on_path(d)
-    velocity, left, _ = guided(Guidance(max_scale=8.0), net, mean, d, TOLD, 0.4)
+    velocity, left, _ = guided(Guidance(max_scale=8.0), net, mean, d, DRAWN, 0.4)
     with torch.no_grad():
-        difference = net(z, d.t, d.t, TOLD.y, TOLD.kappa) - net(z, d.t, d.t)
-    expected = v_cond + TOLD.kappa[:, None] * difference
+        difference = net(z, d.t, d.t, DRAWN.y, DRAWN.kappa) - net(z, d.t, d.t)
+    expected = v_cond + DRAWN.kappa[:, None] * difference
     torch.testing.assert_close(velocity, expected, rtol=1e-12, atol=1e-13)
-    assert left == 0.4 and torch.equal(velocity[TOLD.dropped], v_cond[TOLD.dropped])
+    assert left == 0.4 and torch.equal(velocity[DRAWN.dropped], v_cond[DRAWN.dropped])
 
 
 def test_scales_are_log_uniform():
@@ -128,17 +129,17 @@ def test_mixed_parameters_are_the_repositorys(beta):
     assert left == 0
 
 
-def test_mixed_parameters_are_told_of_the_scale_too():
+def test_mixed_parameters_take_the_scale_too():
     net, mean, d = Net(), Net("mean"), draws()
     z, v_cond = on_path(d)
     velocity, left, _ = guided(
-        Guidance(max_scale=8.0, mixing="parameters"), net, mean, d, TOLD, 0.4
+        Guidance(max_scale=8.0, mixing="parameters"), net, mean, d, DRAWN, 0.4
     )
     expected = v_cond.clone()
     for share, u in ((0.6, net), (0.4, mean)):
-        known, null = u(z, d.t, d.t, TOLD.y, TOLD.kappa), u(z, d.t, d.t)
-        expected += share * TOLD.kappa[:, None] * (known - null)
-    expected = torch.where(TOLD.dropped[:, None], v_cond, expected)
+        known, null = u(z, d.t, d.t, DRAWN.y, DRAWN.kappa), u(z, d.t, d.t)
+        expected += share * DRAWN.kappa[:, None] * (known - null)
+    expected = torch.where(DRAWN.dropped[:, None], v_cond, expected)
     torch.testing.assert_close(velocity, expected, rtol=1e-12, atol=1e-13)
     assert left == 0
 
@@ -186,7 +187,7 @@ def test_dropped_labels_keep_the_conditional_velocity_and_know_no_class(mixing):
 @pytest.mark.parametrize("mixing", ["tangent", "parameters"])
 @pytest.mark.parametrize("beta", [0.0, 0.4, 1.0, torch.linspace(0, 1, N, dtype=torch.float64)])
 @pytest.mark.parametrize("times", [{}, {"t_min": 0.3, "t_max": 0.7}])
-@pytest.mark.parametrize("labels", [SOME, TOLD], ids=["fixed", "told"])
+@pytest.mark.parametrize("labels", [SOME, DRAWN], ids=["fixed", "drawn"])
 def test_own_velocity_may_be_what_the_loss_evaluates(mixing, beta, times, labels):
     """Where r = t it is u(z, r, t, y); it is evaluated for the other samples alone."""
     net, mean, d, seen = Net(), Net("mean"), draws(), []
@@ -263,7 +264,7 @@ def test_fixed_point_is_guidance_of_scale_omega_over_1_minus_kappa():
     torch.testing.assert_close(u, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_fixed_point_of_scales_that_are_told_is_guidance_of_those_scales():
+def test_fixed_point_of_drawn_scales_is_guidance_of_those_scales():
     known, marginal, d = torch.randn(N, 2, generator=generator("known")), torch.ones(N, 2), draws()
     scales = torch.linspace(1, 4, N)
     u = marginal
@@ -321,6 +322,23 @@ def test_labels_are_dropped_independently():
 def test_bad_settings_are_refused(settings):
     with pytest.raises(ValueError, match="guidance needs omega > 0, and cfg_kappa and dropout"):
         Guidance(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"omega": 0.01, "cfg_kappa": 0.0, "dropout": 0.0},
+        {"cfg_kappa": 0.99, "dropout": 0.99},
+        {"t_min": 0.0, "t_max": 0.01},
+        {"t_min": 0.99, "t_max": 1.0},
+        {"max_scale": 1.01},
+    ],
+)
+def test_limits_themselves_are_allowed(settings):
+    z, v_cond = on_path(draws())
+    kappa = torch.zeros(N).double() if "max_scale" in settings else None
+    found = Guidance(**settings).velocity(lambda z, t, *_: z, z, draws().t, v_cond, Y, kappa)
+    assert found.isfinite().all()
 
 
 @pytest.mark.parametrize("most", [1.0, 0.5, math.nan, math.inf])

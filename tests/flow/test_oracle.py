@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vamf.flow.oracle import EmpiricalVelocity, MixtureVelocity
-from vamf.random import generator
+from vamf.rng import generator
 
 
 def normal(*shape, key="oracle"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vamf.flow.path import interpolate
-from vamf.random import generator
+from vamf.rng import generator
 
 
 @pytest.mark.parametrize("shape", [(2,), (1, 4, 4)])

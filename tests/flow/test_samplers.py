@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vamf.flow.samplers import euler, heun, sample
-from vamf.random import generator
+from vamf.rng import generator
 from vamf.typing import expand_like
 
 E = torch.randn(6, 2, generator=generator("sampler"), dtype=torch.float64)

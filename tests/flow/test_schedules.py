@@ -4,8 +4,9 @@ import itertools
 import math
 
 import pytest
+import torch
 
-from vamf.flow.schedules import BetaSchedule
+from vamf.flow.schedules import BetaOfTime, BetaSchedule
 
 GRID = [i / 1000 for i in range(1001)]
 MOVING = ("linear", "cosine", "step")
@@ -71,6 +72,8 @@ def test_step_jumps_at_finish():
         ({"shape": "cosine", "end": 1.0, "finish": math.nan}, "begin < finish"),
         ({"shape": "step", "end": 1.0, "finish": 0.0}, "begin < finish"),
         ({"shape": "step", "end": 1.0, "begin": 0.1}, "takes no begin"),
+        ({"shape": "step", "end": 1.0, "begin": 0.1, "finish": 0.5}, "takes no begin"),
+        ({"shape": "step", "end": 1.0}, "happens at finish < 1"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):
@@ -78,7 +81,33 @@ def test_bad_settings_are_refused(settings, message):
         BetaSchedule(**settings)
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0])
+@pytest.mark.parametrize("end", [0.0, 1.0])
+@pytest.mark.parametrize(("begin", "finish"), [(0.0, 1.0), (0.0, 1e-3), (0.999, 1.0)])
+def test_limits_themselves_are_allowed(value, end, begin, finish):
+    schedule = BetaSchedule(value=value, shape="linear", end=end, begin=begin, finish=finish)
+    assert (schedule(0.0), schedule(1.0)) == (value, end)
+    of_time = BetaOfTime(at_data=value, at_half=end, at_noise=value)
+    assert (
+        of_time.at(0.0, torch.tensor([0.0, 0.5, 1.0])) == torch.tensor([value, end, value])
+    ).all()
+
+
+def test_a_function_of_time_is_0_unless_it_says_otherwise():
+    t = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])
+    assert BetaOfTime().at(0.5, t) == 0 and BetaOfTime().label == "β=0.000"
+    parts = [BetaOfTime(**{name: 1.0}).at(0.5, t) for name in ("at_data", "at_half", "at_noise")]
+    # Hat functions: each is 1 at its own time, and together they are 1 everywhere.
+    assert torch.stack(parts).tolist() == [
+        [1.0, 0.5, 0.0, 0.0, 0.0],
+        [0.0, 0.5, 1.0, 0.5, 0.0],
+        [0.0, 0.0, 0.0, 0.5, 1.0],
+    ]
+
+
 def test_labels():
+    of_time = BetaOfTime(at_data=0.1, at_half=0.5, at_noise=0.9)
+    assert of_time.label == "β(t)=0.100 0.500 0.900"
     assert BetaSchedule(value=0.75).label == "β=0.750"
     assert BetaSchedule(value=1, shape="cosine", end=0).label == "β=1.000→0.000 cosine"
 

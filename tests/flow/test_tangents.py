@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vamf.flow.tangents import boundary_velocity, mix_tangent
-from vamf.random import generator
+from vamf.rng import generator
 
 Z, V_COND, V_HAT = torch.randn(3, 4, 2, generator=generator("tangent"), dtype=torch.float64)
 T = torch.linspace(0.2, 0.9, 4, dtype=torch.float64)

@@ -6,8 +6,14 @@ import pytest
 import torch
 from scipy import stats
 
-from vamf.flow.times import LogitNormalTimes, UniformTimes, count_equal, draw_times
-from vamf.random import generator
+from vamf.flow.times import (
+    ClippedLogitNormalTimes,
+    LogitNormalTimes,
+    UniformTimes,
+    count_equal,
+    draw_times,
+)
+from vamf.rng import generator
 
 N = 20_000
 
@@ -43,7 +49,7 @@ def test_later_time_is_the_larger_of_two(times):
     t = times(N, generator("law"))[1].numpy()
     cdf = single_cdf(times)
     assert stats.kstest(t, lambda s: cdf(s) ** 2).pvalue > 1e-3
-    assert stats.kstest(t, cdf).pvalue < 1e-10  # the test has power: one time alone is told apart
+    assert stats.kstest(t, cdf).pvalue < 1e-10  # it has power: one time alone differs
 
 
 @pytest.mark.parametrize("name", ["uniform", "logit-normal"])
@@ -64,6 +70,19 @@ def test_max_gap_moves_r_only():
     # P(gap >= .3) = (1 - .3)^2 of two uniform times (the margin of 1e-4 changes it by 1e-4).
     expected, spread = 0.49, math.sqrt(0.49 * 0.51 / N)
     assert abs(wide.double().mean() - expected) < 5 * spread + 1e-4
+
+
+def test_clipped_times_have_laws_of_their_own_and_r_is_the_smaller():
+    """P(r > s) = P(R > s) P(t > s) of independent R and t; r is t where R lies above it."""
+    times = ClippedLogitNormalTimes(t_mean=0.3, t_std=0.8, r_mean=-0.7, r_std=1.7)
+    r, t = (part.double().numpy() for part in times(N, generator("clipped")))
+    laws = [stats.norm(0.3, 0.8), stats.norm(-0.7, 1.7)]
+    assert stats.kstest(stats.logistic.ppf(t), laws[0].cdf).pvalue > 1e-3
+    smaller = stats.kstest(stats.logistic.ppf(r), lambda s: 1 - laws[0].sf(s) * laws[1].sf(s))
+    assert smaller.pvalue > 1e-3 and (r <= t).all()
+    # P(R >= t) of two normal variables, within 5 standard errors.
+    share = stats.norm.cdf((-0.7 - 0.3) / math.hypot(0.8, 1.7))
+    assert abs((r == t).mean() - share) < 5 * math.sqrt(share * (1 - share) / N)
 
 
 @pytest.mark.parametrize("times", TIMES.values(), ids=TIMES)
@@ -110,14 +129,31 @@ def test_whole_shares_are_not_random(prob, n, count):
     [
         *(
             (k, {"prob_equal": p}, "prob_equal")
-            for k in (UniformTimes, LogitNormalTimes)
+            for k in (UniformTimes, LogitNormalTimes, ClippedLogitNormalTimes)
             for p in (-0.1, 1.1, math.nan)
         ),
         *((UniformTimes, {"max_gap": gap}, "max_gap") for gap in (0.0, -1.0, 1.1, math.nan)),
         *((UniformTimes, {"margin": m}, "margin") for m in (-0.1, 0.5, math.nan)),
         *((LogitNormalTimes, {"std": s}, "std") for s in (0.0, -1.0, math.nan)),
+        *((ClippedLogitNormalTimes, {"t_std": s}, "t_std") for s in (0.0, -1.0, math.nan)),
+        *((ClippedLogitNormalTimes, {"r_std": s}, "r_std") for s in (0.0, -1.0, math.nan)),
     ],
 )
 def test_bad_settings_are_refused(kind, settings, message):
     with pytest.raises(ValueError, match=message):
         kind(**settings)
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        UniformTimes(prob_equal=0.0, max_gap=1.0, margin=0.0),
+        UniformTimes(prob_equal=1.0, max_gap=0.01, margin=0.49),
+        LogitNormalTimes(prob_equal=1.0, std=0.01),
+        ClippedLogitNormalTimes(prob_equal=0.0, t_std=0.01, r_std=0.5),
+        ClippedLogitNormalTimes(prob_equal=1.0, t_std=0.5, r_std=0.01),
+    ],
+)
+def test_limits_themselves_are_allowed(times):
+    r, t = times(100, generator("limits"))
+    assert (r >= 0).all() and (r <= t).all() and (t <= 1).all()

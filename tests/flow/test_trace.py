@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from vamf.flow.losses import AdaptiveWeight, Anchor, Draws, MeanFlowLoss
+from vamf.flow.objectives.meanflow import Anchor, MeanFlowLoss
+from vamf.flow.objectives.terms import AdaptiveWeight, Draws
 from vamf.flow.trace import TraceWeight, draw_signs
-from vamf.random import generator
+from vamf.rng import generator
 from vamf.typing import expand_like
 
 N, N_EQUAL, DIM = 8, 3, 2
@@ -168,6 +169,18 @@ def test_images_are_weighed_by_all_their_axes():
     weight = 1 / (1 + ((t / 2) * t - 1).square())  # J = ((t - r) t - 1) I
     expected = (weight * terms.squared_error).mean()
     torch.testing.assert_close(terms.loss, expected, rtol=1e-5, atol=0)  # float32
+
+
+@pytest.mark.parametrize("probes", [0, 2])
+def test_one_sample_alone_has_the_trace_that_it_has_in_a_batch(probes):
+    net, d, given = Net(), draws(0), signs(probes) if probes else None
+    z = (1 - d.t)[:, None] * d.x + d.t[:, None] * d.e
+    weight = TraceWeight(probes=probes)
+    whole = weight.trace(net, z, d.r, d.t, 0, given)
+    for k in range(N):
+        own = None if given is None else given[:, k : k + 1]
+        one = weight.trace(net, *(part[k : k + 1] for part in (z, d.r, d.t)), 0, own)
+        torch.testing.assert_close(one, whole[k : k + 1], rtol=1e-12, atol=0)
 
 
 def test_signs_are_fair_and_independent():

@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from tiny import SETTINGS
+from helpers.tiny import SETTINGS
 
 from jobs import bench
-from vamf.cluster import bench_runs
+from vamf.benchmarks import whole_runs
 
 SMALL = [f"{name}={json.dumps(value)}" for name, value in SETTINGS.items()]
 IN_PROCESS = ["step", "sampling", "evaluation", "checkpoint", "data"]
@@ -64,7 +64,7 @@ def test_a_start_is_timed(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_workers_are_compared_by_their_own_logs(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(bench_runs, "LOGS", 5)
+    monkeypatch.setattr(whole_runs, "LOGS", 5)
     argv = ["toy", "--repeats", "1", "--batch", "16", "--only", "scaling", "--workers", "1", "2"]
     out, found = measured(argv, tmp_path / "a.json", capsys)
     one, two = found["scaling"].values()
@@ -79,15 +79,15 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     assert "no --only, --workers" in mistake(["toy", "--check", "--only", "step"], capsys)
     (tmp_path / "old.json").write_text('{"seconds": {}}')
     line = mistake(["toy", "--baseline", tmp_path / "old.json"], capsys)
-    assert line.endswith("must be a file that jobs.bench wrote with --out")
+    assert line.endswith("must be a file that python -m jobs.bench wrote with --out")
 
 
 @pytest.mark.slow  # a run of jobs.train
-def test_a_run_that_ends_is_told_as_it_told(monkeypatch, capsys):
-    monkeypatch.setattr(bench_runs, "_settings", lambda *_: ["batch=0"])
+def test_a_run_that_ends_is_reported_in_its_own_words(monkeypatch, capsys):
+    monkeypatch.setattr(whole_runs, "_settings", lambda *_: ["batch=0"])
     argv = ["toy", "--device", "cpu", "--repeats", "1", "--batch", "8", "--only"]
     line = mistake([*argv, "start"], capsys)
-    assert line == "not measured: jobs.train ended: batch must be at least 1; got 0"
+    assert line == "not measured: python -m jobs.train ended: batch must be at least 1; got 0"
     bench.main([*argv, "checkpoint", "start"])  # what can be measured is
     out = capsys.readouterr().out
     assert "written in the loop" in out and f"  {line}" in out

@@ -9,8 +9,8 @@ from urllib.error import URLError
 import pytest
 import ray
 import torch
-from machine import free_ports
-from tiny import options
+from helpers.machine import free_ports
+from helpers.tiny import options
 
 from jobs import train, tune
 from vamf import presets
@@ -73,6 +73,13 @@ def test_unknown_names_come_with_the_nearest(capsys: pytest.CaptureFixture[str])
     assert line == "unknown search space 'schedule'; did you mean 'schedules'?"
     line = mistake(tune, ["constant", "minst", "--trials", "3"], capsys)
     assert line == "unknown preset 'minst'; did you mean 'mnist'?"
+    for option, near in {"stepps": "steps", "lr": "optim.lr", "log-evry": "log-every"}.items():
+        line = mistake(train, ["digits", f"--{option}", "3"], capsys)
+        assert line == f"unknown option --{option}; did you mean --{near}?"
+    line = mistake(tune, ["--xyz"], capsys)
+    assert line == "unknown option --xyz; --help lists all"
+    line = mistake(train, ["digits", "--resume", "a"], capsys)
+    assert line == "--resume FOLDER must stand without a name before it; got 'digits'"
     line = mistake(train, ["zzz"], capsys)
     assert line == f"unknown preset 'zzz'; known: {', '.join(presets.PRESETS)}"
 
@@ -87,7 +94,7 @@ def test_any_preset_can_be_searched(argv: list[str], capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("argv", "named"),
     [
-        (["digits", "--beta.valeu", "0.5"], "--beta.value"),
+        (["digits", "--beta.valeu", "0.5"], "unknown setting 'beta.valeu'; did you mean 'value'?"),
         (["digits", "--beta.value", "2"], "beta must lie in [0, 1]"),
         (["digits", "--proxy", "head"], "the proxy head and model.velocity_head go together"),
         (["digits", "--steps", "many"], "invalid"),
@@ -115,7 +122,7 @@ def test_without_a_name_the_names_are_listed(
         train.main(help_)
     assert ended.value.code == 0
     said = capsys.readouterr().out
-    assert all(f"  {name}\n" in said for name in presets.PRESETS)
+    assert all(f"  {name} " in said for name in presets.PRESETS)
 
 
 def test_a_folder_without_a_run_is_named(

@@ -14,17 +14,18 @@ from typing import Any
 
 import pytest
 import yaml
-from machine import free_ports, wait_until
+from helpers import pages
+from helpers.machine import free_ports, wait_until
+from helpers.tree import ROOT
 from packaging.requirements import Requirement
 from ray.autoscaler._private.kuberay.autoscaling_config import (
     _derive_autoscaling_config_from_ray_cr,
 )
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from jobs import submit, train, tune
-from vamf.cluster.submit import Submission
+from jobs import cli, resend, submit, train, tune
+from vamf.cluster.submission.submit import Submission
 
-ROOT = Path(__file__).parents[2]
 FILES = ROOT / "jobs" / "cluster"
 MANIFESTS = ("mlflow.yaml", "raycluster.yaml", "rayjob.yaml")
 
@@ -115,7 +116,7 @@ def test_objects_have_the_fields_of_kuberay(kind: str) -> None:
         assert all(isinstance(value, str) for value in group["rayStartParams"].values())
 
 
-def test_the_image_has_the_ray_that_kuberay_is_told_of() -> None:
+def test_the_image_has_the_ray_that_kuberay_is_given() -> None:
     (image,) = re.findall(r"^ARG RAY=(\S+)$", (FILES / "Dockerfile").read_text(), re.M)
     assert {cluster_spec(kind)["rayVersion"] for kind in ("RayCluster", "RayJob")} == {image}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -220,14 +221,15 @@ def answer(url: str, host: str) -> int | None:
         return None
 
 
-BLOCKS = re.findall(r"^```\n(.*?)^```", (FILES / "README.md").read_text(), re.M | re.S)
-LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
-COMMANDS = [line.partition("python -m jobs.")[2] for line in LINES if "python -m jobs." in line]
+COMMANDS = pages.commands("jobs/cluster/README.md")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_the_page_s_commands_parse(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    job, *arguments = shlex.split(command, comments=True)
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_the_page_s_commands_parse(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    job, *arguments = command
+    if job == "resend":
+        assert cli.read(resend.Options, arguments, "resend").folder == "/shared/runs"
+        return
     assert job == "submit"
     if "--" not in arguments:
         with pytest.raises(ValueError, match="dashboard must answer"):

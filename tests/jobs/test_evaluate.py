@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from pictures import trust_cifar10, write_cifar10, write_images
+from helpers.pictures import trust_cifar10, write_cifar10, write_images
 from PIL import Image
 
 from jobs import evaluate
-from vamf.data.downloads import CIFAR10
-from vamf.data.folders import ImageFolder
-from vamf.data.images import Digits
+from vamf.data.digits import Digits
+from vamf.data.image_folder import ImageFolder
+from vamf.data.torchvision_sets import CIFAR10
 from vamf.distributed import Workers
 from vamf.metrics import calibration, inception_weights
 from vamf.metrics.distances import FrechetDistance
@@ -53,7 +53,7 @@ def test_unusable_folders_are_one_line(folder, tmp_path, capsys):
     assert "must hold at least one" in mistake([*argv, tmp_path / "empty"], capsys)
     Image.fromarray(np.zeros((9, 8), "u1")).save(folder / "odd.png")
     line = mistake([*argv, folder], capsys)
-    assert "1 of 451 files are of no use" in line and "must be 8x8; got 8x9" in line
+    assert "1 of 451 files cannot be used" in line and "must be 8x8; got 8x9" in line
     evaluate.main([*argv, str(folder), "--damaged", "skip"])
     assert "450 images" in capsys.readouterr().out
     line = mistake(["--preset", "digist", "--images", folder], capsys)
@@ -129,8 +129,8 @@ def test_figures_that_are_not_the_published_ones_fail(untrained, tmp_path, capsy
 
 
 def test_figures_that_are_pass(monkeypatch, capsys):
-    anchor = calibration.Anchor("it", 3.16, 3.15, 0.05)
-    monkeypatch.setattr(calibration, "anchors", lambda *_: iter([anchor]))
+    anchor = calibration.KnownValue("it", 3.16, 3.15, 0.05)
+    monkeypatch.setattr(calibration, "known_values", lambda *_: iter([anchor]))
     evaluate.main(["--check"])
     assert capsys.readouterr().out == "pass  it: 3.1600, expected 3.1500 ± 0.05\n"
-    assert not calibration.Anchor("it", float("nan"), 3.15, 0.05).holds
+    assert not calibration.KnownValue("it", float("nan"), 3.15, 0.05).holds

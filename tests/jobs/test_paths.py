@@ -8,24 +8,23 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.pictures import write_tiny
+from helpers.tiny import TINY, tracked
+from helpers.tree import ROOT
 from mlflow import MlflowClient
-from pictures import write_tiny
-from tiny import TINY, tracked
 
 from jobs import reproduce, train, tune
 from jobs.cli import changed
 from vamf import cache, tracking
-from vamf.cluster import connect
-from vamf.cluster.launch import Launch, create, new, resumed
-from vamf.cluster.submit import Submission
+from vamf.cluster.ray import connect
+from vamf.cluster.submission.submit import Submission
+from vamf.cluster.train.tracked_run import Launch, create, new, resumed
 from vamf.experiment import Experiment
 from vamf.files import local
 from vamf.presets import PRESETS
-from vamf.training.checkpoint import CheckpointFolder
+from vamf.training.checkpoints.checkpoint import CheckpointFolder
 from vamf.training.loop import Session
 from vamf.training.loop import train as train_in_place
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -210,7 +209,7 @@ def test_a_job_whose_runs_ray_would_delete_is_refused(
     given: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    root = Path(__file__).parents[2]
+    root = ROOT
     command = ("train", "mnist", "--storage", "/shared/runs", "--set", "data.root=data")
     with pytest.raises(ValueError, match=r"absolute path that all nodes see.*got " + given):
         Submission(command=(*command, f"--tracking={given}"), working_dir=root)

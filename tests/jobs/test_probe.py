@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import TINY
+from helpers.tiny import TINY
 
 from jobs.probe import main
 from vamf.diagnostics.ratios import CURVATURE_TIMES, GAPS
@@ -24,11 +24,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_checkpoint_is_probed(run, tmp_path, capsys):
     out = tmp_path / "new" / "v1.5"
     main([str(run), "--pairs", "2", "--bins", "2", "--ratios", "4", "--out", str(out)])
-    told = capsys.readouterr().out
-    assert "step 2, 16 samples a batch" in told
+    reported = capsys.readouterr().out
+    assert "step 2, 16 samples a batch" in reported
     for name in ("beta_star/gradient/mse", "beta_star/conditional/mse", "beta_star/paper_scalar"):
-        assert name in told
-    assert "variance_ratio" in told and "curvature, t = 0.9" in told
+        assert name in reported
+    assert "variance_ratio" in reported and "curvature, t = 0.9" in reported
     data = json.loads((tmp_path / "new" / "v1.5.json").read_text())
     assert len(data["bins"]) == 2 and len(data["total"]["loss/variance"]["value"]) == 101
     assert len(data["ratios"]) == 4 * len(TIMES) + GAPS * len(CURVATURE_TIMES)
@@ -48,8 +48,8 @@ def test_a_checkpoint_is_probed(run, tmp_path, capsys):
 def test_bad_input_costs_one_line(options, line, run, capsys, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         main([str(run), "--pairs", "2", "--out", str(tmp_path / "x"), *options])
-    (told,) = capsys.readouterr().err.splitlines()
-    assert stopped.value.code == 2 and told.startswith("error: ") and line in told
+    (reported,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and reported.startswith("error: ") and line in reported
     assert list(tmp_path.iterdir()) == []
 
 

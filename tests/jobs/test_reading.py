@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Annotated
 
 import pytest
 import tyro
 
-from jobs import reading, submit, train
+from jobs import bench, encode, evaluate, reading, reproduce, submit, train, tune
 from vamf.presets import PRESETS
 
 
@@ -44,6 +45,29 @@ class Options:
 )
 def test_a_list_may_be_given_in_parts(argv: str, expected: Options) -> None:
     assert reading.read(Options, argv.split()) == expected
+
+
+def test_no_option_of_a_program_is_unknown() -> None:
+    """All that tyro offers, in both spellings, is known before tyro reads it."""
+    for options in (submit.Options, reproduce.Options, bench.Options, encode.Options):
+        known = set(reading.dotted(options))
+        shown = [f"--{name.replace('_', '-')}" for name in known]
+        reading.require_known([*shown, "--help", "--", "x"], known)
+    known = set(reading.dotted(reproduce.Options))
+    assert {"sets", "device", "storage"} <= known
+    reading.require_known(["--no-bench", "--compute.no-compile"], {"bench", "compute.compile"})
+
+
+@pytest.mark.parametrize(("job", "named"), [(train, "digits"), (evaluate, ""), (tune, "constant")])
+def test_options_that_select_stand_in_the_help(
+    job: ModuleType, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        job.main([*named.split(), "--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    options = ("--images", "--check") if job is evaluate else ("--resume", "--config", "--dry-run")
+    assert all(f"{option} " in said for option in options)
 
 
 def test_every_setting_counts(capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,7 +54,7 @@ def check_runs(uri, folder, found):
         ("--sets two_moon", "unknown set 'two_moon'; did you mean 'two_moons'?"),
         ("--betas 0 2", "beta must lie in [0, 1]; got 2.0"),
         ("--betas 0.5 1", "betas must contain 0, to compare with; got [0.5, 1.0]"),
-        ("--seeds 1", "seeds must be at least 2, to tell luck; got [1]"),
+        ("--seeds 1", "seeds must be at least 2, for standard errors; got [1]"),
         ("--together 0", "together must be at least 1 and minutes positive; got 0 and None"),
         ("--table nowhere", "no finished set in nowhere"),
     ],

@@ -9,13 +9,13 @@ from threading import Barrier
 from typing import Any
 
 import pytest
-from tiny import TINY, options
+from helpers.tiny import TINY, options
 
 from jobs import reproduce, train, tune
-from vamf.cluster import connect
-from vamf.cluster import launch as launching
-from vamf.cluster.launch import launch, new, scaling_of
-from vamf.cluster.scaling import Scaling
+from vamf.cluster.ray import connect
+from vamf.cluster.ray.scaling import Scaling
+from vamf.cluster.train import tracked_run as launching
+from vamf.cluster.train.tracked_run import launch, new, scaling_of
 from vamf.experiment import Experiment
 from vamf.files import claimed
 from vamf.reproduction import publish
@@ -127,7 +127,7 @@ def test_searches_of_one_second_have_a_folder_each(
 def test_reproductions_of_one_second_have_a_folder_each_and_a_named_one_is_joined(
     same_second: None, tracking_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publish.work, "run", lambda *_: [])
+    monkeypatch.setattr(publish.runner, "run", lambda *_: [])
     argv = ["--sets", "two_moons", "--storage", str(tmp_path), "--tracking", tracking_uri]
     for more in ([], [], ["--steps", "7"], ["--name", "a"], ["--name", "a"]):
         reproduce.main([*argv, *more])

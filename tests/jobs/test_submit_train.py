@@ -1,18 +1,18 @@
 """``jobs.submit`` with the real ``jobs.train`` on a real cluster."""
 
+import json
 from pathlib import Path
 
 import pytest
-from machine import wait_until
-from tiny import ABSURD, checkpoint, history, options, tracked
+from helpers.machine import wait_until
+from helpers.tiny import ABSURD, checkpoint, history, options, tracked
+from helpers.tree import ROOT
 
 from jobs.submit import main
-from vamf.cluster import dashboard, following
-from vamf.cluster.submit import Submission, submit
-from vamf.cluster.trials import load_trials
+from vamf.cluster.search.trials import load_trials
+from vamf.cluster.submission import dashboard, job_logs
+from vamf.cluster.submission.submit import Submission, submit
 from vamf.tracking.provenance import commit_of
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
@@ -59,10 +59,13 @@ def test_a_search_runs_on_the_cluster_and_is_followed(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Of a space and with a loss of one's own, in files that travel with the job."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
-    submit = ["--address", ray_head, "--working-dir", str(ROOT), "--", "tune", "constant"]
-    submit += ["--trials", "2", "--storage", str(tmp_path), "--name", "sweep"]
-    assert main([*submit, *options({})]) == 0
+    submit = ["--address", ray_head, "--working-dir", str(ROOT), "--", "tune"]
+    submit += ["jobs/examples/shapes_space.py", "digits", "--trials", "2"]
+    submit += ["--storage", str(tmp_path), "--name", "sweep"]
+    own = {"loss.kind": "jobs/examples/shapes.py:WithBoundary", "loss.boundary": 0.25}
+    assert main([*submit, *options(own)]) == 0
     out, err = capfd.readouterr()
     assert err == ""
     ends = [out.index(what) for what in ("trial 0  ", "* Pareto front; ", "SUCCEEDED")]
@@ -72,6 +75,8 @@ def test_a_search_runs_on_the_cluster_and_is_followed(
     (sweep,) = tracked(tracking_uri, tmp_path / "sweep")
     assert sweep.info.status == "FINISHED"
     assert len(load_trials(tmp_path / "sweep")) == 2
+    saved = json.loads((tmp_path / "sweep" / "t000" / "seed_0" / "experiment.json").read_text())
+    assert saved["loss"]["kind"] == own["loss.kind"] and saved["loss"]["boundary"] == 0.25
 
     assert main(submit) == 2  # it is there already
     out = capfd.readouterr().out
@@ -101,7 +106,7 @@ def test_a_stopped_job_ends_its_runs(
     client = dashboard.connect(ray_head)
     begun = lambda: list((tmp_path / "a").glob("**/checkpoints/step_*"))  # noqa: E731
     wait_until(lambda: bool(begun()), "a step of the job", seconds=300)
-    assert following.stop(client, job_id) == 0
+    assert job_logs.stop(client, job_id) == 0
     places = [tmp_path / "a", *(path.parent for path in (tmp_path / "a").glob("t*/*/run.json"))]
     runs = [run for place in places for run in tracked(tracking_uri, place)]
     assert len(runs) >= 1 + (job == "tune constant")

@@ -1,24 +1,30 @@
 """A figure depends on the images alone, and is torch-fidelity's own."""
 
+import math
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
 import torch.multiprocessing as mp
-from group import member
+from helpers.group import member
 
 from vamf.data.dataset import ImageSet
-from vamf.data.images import Digits
+from vamf.data.digits import Digits
+from vamf.data.toys import Toy
 from vamf.distributed import Workers
 from vamf.metrics import cnn, distances, gathering, inception_weights
-from vamf.metrics.distances import FrechetDistance
+from vamf.metrics.distances import (
+    FrechetDistance,
+    Measurement,
+    SlicedWasserstein,
+    mean_with_error,
+)
 from vamf.metrics.extractors import (
     INCEPTION_ID,
     ClassifierExtractor,
     build,
-    register_with_torch_fidelity,
 )
-from vamf.random import generator
+from vamf.rng import generator
 
 TRAIN = Digits().load("train")
 QUIET = {"cuda": False, "cache": False, "save_cpu_ram": True, "verbose": False}
@@ -65,8 +71,9 @@ def measured(distance, images, source, workers=Workers()):  # noqa: B008
 def test_all_figures_equal_torch_fidelity():
     """Of 1,347 images; its own mean, summed in float32, is what 1e-6 allows for."""
     import torch_fidelity
+    from helpers import fidelity
 
-    register_with_torch_fidelity()
+    fidelity.register()
     generated = noisy(TRAIN.images, 30)
     theirs = torch_fidelity.calculate_metrics(
         input1=Pictures(generated),
@@ -222,3 +229,59 @@ def test_kid_needs_as_many_real_images():
     distance = FrechetDistance(samples=1000, reference="test", also=("kid",))
     with pytest.raises(ValueError, match="on both sides; got 1000 generated and 450 real"):
         distance.of_pixels(TRAIN.pixels, Digits(), Workers())
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (3.7149, 0.3812, "3.71 ± 0.38"),
+        (0.123456, 0.00123, "0.1235 ± 0.0012"),
+        (0.123456, 0.000234, "0.12346 ± 0.00023"),
+        (-0.5, 1.25, "-0.5 ± 1.2"),
+        (1234.6, 45.6, "1235 ± 46"),
+        (123456.0, 4567.0, "123456 ± 4567"),
+        (1234567.0, 45678.0, "1.23e+06 ± 5e+04"),  # beyond: powers of ten
+        (1.2345e-5, 2.34e-6, "1.23e-05 ± 2e-06"),
+        (1.2345e-4, 2.34e-5, "0.000123 ± 2e-05"),
+        (12.34567, 0.0, "12.35"),  # no error is known
+        (12.34567, math.nan, "12.35"),
+        (12.34567, math.inf, "12.35"),
+    ],
+)
+def test_a_measurement_is_rounded_to_two_digits_of_its_error(value, error, text):
+    assert str(Measurement(value, error)) == text
+
+
+def test_the_mean_of_repetitions_has_their_standard_error():
+    """Of 1, 2, 3 and 6: 3, and sqrt(14 / 3 / 4), summed in float64."""
+    found = mean_with_error(torch.tensor([1.0, 2.0, 3.0, 6.0]) + 2**20)
+    assert found == pytest.approx((2**20 + 3, (14 / 3 / 4) ** 0.5), rel=1e-12)
+
+
+def test_sliced_wasserstein_distances_of_a_shift():
+    """Points and noise of one index are the same: what is left is the shift, of order 1 and 2."""
+    data, shift = Toy(name="two_moons"), torch.tensor([3.0, -4.0])
+    distance = SlicedWasserstein(samples=300, directions=400, repetitions=5)
+    asked = []
+
+    def generate(indices):
+        asked.append(indices)
+        g = generator(7, "sliced_wasserstein", len(asked) - 1)
+        return data.load("test").draw(300, g) + shift
+
+    found = distance(generate, data, Workers(), 7)
+    assert asked == [range(300 * k, 300 * (k + 1)) for k in range(5)]
+    assert list(found) == [distance.key, "sw2_n300"] == ["sw1_n300", "sw2_n300"]
+    # E|<direction, shift>| = 2 |shift| / pi, E<direction, shift>^2 = |shift|^2 / 2, |shift| = 5.
+    for (value, error), expected in zip(
+        found.values(), (10 / math.pi, 5 / math.sqrt(2)), strict=True
+    ):
+        assert 0 < error < 0.1 and abs(value - expected) < 5 * error
+    distance.prepare(data)
+
+
+@pytest.mark.parametrize("wrong", [{"samples": 1}, {"directions": 0}, {"repetitions": 1}])
+def test_sliced_wasserstein_needs_something_to_average_over(wrong):
+    with pytest.raises(ValueError, match="at least 2 samples, 1 direction and 2 repetitions"):
+        SlicedWasserstein(**wrong)
+    assert SlicedWasserstein(samples=2, directions=1, repetitions=2).key == "sw1_n2"

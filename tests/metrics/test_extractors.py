@@ -5,14 +5,16 @@ import sys
 from dataclasses import dataclass
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
-from pictures import real, unpack_real_cifar10, write_real_mnist
+from helpers.pictures import real, unpack_real_cifar10, write_real_mnist
+from scipy.signal import correlate2d
 from torch.nn import functional
 
-from vamf.data.downloads import MNIST
-from vamf.data.folders import ImageFolder
-from vamf.data.images import Digits
+from vamf.data.digits import Digits
+from vamf.data.image_folder import ImageFolder
+from vamf.data.torchvision_sets import MNIST
 from vamf.metrics import cnn, inception_weights
 from vamf.metrics.extractors import (
     ClassifierExtractor,
@@ -20,13 +22,12 @@ from vamf.metrics.extractors import (
     InceptionExtractor,
     build,
     metric_key,
-    register_with_torch_fidelity,
 )
 from vamf.metrics.frechet import frechet_distance
 from vamf.metrics.moments import FeatureMoments
 from vamf.metrics.train_cnn import export, unfolded
-from vamf.precision import strict_fp32
-from vamf.random import generator
+from vamf.rng import generator
+from vamf.strict_fp32 import strict_fp32
 
 EXTRACTOR = ClassifierExtractor()
 TRAIN, TEST = Digits().load("train"), Digits().load("test")
@@ -69,6 +70,51 @@ def test_features_are_fp32_without_gradients_and_independent_of_the_batch():
     torch.testing.assert_close(apart, features, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "mean", "last"),
+    [
+        ("digits_cnn64_v1", 0.520884, 0.169021),
+        ("mnist_cnn64_v1", 1.50236, 0.310962),
+        ("cifar10_cnn64_v1", 0.904789, 2.08706),
+    ],
+)
+def test_features_are_what_they_were(name, mean, last):
+    """Of one picture without chance; the weights' file does not say the strides."""
+    c, h, w = (torch.arange(size) for size in cnn.SHIPPED[name].shape)
+    picture = (29 * c[:, None, None] + 7 * h[:, None] + 13 * w) % 256
+    (features,) = build(name)(picture.byte()[None])
+    assert [features.mean().item(), features[-1].item()] == pytest.approx([mean, last], rel=1e-4)
+
+
+def test_untrained_convolutions_have_he_normal_weights():
+    """Deviation sqrt(2 / fan-in), so that ReLU layers keep the mean square of what they get."""
+    channels = 3
+    for weight in build("randconv64_v1").network.buffers():
+        assert weight.shape[1:] == (channels, 3, 3)
+        std = (2 / (9 * channels)) ** 0.5
+        assert abs(weight.std() / std - 1) < 5 / (2 * weight.numel()) ** 0.5
+        assert abs(weight.mean()) < 5 * std / weight.numel() ** 0.5
+        channels = len(weight)
+    assert channels == 64
+
+
+def test_untrained_convolutions_by_scipy():
+    """3x3 filters over the image in a border of zeros, every or every second one, and ReLU."""
+    extractor = build("randconv64_v1")
+    images = torch.randint(256, (2, 3, 9, 6), generator=generator("randconv")).byte()
+    for image, found in zip(images, extractor(images), strict=True):
+        x = image.double().numpy() / 127.5 - 1
+        for weight, stride in zip(extractor.network.buffers(), (1, 2, 2, 2), strict=True):
+            maps = [
+                sum(correlate2d(c, k, "same") for c, k in zip(x, kernels, strict=True))
+                for kernels in weight.double().numpy()
+            ]
+            x = np.maximum(np.stack(maps)[:, ::stride, ::stride], 0)
+        np.testing.assert_allclose(found, x.mean((1, 2)), rtol=1e-4, atol=1e-6)  # float32
+    grey = images[:, :1]
+    assert torch.equal(extractor(grey), extractor(grey.repeat(1, 3, 1, 1)))
+
+
 def test_classifies_the_test_images():
     right = EXTRACTOR.classify(TEST.images) == TEST.labels
     assert right.float().mean() > 0.99
@@ -103,9 +149,9 @@ class Pictures(torch.utils.data.Dataset):
 def test_equals_torch_fidelity(sigma):
     """Its mean is summed in float32, which alone makes the figures differ by up to 1e-6."""
     import torch_fidelity
+    from helpers import fidelity
 
-    register_with_torch_fidelity()
-    register_with_torch_fidelity()
+    fidelity.register()
     generated = noisy(TEST.images, sigma)
     theirs = torch_fidelity.calculate_metrics(
         input1=Pictures(generated),

@@ -8,7 +8,7 @@ import torch
 from vamf.metrics.frechet import frechet_distance, frechet_with_error
 from vamf.metrics.moments import FeatureMoments
 from vamf.metrics.statistics import FeatureStatistics
-from vamf.random import generator
+from vamf.rng import generator
 
 DIM = 20
 

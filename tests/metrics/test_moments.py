@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
-from group import member
+from helpers.group import member
 
 from vamf.metrics.moments import FeatureMoments
 from vamf.metrics.statistics import FeatureStatistics
-from vamf.random import generator
+from vamf.rng import generator
 
 DIM = 6
 # Far from the origin, where a float32 sum of squares would lose the variance.
@@ -38,6 +38,14 @@ def test_any_merge_equals_one_shot():
     for k in (2, 0, 3, 1):
         assert total.merge(parts[k]) is total
     assert_matches_numpy(total.statistics(), FEATURES)
+
+
+def test_two_samples_have_a_covariance():
+    """Half of the squared difference, and its mixed products."""
+    pair = torch.tensor([[1.0, 5.0], [3.0, 2.0]])
+    found = FeatureMoments(2).update(pair).statistics()
+    assert found.count == 2 and found.mean.tolist() == [2.0, 3.5]
+    assert found.covariance.tolist() == [[2.0, -3.0], [-3.0, 4.5]]
 
 
 def gather(rank, folder):

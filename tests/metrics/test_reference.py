@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from vamf.data.dataset import ImageSet
-from vamf.data.downloads import CIFAR10
-from vamf.data.images import Digits
+from vamf.data.digits import Digits
+from vamf.data.torchvision_sets import CIFAR10
 from vamf.distributed import Workers
 from vamf.metrics import quality, reference
 from vamf.metrics.cnn import SHIPPED
@@ -113,7 +113,7 @@ def test_features_that_are_not_finite_have_no_figures(figure, side):
     pair = [torch.rand(1000, 64), torch.rand(1000, 64)]
     pair[side][3, 5] = np.nan
     with pytest.raises(ValueError, match="features must be finite"):
-        quality.figures((figure,), ClassifierExtractor(), *pair, "n1000_test")
+        quality.scores((figure,), ClassifierExtractor(), *pair, "n1000_test")
 
 
 def test_of_many_at_once_one_computes(counting):
@@ -212,11 +212,22 @@ def test_statistics_from_another_resize_are_refused_for_small_images(tmp_path):
     assert "half-pixel" in reference.caution(path, Inception())
 
 
+@pytest.mark.parametrize(("height", "width", "small"), [(64, 8, True), (65, 8, False)])
+def test_images_are_small_by_their_longer_side(tmp_path, height, width, small):
+    path, cpu = published(tmp_path / "jax.npz", "ref_mu", "ref_sigma"), torch.device("cpu")
+    for shape in ((3, height, width), (3, width, height)):
+        if small:
+            with pytest.raises(ValueError, match="images of up to 64 pixels"):
+                reference.of_file(path, Inception(), shape, cpu)
+        else:
+            assert reference.of_file(path, Inception(), shape, cpu).features is None
+
+
 def test_a_file_that_does_not_say_how_it_was_made_is_noted(tmp_path, capsys):
     path = published(tmp_path / "theirs.npz", "mu", "sigma")
-    told = reference.caution(path, Inception())
-    assert "theirs.npz does not say which resize its features come from" in told
-    assert "TensorFlow 1's" in told and "\n" not in told
+    message = reference.caution(path, Inception())
+    assert "theirs.npz does not say which resize its features come from" in message
+    assert "TensorFlow 1's" in message and "\n" not in message
     adm = published(tmp_path / "adm.npz", "mu", "sigma", "mu_s", "sigma_s")
     assert reference.caution(adm, Inception()) is None
     FrechetDistance(samples=100, reference=path).prepare(Digits())

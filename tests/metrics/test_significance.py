@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vamf.metrics.significance import RATE, adjusted, p_values, verdicts
+from vamf.metrics.significance import RATE, SAME, adjusted, joint_verdicts, p_values, verdicts
 
 SIZES = [(1, 2), (2, 2), (5, 2), (1, 5), (5, 5), (20, 2)]
 """Trials beside the baseline, and seeds."""
@@ -27,7 +27,7 @@ def at_most(level: float, events: np.ndarray) -> bool:
 
 @pytest.mark.parametrize(("trials", "seeds"), SIZES)
 @pytest.mark.parametrize("noise", ["normal", "heavy"])
-def test_luck_is_told_as_an_effect_in_one_search_of_twenty(
+def test_chance_is_reported_as_an_effect_in_one_search_of_twenty(
     trials: int, seeds: int, noise: str
 ) -> None:
     found = adjusted(searches(trials, seeds, noise)) < RATE
@@ -51,7 +51,7 @@ def test_one_trial_with_three_times_the_noise_raises_few_alarms(trials: int, see
     assert at_most(0.08, found.any(1))
 
 
-def test_few_of_the_differences_that_are_told_are_luck() -> None:
+def test_few_of_the_reported_differences_are_chance() -> None:
     """Of ten trials five have an effect; the false share is taken over each search."""
     figures = searches(10, 3)
     figures[:, 1:6] -= 6
@@ -70,6 +70,19 @@ def test_a_large_effect_is_found_with_its_sign(trials: int, seeds: int, effect: 
         figures = searches(trials, seeds)[:200]
         figures[:, 1] += sign * effect
         assert np.mean([verdicts(search)[0] == verdict for search in figures]) > 0.9
+
+
+def test_each_search_is_adjusted_by_itself() -> None:
+    """Benjamini and Hochberg by hand: the least of n p / rank from each rank on."""
+    many = searches(6, 3)[:5]
+    for search, found in zip(many, adjusted(many), strict=True):
+        p = p_values(search)
+        assert found.shape == p.shape == (6,)
+        np.testing.assert_allclose(found, adjusted(search))
+        order = p.argsort()
+        scaled = 6 * p[order] / np.arange(1, 7)
+        expected = [min(1.0, scaled[rank:].min()) for rank in range(6)]
+        np.testing.assert_allclose(found[order], expected)
 
 
 def test_one_trial_is_tested_as_students_paired_test_does() -> None:
@@ -99,6 +112,12 @@ def test_what_is_not_finite_is_lost_and_changes_no_other_verdict() -> None:
         assert verdicts(np.concatenate([row, figures])) == ["lost"] * 3
 
 
+def test_seeds_without_luck_raise_no_warning() -> None:
+    """Differences without any variance are divided by 0, and 0 by 0."""
+    with np.errstate(all="raise"):
+        assert verdicts(np.array([[9.0, 8.0], [5.0, 4.0], [9.0, 8.0]]))[0] == "better"
+
+
 def test_seeds_without_luck_and_single_seeds() -> None:
     assert verdicts(np.array([[9.0, 8.0], [9.0, 8.0]])) == ["indistinguishable"]
     assert verdicts(np.array([[9.0, 8.0], [5.0, 4.0], [9.0, 8.0]])) == [
@@ -107,3 +126,14 @@ def test_seeds_without_luck_and_single_seeds() -> None:
     ]
     assert verdicts(np.array([[9.0], [5.0]])) == ["indistinguishable"]
     assert verdicts(np.array([[9.0, 8.0]])) == []
+
+
+def test_tables_share_one_rate_of_false_verdicts() -> None:
+    one, two = np.random.default_rng(0).normal(size=(2, 3, 4))
+    assert joint_verdicts([one]) == [verdicts(one)]
+    two = np.add(two, [[0], [3], [9]])
+    p = np.concatenate([p_values(one), p_values(two)])
+    found = joint_verdicts([one, two])
+    differs = [verdict != SAME for row in found for verdict in row]
+    assert differs == [*(stats.false_discovery_control(p) < RATE)]
+    assert any(differs) and joint_verdicts([]) == []

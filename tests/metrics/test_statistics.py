@@ -89,9 +89,9 @@ def test_other_files_are_refused_in_one_line(tmp_path, content, line):
         path.write_bytes(content)
     with pytest.raises(ValueError) as caught:
         FeatureStatistics.load(path)
-    told = str(caught.value)
-    assert told.startswith(f"{path} is no file of statistics") and line in told
-    assert "\n" not in told
+    message = str(caught.value)
+    assert message.startswith(f"{path} is no file of statistics") and line in message
+    assert "\n" not in message
 
 
 NAN, LONG = float("nan"), np.longdouble
@@ -151,6 +151,31 @@ def test_rounding_is_no_fault(tmp_path):
     assert torch.equal(found, found.T) and np.allclose(found.numpy(), exact, atol=1e-5)
     zero = written(tmp_path / "b.npz", mu=MEAN, sigma=0 * COVARIANCE)
     assert not FeatureStatistics.load(zero).covariance.any()
+
+
+@pytest.mark.parametrize("size", [1.0, 1e6])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        [[1, 0, 0], [0, -1e-4, 0], [0, 0, 0.5]],  # a negative variance
+        [[1, 1e-4, 0], [0, 1, 0], [0, 0, 0.5]],  # not symmetric
+        # Eigenvalues a + b and a - b of [[a, b], [b, a]].
+        [[0.5, 0.5 + 1e-4, 0], [0.5 + 1e-4, 0.5, 0], [0, 0, 1]],
+    ],
+    ids=["variance", "symmetry", "eigenvalue"],
+)
+def test_faults_of_a_ten_thousandth_of_the_largest_variance_are_rounding(tmp_path, fault, size):
+    """A tenth less is accepted, and a tenth more is not."""
+    fault = np.array(fault)
+    whole = np.round(fault, 3)
+    for share in (0.9, 1.1):
+        sigma = size * (whole + share * (fault - whole))
+        path = written(tmp_path / "a.npz", mu=np.zeros(3), sigma=sigma)
+        if share < 1:
+            assert FeatureStatistics.load(path).covariance.shape == (3, 3)
+        else:
+            with pytest.raises(ValueError, match=r"symmetric covariance|negative"):
+                FeatureStatistics.load(path)
 
 
 def damaged(content: bytes, random: random.Random) -> bytes:

@@ -7,7 +7,7 @@ import torch
 
 from vamf.data.toys import two_moons
 from vamf.metrics.wasserstein import sliced_wasserstein
-from vamf.random import generator
+from vamf.rng import generator
 
 POINTS = two_moons(256, generator("points"))
 

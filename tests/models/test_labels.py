@@ -6,15 +6,16 @@ import pytest
 import torch
 
 from vamf.flow.derivatives import total_derivative
-from vamf.flow.duals import carrying
+from vamf.flow.duals import dual_mode
 from vamf.flow.guidance import with_labels
-from vamf.flow.losses import Draws, MeanFlowLoss
+from vamf.flow.objectives.meanflow import MeanFlowLoss
+from vamf.flow.objectives.terms import Draws
 from vamf.flow.tangents import boundary_velocity
 from vamf.models.dit import DiTConfig
 from vamf.models.layers import ClassEmbedding
 from vamf.models.mlp import MLPConfig
 from vamf.models.unet import UNetConfig
-from vamf.random import generator
+from vamf.rng import generator
 
 CLASSES, N = 3, 4
 SHAPE = (1, 8, 8)
@@ -28,7 +29,7 @@ MODELS = {
 MODEL = pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 Y = torch.tensor([2, 0, 1, 2])
 KAPPA = torch.tensor([0.5, 0.0, 0.875, 0.2], dtype=torch.float64)
-"""1 - 1 / scale, for networks that are told of it."""
+"""1 - 1 / scale, for networks that take the guidance scale."""
 
 
 def build(config, dtype=torch.float64):
@@ -99,7 +100,7 @@ def test_bfloat16_weights_take_labels(config):
 
 
 @MODEL
-def test_a_network_may_be_told_a_scale(config):
+def test_a_network_may_take_a_guidance_scale(config):
     """None is a scale of 1; each is another velocity, of its own sample."""
     net, (z, r, t) = build(replace(config, guided=True)), inputs()
     whole = net(z, r, t, Y, KAPPA)
@@ -113,17 +114,17 @@ def test_a_network_may_be_told_a_scale(config):
     assert (torch.pdist(outputs.flatten(1)) > 1e-3).all()
     with pytest.raises(ValueError, match="takes no guidance scale; its config is not guided"):
         build(config)(z, r, t, Y, KAPPA)
-    with pytest.raises(ValueError, match="is told the guidance scale needs classes; got 0"):
+    with pytest.raises(ValueError, match="takes the guidance scale needs classes; got 0"):
         replace(config, guided=True, classes=0)
 
 
 @MODEL
-def test_jvp_of_a_network_that_is_told_a_scale_is_the_central_difference(config):
+def test_jvp_of_a_guided_network_is_the_central_difference(config):
     net, (z, r, t) = build(replace(config, guided=True)), inputs()
     u, v, h = with_labels(net, Y, KAPPA), torch.cos(z), 1e-5
     with torch.no_grad():
         value, du_dt = total_derivative(u, z, r, t, v)
-        with carrying():
+        with dual_mode():
             carried = total_derivative(u, z, r, t, v)
         difference = (u(z + h * v, r, t + h) - u(z - h * v, r, t - h)) / (2 * h)
     assert torch.equal(value, net(z, r, t, Y, KAPPA))
@@ -142,7 +143,7 @@ def test_a_step_with_carried_tangents_and_labels_is_that_of_torchs_jvp(config):
         u, v_hat = with_labels(net, Y), with_labels(velocity, Y)
         return loss(u, d, beta=0.5, v_hat=v_hat).loss
 
-    with carrying():
+    with dual_mode():
         carried = step()
     torch.testing.assert_close(carried, step(), rtol=1e-10, atol=0)  # rounding
 

@@ -7,6 +7,7 @@ from scipy.signal import upfirdn
 from torch import nn
 
 from vamf.flow.derivatives import total_derivative
+from vamf.models.fast.unet import group_norm
 from vamf.models.layers import (
     Conv2d,
     Dropout,
@@ -18,7 +19,7 @@ from vamf.models.layers import (
     sinusoid,
     upsample,
 )
-from vamf.random import generator
+from vamf.rng import generator
 
 TAPS = np.array([1.0, 3.0, 3.0, 1.0]) / 8
 
@@ -121,7 +122,7 @@ def test_plain_group_norm_is_the_fused_one(channels, dtype, tolerance):
         norm.weight.copy_(1 + normal(channels) / 4)
         norm.bias.copy_(normal(channels) + 1)
     x = (3 * normal(2, channels, 4, 5) + 2).to(dtype)
-    (plain,), eager = norm.fused(x, activate=False), norm(x)
+    (plain,), eager = group_norm(norm, x, activate=False), norm(x)
     fused = torch.nn.functional.group_norm(x, norm.groups, norm.weight, norm.bias, norm.eps)
     assert plain.dtype == dtype and torch.equal(eager, fused)
     torch.testing.assert_close(plain, fused, rtol=tolerance, atol=tolerance)
@@ -129,7 +130,7 @@ def test_plain_group_norm_is_the_fused_one(channels, dtype, tolerance):
 
 def test_plain_group_norm_normalises():
     x = 5 * normal(2, 8, 4, 4) + 3
-    groups = GroupNorm(8).double().fused(x, activate=False)[0].reshape(2, 2, -1)
+    groups = group_norm(GroupNorm(8).double(), x, activate=False)[0].reshape(2, 2, -1)
     torch.testing.assert_close(groups.mean(-1), torch.zeros(2, 2, dtype=x.dtype))
     # eps = 1e-6 beside a variance of 25
     variance = groups.var(-1, correction=0)
@@ -139,7 +140,7 @@ def test_plain_group_norm_normalises():
 def test_plain_group_norm_keeps_its_statistics_in_float32():
     """bfloat16 numbers near 100 are .5 apart: a mean of 100.2 rounded to one would shift all."""
     x = (100.2 + normal(1, 4, 16, 16)).to(torch.bfloat16)
-    plain = GroupNorm(4).to(torch.bfloat16).fused(x, activate=False)[0].double()
+    plain = group_norm(GroupNorm(4).to(torch.bfloat16), x, activate=False)[0].double()
     exact = (x.double() - x.double().mean()) / x.double().std(correction=0)
     torch.testing.assert_close(plain, exact, rtol=1e-2, atol=1e-2)  # bfloat16 rounding, 2^-8
 
@@ -237,9 +238,9 @@ def test_dropout_drops_the_tangents_of_what_it_drops():
     x, v = (normal(400, 6, k)[..., 0] for k in (1, 2))
     with torch.no_grad():
         y, dy = derivative(Dropout(0.25), x, v, moving_weights=False)
-        still, same = derivative(Dropout(0.25).eval(), x, v, moving_weights=False)
+        n_constant, same = derivative(Dropout(0.25).eval(), x, v, moving_weights=False)
     kept = y / x
     torch.testing.assert_close(dy / v, kept, rtol=1e-12, atol=0)
-    assert torch.equal(still, x) and torch.equal(same, v)
+    assert torch.equal(n_constant, x) and torch.equal(same, v)
     torch.testing.assert_close(kept.round(decimals=9).unique(), torch.tensor([0, 4 / 3]).double())
     assert 0.7 < (kept > 0).double().mean() < 0.8  # of 2,400: a standard deviation is 0.009

@@ -7,16 +7,17 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vamf.flow.alpha import AlphaSchedule
 from vamf.flow.derivatives import directional_derivative, textbook_derivative, total_derivative
-from vamf.flow.duals import carrying
-from vamf.flow.losses import AdaptiveWeight, Anchor, Draws, MeanFlowLoss
+from vamf.flow.duals import dual_mode
+from vamf.flow.objectives.alpha_flow import AlphaFlowLoss, AlphaSchedule
+from vamf.flow.objectives.meanflow import Anchor, MeanFlowLoss
+from vamf.flow.objectives.terms import AdaptiveWeight, Draws
 from vamf.flow.tangents import boundary_velocity
 from vamf.flow.trace import TraceWeight, draw_signs
 from vamf.models.dit import DiTConfig, positions
 from vamf.models.mlp import MLPConfig
 from vamf.models.unet import UNetConfig
-from vamf.random import generator
+from vamf.rng import generator
 
 SMALL = UNetConfig(channels=8, multipliers=(1,), blocks=1, attention=(), dropout=0.0)
 
@@ -203,23 +204,23 @@ def test_a_step_with_carried_tangents_is_that_of_torchs_jvp(config, shape, n_equ
         draws(shape, n_equal=n_equal, dtype=torch.float64),
     )
     expected = with_gradients(net, step(net), d)
-    with carrying():
+    with dual_mode():
         assert_the_same(with_gradients(net, step(net), d), expected)
 
 
 @MODEL
-@pytest.mark.parametrize("still", [0, 1, 3])
-def test_carried_derivatives_are_torchs(config, shape, still):
+@pytest.mark.parametrize("n_constant", [0, 1, 3])
+def test_carried_derivatives_are_torchs(config, shape, n_constant):
     """Of the last samples alone, along (v, 0, 1) and along (v, 0, 0)."""
     net, (z, v, r, t, _) = build(config, shape).double().eval(), draws(shape, dtype=torch.float64)
     ways = (total_derivative(net, z, r, t, v)[1], directional_derivative(net, z, r, t, v))
-    with carrying():
-        value, du_dt = total_derivative(net, z, r, t, v[still:])
-        along = directional_derivative(net, z, r, t, v[still:])
+    with dual_mode():
+        value, du_dt = total_derivative(net, z, r, t, v[n_constant:])
+        along = directional_derivative(net, z, r, t, v[n_constant:])
     torch.testing.assert_close(value, net(z, r, t), rtol=1e-10, atol=1e-12)
     for mine, torchs in zip((du_dt, along), ways, strict=True):
         assert not mine.requires_grad
-        torch.testing.assert_close(mine, torchs[still:].detach(), rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(mine, torchs[n_constant:].detach(), rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", ["unet 2 levels", "unet 3 levels"])
@@ -234,14 +235,14 @@ def test_dropout_masks_a_value_and_its_tangent_alike(name):
         torch.manual_seed(1)
         return total_derivative(net, *args)
 
-    with torch.no_grad(), carrying():
+    with torch.no_grad(), dual_mode():
         value, du_dt = seeded(z, r, t, v)
         ahead, behind = (seeded(z + s * h * v, r, t + s * h, v)[0] for s in (1, -1))
     difference = (ahead - behind) / (2 * h)
     scale = du_dt.abs().max()
     torch.testing.assert_close(du_dt / scale, difference / scale, rtol=0, atol=1e-6)
     net.eval()
-    with torch.no_grad(), carrying():
+    with torch.no_grad(), dual_mode():
         assert not torch.equal(seeded(z, r, t, v)[0], value)
 
 
@@ -250,7 +251,7 @@ def test_dropout_masks_a_value_and_its_tangent_alike(name):
     [
         MeanFlowLoss(trace=TraceWeight(probes=1)),
         MeanFlowLoss(trace=TraceWeight(probes=0)),
-        MeanFlowLoss(alpha=AlphaSchedule(value=0.3)),
+        AlphaFlowLoss(alpha=AlphaSchedule(value=0.3)),
         MeanFlowLoss(anchor=Anchor()),
     ],
     ids=["trace by a probe", "exact trace", "alpha", "anchor"],
@@ -264,7 +265,7 @@ def test_other_losses_carry_tangents_too(loss, name):
     signs = draw_signs((1, *d.x.shape), generator("carried")).double()
     given = {"signs": signs, "progress": 0.5, "anchor_uniform": d.t / 2}
     expected = with_gradients(net, step(net, loss, **given), d)
-    with carrying():
+    with dual_mode():
         assert_the_same(with_gradients(net, step(net, loss, **given), d), expected)
 
 
@@ -273,7 +274,7 @@ def test_a_carried_step_costs_what_its_derivatives_do():
     config, shape = MODELS["unet 1 level"]
     net, flops = build(config, shape), []
     for n_equal in (0, 2, 4):
-        with FlopCounterMode(display=False) as counter, carrying():
+        with FlopCounterMode(display=False) as counter, dual_mode():
             LOSS(net, draws(shape, n_equal=n_equal), beta=0.0, v_hat=None).loss.backward()
         flops.append(counter.get_total_flops())
     whole, half, none = flops

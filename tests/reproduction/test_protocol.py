@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import tyro
-from small import SMALL
+from helpers.small import SMALL
 
 from vamf.metrics.distances import SlicedWasserstein
 from vamf.reproduction import paper
@@ -18,7 +18,7 @@ from vamf.reproduction.protocol import DIMENSIONS, SETS, Protocol, claim
         ({"sets": ("two_moon",)}, "unknown set 'two_moon'; did you mean 'two_moons'?"),
         ({"betas": (0.0, 1.5)}, "beta must lie in [0, 1]; got 1.5"),
         ({"betas": (0.5, 1.0)}, "betas must contain 0, to compare with; got [0.5, 1.0]"),
-        ({"seeds": (42,)}, "seeds must be at least 2, to tell luck; got [42]"),
+        ({"seeds": (42,)}, "seeds must be at least 2, for standard errors; got [42]"),
         ({"seeds": (1, 1)}, "seeds must be given, each once; got [1, 1]"),
         ({"sets": ()}, "sets must be given, each once; got []"),
         ({"steps": 1}, "steps must be at least 2 and trace_every at least 1; got 1 and 2000"),
@@ -72,7 +72,7 @@ def test_the_papers_figures_are_found_by_set_and_beta():
     assert (str(one), str(two)) == ("0.072 ± 0.019", "0.093 ± 0.025")
     assert paper.sliced_wasserstein("two_moons", 0.5) == (None, None)
     assert paper.sliced_wasserstein("pinwheel", 0.0) == (None, None)
-    assert paper.sliced_wasserstein("dgmm_32_redrawn", 0.3) == (paper.Figure(0.038), None)
+    assert paper.sliced_wasserstein("dgmm_32_redrawn", 0.3) == (paper.PaperValue(0.038), None)
     assert str(paper.sliced_wasserstein("dgmm_64_redrawn", 0.4)[0]) == "0.025 ± 0.000"
     assert paper.sliced_wasserstein("dgmm_64", 0.4) == (None, None)
     assert paper.sliced_wasserstein("dgmm_64_redrawn", 0.45) == (None, None)

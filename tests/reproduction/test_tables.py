@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import RESULT
+from helpers.small import RESULT
 
 from vamf.reproduction.results import Result, load_all
 from vamf.reproduction.tables import document, over_seeds, ratio, table, verdicts
@@ -39,7 +39,7 @@ def test_the_verdict_on_one_beta_is_the_paired_t_test_at_95_percent():
 
 
 def test_of_sets_without_an_effect_one_in_twenty_has_a_verdict():
-    """Ten betas and three seeds, as in the paper's protocol: luck is not told sixteen times."""
+    """Ten betas and three seeds, as in the paper: differences by chance are rarely reported."""
     draw, wrong = torch.Generator().manual_seed(0), 0
     for _ in range(300):
         grid = 1 + 0.1 * torch.randn(3, 11, generator=draw, dtype=torch.float64)
@@ -75,7 +75,8 @@ def test_document_says_how_to_read_it():
         "that is larger: with so few seeds only large effects show. 1 of 4 tests\ndiffer",
         "5% are expected to by chance",
         "Floor (real against real points): SW1 0.0400 ± 0.0020, SW2 0.0600 ± 0.0030",
-        "100 steps, trained gap at most 0.5; a machine, torch 2.11, 12 s for 9 members, beside 1",
+        "100 steps, trained gap at most 0.5; a machine, torch 2.11, 12 s for 9 members, trained "
+        "together with 1 other sets",
         "Lost: seed 42, beta 1, from step 17 on.",
         "`python -m jobs.reproduce`",
     ):

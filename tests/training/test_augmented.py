@@ -4,22 +4,23 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pictures import write_images
+from helpers.pictures import write_images
 
 from vamf.data.augment import Augmentation
-from vamf.data.folders import ImageFolder
-from vamf.data.images import Digits
+from vamf.data.digits import Digits
+from vamf.data.image_folder import ImageFolder
 from vamf.distributed import Workers
-from vamf.experiment import Checkpoints, Evaluation, Experiment
+from vamf.experiment import Experiment
+from vamf.experiment_settings import Checkpoints, Evaluation
 from vamf.flow.guidance import Guidance
 from vamf.flow.tangents import boundary_velocity
 from vamf.flow.times import ClippedLogitNormalTimes
 from vamf.metrics.distances import FrechetDistance
 from vamf.models.unet import UNetConfig
-from vamf.random import generator
+from vamf.rng import generator
 from vamf.training.loop import Session, checkpoints, train
-from vamf.training.objective import Objective
-from vamf.training.trainer import Trainer
+from vamf.training.step.objective import Objective
+from vamf.training.step.trainer import Trainer
 
 EXPERIMENT = Experiment(
     data=Digits(),
@@ -75,25 +76,28 @@ def test_augmentation_changes_no_other_number():
 
 
 @pytest.mark.parametrize("experiment", [EXPERIMENT, CONDITIONAL], ids=["plain", "classes"])
-def test_network_and_proxy_are_told(experiment):
-    """What both are given is what was done to the images, for every sample that they see."""
+def test_network_and_proxy_receive_the_augment_labels(experiment):
+    """Both receive the augmentation of each sample that they evaluate."""
     seen = []
     own = objective(experiment)
     forward = own.net.forward
 
-    def spy(z, r, t, y=None, kappa=None, told=None):
-        seen.append(told)
-        return forward(z, r, t, y, kappa, told)
+    def spy(z, r, t, y=None, kappa=None, augment_labels=None):
+        seen.append(augment_labels)
+        return forward(z, r, t, y, kappa, augment_labels)
 
     own.net.forward = spy
     own(1)
-    told = experiment.augment.conditioning(own.strengths(1))
-    assert torch.equal(own.told(1), told)
+    augment_labels = experiment.augment.conditioning(own.strengths(1))
+    assert torch.equal(own.augment_labels(1), augment_labels)
     assert len(seen) > 1
-    assert all(torch.equal(part.detach(), told[len(told) - len(part) :]) for part in seen)
+    assert all(
+        torch.equal(part.detach(), augment_labels[len(augment_labels) - len(part) :])
+        for part in seen
+    )
 
 
-def test_a_compiled_step_is_told_too():
+def test_a_compiled_step_receives_the_augment_labels_too():
     eager, compiled = objective(CONDITIONAL), objective(CONDITIONAL.override(COMPILED))
     for module in (eager, compiled):
         module.eval()
@@ -118,7 +122,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(experiment, tmp_path):
 
 
 def test_a_streamed_folder_trains_as_one_in_memory(tmp_path):
-    """Bit for bit, and says which share of its time it waited."""
+    """Bit for bit; and logs the share of its time that it waited."""
     write_images(tmp_path / "data", Digits().load("train").images[:30, 0].numpy())
     results, logged = [], []
     for memory_gb in (8.0, 0.0):
@@ -162,9 +166,9 @@ def test_clipped_times():
     ("changes", "line"),
     [
         ({"model.augmentations": 0}, "augment and model.augmentations go together"),
-        ({"augment.rotate": True}, "tells 8 numbers, and a network for 6"),
-        ({"augment": None}, "tells 0 numbers, and a network for 6"),
-        ({"proxy": "oracle"}, "augment needs a proxy that is told of it; got oracle"),
+        ({"augment.rotate": True}, "gives 8 numbers, and a network for 6"),
+        ({"augment": None}, "gives 0 numbers, and a network for 6"),
+        ({"proxy": "oracle"}, "augment needs a proxy that takes augment labels; got oracle"),
         ({"ema_every": 0}, "ema_every must be at least 1; got 0"),
     ],
 )

@@ -5,13 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vamf.data.images import Digits
+from vamf.data.digits import Digits
 from vamf.data.toys import Toy
 from vamf.diagnostics.probe import Probe
 from vamf.distributed import Workers
-from vamf.experiment import Evaluation, Experiment, Optimiser
-from vamf.flow.ddpm import DDPM
-from vamf.flow.losses import AdaptiveWeight, MeanFlowLoss
+from vamf.experiment import Experiment
+from vamf.experiment_settings import Evaluation, Optimiser
+from vamf.flow.objectives.ddpm import DDPM
+from vamf.flow.objectives.meanflow import MeanFlowLoss
 from vamf.flow.times import UniformTimes
 from vamf.metrics.distances import SlicedWasserstein
 from vamf.models.mlp import MLPConfig
@@ -19,7 +20,7 @@ from vamf.models.unet import UNetConfig
 from vamf.presets import PRESETS
 from vamf.training import evaluation
 from vamf.training.evaluation import evaluate, generate_from, protocol
-from vamf.training.trainer import Trainer
+from vamf.training.step.trainer import Trainer
 
 CPU = torch.device("cpu")
 FLOW = Experiment(
@@ -36,7 +37,7 @@ FLOW = Experiment(
 )
 DENOISING = replace(
     FLOW,
-    ddpm=DDPM(levels=60, first=1e-3, last=0.2, clip=False),
+    loss=DDPM(levels=60, first=1e-3, last=0.2, clip=False),
     evaluation=replace(FLOW.evaluation, sampler="ancestral", sampling_steps=60),
 )
 
@@ -60,7 +61,7 @@ def test_training_comes_near_the_data(experiment):
     measured = evaluate(trainer)
     assert measured[f"eval/{key}"].value < min(0.5, before / 3)
     # What depends on beta a DDPM does not have.
-    assert ("eval/loss_variance" in measured) == (experiment.ddpm is None)
+    assert ("eval/loss_variance" in measured) == experiment.loss.learns_velocity
     assert f"-step {experiment.evaluation.sampler} samples" in protocol(experiment)
 
 
@@ -116,9 +117,8 @@ def test_images_that_are_augmented_are_denoised_too():
     ("changes", "said"),
     [
         ({"evaluation": replace(FLOW.evaluation, sampler="heun")}, "go together; got DDPM"),
-        ({"ddpm": None}, "go together; got None and ancestral"),
+        ({"loss": MeanFlowLoss()}, "go together; got MeanFlowLoss and ancestral"),
         ({"times": UniformTimes(prob_equal=0.5)}, "needs UniformTimes with prob_equal = 1; got"),
-        ({"loss": MeanFlowLoss(weight=AdaptiveWeight(p=1.0))}, "neither guidance nor probe"),
         ({"proxy": "online"}, "neither guidance nor probe"),
         ({"probe": Probe()}, "neither guidance nor probe"),
         (

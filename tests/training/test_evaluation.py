@@ -1,25 +1,27 @@
-"""What is measured of a run: on fixed noise, the same for any chunking and number of workers."""
+"""Evaluation on fixed noise: the same for any chunking and any number of workers."""
 
 import math
 from dataclasses import replace
 
 import pytest
 import torch
-from group import member
+from helpers.group import member
 from torch.nn.parallel import DistributedDataParallel
 
-from vamf.data.images import Digits
+from vamf.data.digits import Digits
 from vamf.data.toys import Toy
 from vamf.diagnostics.variance import TIMES
 from vamf.distributed import Workers
-from vamf.experiment import Checkpoints, Evaluation, Experiment
+from vamf.experiment import Experiment
+from vamf.experiment_settings import Checkpoints, Evaluation
 from vamf.flow.guidance import Guidance
-from vamf.flow.losses import AdaptiveWeight, Anchor, MeanFlowLoss
+from vamf.flow.objectives.meanflow import Anchor, MeanFlowLoss
+from vamf.flow.objectives.terms import AdaptiveWeight
 from vamf.flow.schedules import BetaSchedule
 from vamf.flow.times import UniformTimes
 from vamf.metrics.distances import FrechetDistance, SlicedWasserstein
 from vamf.models.mlp import MLPConfig
-from vamf.random import generator
+from vamf.rng import generator
 from vamf.training.evaluation import (
     classes,
     distance,
@@ -30,8 +32,8 @@ from vamf.training.evaluation import (
     noise,
 )
 from vamf.training.loop import Session, checkpoints, train
-from vamf.training.objective import draw
-from vamf.training.trainer import Trainer
+from vamf.training.step.objective import draw
+from vamf.training.step.trainer import Trainer
 
 CPU = torch.device("cpu")
 TOY = Experiment(
@@ -60,7 +62,7 @@ def v_hat(z, t):
 
 
 class Part(Workers):
-    """One of several workers, that keeps what it would have summed over all of them."""
+    """One of several workers; it keeps the tensors that it would sum over all workers."""
 
     def sum(self, tensor):
         self.__class__.kept = tensor.clone()
@@ -168,7 +170,7 @@ def test_loss_variance_does_not_depend_on_how_the_run_is_weighted():
 
 
 def test_loss_variance_error_covers_its_spread_over_seeds():
-    """Over 300 seeds the figure spreads as its error says, within a third: the errors themselves
+    """Over 300 seeds the value spreads as its error says, within a third: the errors themselves
     are noisy for 10 samples with heavy tails, so more of them are taken."""
     values, errors = [], []
     experiment = TOY.override({"evaluation.variance_samples": 64})

@@ -3,20 +3,20 @@
 import numpy as np
 import pytest
 import torch
-from latents import write_vae
-from pictures import write_images
+from helpers.latents import write_vae
+from helpers.pictures import write_images
 from PIL import Image
 
 from jobs import evaluate, sample
 from vamf.data.encoding import Encoding, encode
 from vamf.data.vae import VAE
+from vamf.inference.export import export
+from vamf.inference.load import load
+from vamf.inference.serving import Served
 from vamf.metrics.quantize import to_uint8
 from vamf.presets import PRESETS
 from vamf.training.evaluation import noise
-from vamf.training.export import export
-from vamf.training.inference import load
 from vamf.training.loop import Session, train
-from vamf.training.serving import Served
 
 diffusers = pytest.importorskip("diffusers", reason="needs vamf[latents]")
 
@@ -43,13 +43,13 @@ def folder(tmp_path_factory):
     list(encode(Encoding(size=8, shard=5), root / "images", root / "latents", vae))
     train(
         experiment(root),
-        Session(directory=root / "run", log=lambda figures, _: LOGGED.append(figures)),
+        Session(directory=root / "run", log=lambda metrics, _: LOGGED.append(metrics)),
     )
     return root
 
 
 def places(root):
-    """Where the data are, as settings."""
+    """Settings with the locations of the data."""
     found = {"root": root / "latents", "images": root / "images", "vae": root / "vae"}
     return {f"data.{name}": str(path) for name, path in found.items()}
 
@@ -67,7 +67,7 @@ def refused(job, argv, capsys):
 
 
 def test_waiting_for_the_disk_is_logged(folder):
-    assert len(LOGGED) == 2 and all(0 <= figures["time/waiting"] <= 1 for figures in LOGGED)
+    assert len(LOGGED) == 2 and all(0 <= metrics["time/waiting"] <= 1 for metrics in LOGGED)
 
 
 def test_the_runs_own_picture_is_of_images(folder):

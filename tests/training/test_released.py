@@ -1,13 +1,13 @@
-"""After a run nothing of it is in memory: a process that trains many does not fill up."""
+"""A run frees its memory at the end, so one process can train many runs."""
 
 import gc
 import weakref
 
 import pytest
 
+from vamf.errors import NonFiniteLoss
 from vamf.presets import PRESETS
 from vamf.training.loop import Session, train
-from vamf.training.trainer import NonFiniteLoss
 
 TINY = {
     "steps": 2,
@@ -26,7 +26,7 @@ IMAGES = PRESETS["digits"].override(
 
 
 def held(experiment, directory):
-    """Weak references to what a run is made of."""
+    """Weak references to the objects of a run."""
     found = []
 
     def watch(objective):

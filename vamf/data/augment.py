@@ -1,6 +1,6 @@
-"""Random flips, scalings and shifts of which the network is told (arXiv 2206.00364, appendix F.2).
+"""Random flips, scalings and shifts that condition the network (arXiv 2206.00364, appendix F.2).
 
-Because the network is told, it learns to make images that were not moved.
+Because their parameters are inputs of the network, it learns to generate unmodified images.
 """
 
 import math
@@ -14,9 +14,9 @@ from vamf.data.resample import Affine, resample, rotation, scaling, translation
 from vamf.typing import Sample, expand_like
 
 Conditioning = Float[Tensor, "batch augmentations"]
-"""What a network is told of each image; zeros for one that was left as it is."""
+"""Inputs of the network that describe each image's transformation; zeros for none."""
 
-Draws = Float[Tensor, "batch draws"]
+Strengths = Float[Tensor, "batch draws"]
 """Random strengths of all transformations, a row for each image."""
 
 SPREAD = 0.2
@@ -27,7 +27,7 @@ SHIFT = 0.125
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """EDM's augmentation: as Mean Flows' CIFAR-10 recipe has it, or with all that EDM adds.
+    """EDM's augmentation: the part in Mean Flows' CIFAR-10 recipe, or all of it.
 
     Half of all images are mirrored; scaling, stretching along a random axis and shifting happen
     independently, each with probability p.
@@ -40,7 +40,7 @@ class Augmentation:
     rotate: bool = False
     """Rotates by any angle, with probability p."""
     mirror: bool = False
-    """Mirrors half of all images before anything else, and does not tell: a loader's own flip."""
+    """Mirrors half of all images first, without telling the network, as data loaders do."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.p <= 1:
@@ -48,11 +48,11 @@ class Augmentation:
 
     @property
     def dim(self) -> int:
-        """How many numbers the network is told: 6, of EDM's 9 where all is turned on."""
+        """The length of the conditioning: 6, or EDM's 9 with ``yflip`` and ``rotate``."""
         return 6 + self.yflip + 2 * self.rotate
 
-    def draw(self, n: int, generator: Generator) -> Draws:
-        """Strengths for n images, (n, 9): 0 for what does not happen."""
+    def draw(self, n: int, generator: Generator) -> Strengths:
+        """Strengths for n images, (n, 9); 0 for transformations that are not applied."""
 
         def rand() -> Tensor:
             return torch.rand(n, generator=generator, device=generator.device)
@@ -77,15 +77,15 @@ class Augmentation:
         mirror = coin() if self.mirror else never
         return torch.stack([mirror, xflip, yflip, scale, angle, stretch, axis, *shift], 1)
 
-    def conditioning(self, draws: Draws) -> Conditioning:
-        """What the network is told, (n, dim)."""
+    def conditioning(self, draws: Strengths) -> Conditioning:
+        """The network's inputs for these strengths, (n, dim)."""
         _, xflip, yflip, scale, angle, stretch, axis, x, y = draws.unbind(1)
-        told = [xflip, *([yflip] if self.yflip else []), scale]
-        told += [angle.cos() - 1, angle.sin()] if self.rotate else []
-        return torch.stack([*told, stretch * axis.cos(), stretch * axis.sin(), x, y], 1)
+        columns = [xflip, *([yflip] if self.yflip else []), scale]
+        columns += [angle.cos() - 1, angle.sin()] if self.rotate else []
+        return torch.stack([*columns, stretch * axis.cos(), stretch * axis.sin(), x, y], 1)
 
-    def __call__(self, images: Sample, draws: Draws) -> Sample:
-        """The images, transformed; a row of zeros leaves one as it is, to rounding."""
+    def __call__(self, images: Sample, draws: Strengths) -> Sample:
+        """The images, transformed; a row of zeros changes nothing but rounding."""
         mirror, xflip, yflip, *_ = draws.unbind(1)
         flipped = expand_like(mirror != xflip, images)  # mirrored twice is not at all
         images = torch.where(flipped, images.flip(3), images)
@@ -93,8 +93,8 @@ class Augmentation:
         return resample(images, inverse(draws, images.shape[3], images.shape[2]))
 
 
-def inverse(draws: Draws, width: int, height: int) -> Affine:
-    """From a pixel of the result to where it comes from."""
+def inverse(draws: Strengths, width: int, height: int) -> Affine:
+    """Maps a pixel of the result to its origin in the image."""
     _, _, _, scale, angle, stretch, axis, x, y = draws.unbind(1)
     s, a = (SPREAD * scale).exp2(), (SPREAD * stretch).exp2()
     stretching = rotation(-axis) @ scaling(1 / a, a) @ rotation(axis)

@@ -1,4 +1,4 @@
-"""What training and evaluation ask of data: batches in a fixed order, and independent draws."""
+"""Data sets in memory and their interfaces: batches in a fixed order, and independent draws."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -8,13 +8,13 @@ from typing import Literal, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
-from vamf.data.order import Order
-from vamf.random import generator
+from vamf.data.shuffle import Order
+from vamf.rng import generator
 from vamf.typing import Label, Pixels, Sample
 
 Split = Literal["train", "test"]
 
-Sampler = Callable[[int, torch.Generator], Sample]
+PointSampler = Callable[[int, torch.Generator], Sample]
 """Draws n independent samples of a distribution with the given generator."""
 
 WHOLE = slice(None)
@@ -33,12 +33,12 @@ class Dataset(Protocol):
     ) -> Sample:
         """The batch of a training step, (size, *shape): a pure function of (seed, step, size).
 
-        ``part`` is the share of it that a worker asks for.
+        ``part`` selects the samples of the batch that one worker needs.
         """
         ...
 
     def draw(self, n: int, generator: torch.Generator) -> Sample:
-        """n independent draws with replacement, (n, *shape), where the data set lives."""
+        """n independent draws with replacement, (n, *shape), on the data set's device."""
         ...
 
 
@@ -55,24 +55,24 @@ class Labelled(Dataset, Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """A hash that another set, or the same set in another order, does not share."""
+        """A hash that differs for another set, and for the same set in another order."""
         ...
 
 
 @runtime_checkable
 class Images(Labelled, Protocol):
-    """Finitely many labelled images: what a distance compares with."""
+    """Finitely many labelled images, with which a distance compares generated ones."""
 
-    def pixels(self, places: Sequence[int]) -> Pixels:
-        """The images at the given places of the data set, (n, C, H, W) uint8."""
+    def pixels(self, indices: Sequence[int]) -> Pixels:
+        """The images at the given indices of the data set, (n, C, H, W) uint8."""
         ...
 
 
 @dataclass(frozen=True)
 class Generated:
-    """A distribution given by its sampler: every batch is fresh, there is no epoch."""
+    """A distribution given by its sampler: every batch is drawn anew, so there are no epochs."""
 
-    sampler: Sampler
+    sampler: PointSampler
     shape: tuple[int, ...]
 
     def batch(
@@ -88,7 +88,7 @@ class Generated:
 
 
 class ImageSet:
-    """Finitely many labelled images: (N, C, H, W) uint8 pixels, served as float32 in [-1, 1]."""
+    """Finitely many labelled images: (N, C, H, W) uint8 pixels, returned as float32 in [-1, 1]."""
 
     def __init__(self, images: Pixels, labels: Label) -> None:
         """Raises ValueError unless images are uint8 (N, C, H, W) with N labels, N at least 1."""
@@ -112,12 +112,12 @@ class ImageSet:
         return tuple(self.images.shape[1:])
 
     def to(self, device: torch.device | str) -> Self:
-        """The same data in the memory of ``device``, where ``batch`` and ``draw`` then index it."""
+        """The same data in the memory of ``device``, on which ``batch`` and ``draw`` then index."""
         return type(self)(self.images.to(device), self.labels.to(device))
 
-    def pixels(self, places: Sequence[int]) -> Pixels:
-        """The images at the given places, as they are."""
-        return self.images[list(places)]
+    def pixels(self, indices: Sequence[int]) -> Pixels:
+        """The images at the given indices, unchanged."""
+        return self.images[list(indices)]
 
     def batch(
         self, step: int, size: int, seed: int, device: torch.device, part: slice = WHOLE
@@ -142,13 +142,13 @@ class ImageSet:
         return self._order.positions(step, size, seed)
 
     def fingerprint(self) -> str:
-        """BLAKE2 of all pixels, which labels do not enter."""
+        """BLAKE2 of all pixels; labels are not part of it."""
         pixels = self.images.cpu().contiguous().numpy()
         return hashlib.blake2b(pixels.data, digest_size=16).hexdigest()
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """On ``device``; a GPU fetches from pinned memory, for which the host does not wait."""
+    """The tensor on ``device``; copies to a GPU use pinned memory, and the host does not wait."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

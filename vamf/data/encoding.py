@@ -1,4 +1,4 @@
-"""A folder of images as latents on disk: shard by shard, so that what is done stays done."""
+"""Encodes a folder of images to latents on disk, shard by shard; can be interrupted and resumed."""
 
 import hashlib
 from collections.abc import Iterator
@@ -8,8 +8,8 @@ from typing import Literal
 
 import torch
 
-from vamf.data.files import image_files
-from vamf.data.folders import ImageFolder
+from vamf.data.image_files import image_files
+from vamf.data.image_folder import ImageFolder
 from vamf.data.shards import INDEX, Index, intact, write_shard
 from vamf.data.streaming import FileSet
 from vamf.data.vae import VAE
@@ -17,7 +17,7 @@ from vamf.files import shown
 from vamf.typing import Pixels
 
 AT_ONCE = 128
-"""Images that are decoded from their files at once."""
+"""How many files are decoded at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,19 +25,19 @@ class Encoding:
     """How a folder of images becomes latents."""
 
     size: int = 256
-    """Height and width to which images are scaled, by their shorter side, and cut."""
+    """Height and width: images are scaled by their shorter side, then cut."""
     mirror: bool = True
     """Encodes each image's mirror image too."""
     dtype: Literal["float32", "float16"] = "float32"
-    """Of the stored moments; float16 halves the disk that they take (84 GB of ImageNet)."""
+    """Type of the stored moments; float16 halves their size (84 GB for ImageNet)."""
     damaged: Literal["refuse", "skip"] = "refuse"
-    """What becomes of files that are no images: `refuse` stops and names them, `skip` puts the
-    next good one of the class in their place."""
+    """What to do with files that are not images: `refuse` stops and names them, `skip` uses the
+    next good one of the class instead."""
     shard: int = 4096
-    """Images in a shard: what is lost when the job is interrupted."""
+    """Images in a shard; an interrupted job loses at most one shard."""
     part: tuple[int, int] = (0, 1)
-    """Which of how many processes this is, such as `0 8`: each encodes shards of its own, into one
-    folder that all of them see."""
+    """Index of this process and number of processes, such as `0 8`: each encodes its own shards,
+    into one folder that all of them share."""
 
     def __post_init__(self) -> None:
         mine, all_of_them = self.part
@@ -48,7 +48,7 @@ class Encoding:
             )
 
     def folder(self, root: Path) -> ImageFolder:
-        """The images, with the class subfolders' numbers if there are such."""
+        """The images, labelled if there are class subfolders."""
         files = [path.relative_to(root) for path in image_files(root)]
         classes = len({path.parts[0] for path in files if len(path.parts) > 1})
         size, damaged = self.size, self.damaged
@@ -56,7 +56,7 @@ class Encoding:
 
 
 def plan(encoding: Encoding, folder: ImageFolder, images: FileSet, vae: VAE) -> Index:
-    """What the folder of latents is to hold; ValueError for a size that the VAE does not halve."""
+    """The index of the latents; ValueError for a size that the VAE cannot divide evenly."""
     channels, height, width = vae.encode(images.pixels([0])).shape[1:]
     if encoding.size % (factor := encoding.size // height):
         raise ValueError(f"size must be a multiple of {factor} for {vae.name}; got {encoding.size}")
@@ -77,14 +77,15 @@ def plan(encoding: Encoding, folder: ImageFolder, images: FileSet, vae: VAE) -> 
 
 
 def encode(encoding: Encoding, root: Path, out: Path, vae: VAE) -> Iterator[str]:
-    """Encodes the images below ``root`` into ``out``; says what was done, and how to train on it.
+    """Encodes the images below ``root`` into ``out``; yields a line for each shard, then how to
+    train on them.
 
-    Shards that are there and intact stay as they are. Raises ValueError for images of no use, and
-    if ``out`` holds latents of other images, of another VAE or with other settings.
+    Intact shards are not encoded again. Raises ValueError for images that cannot be used, and if
+    ``out`` holds latents of other images, of another VAE or with other settings.
     """
     folder = encoding.folder(root)
     images = folder.load("train")
-    assert isinstance(images, FileSet)  # no folder fits into 0 GB
+    assert isinstance(images, FileSet)  # as memory_gb is 0
     index = plan(encoding, folder, images, vae)
     out.mkdir(parents=True, exist_ok=True)
     holds = [path for path in out.iterdir() if not path.name.startswith(".")]
@@ -112,7 +113,7 @@ def encode(encoding: Encoding, root: Path, out: Path, vae: VAE) -> Iterator[str]
 def _same(wanted: Index, found: Index, out: Path) -> None:
     for name in vars(wanted):
         ours, theirs = getattr(wanted, name), getattr(found, name)
-        if name != "vae" and ours != theirs:  # its weights tell
+        if name != "vae" and ours != theirs:  # compared by its weights
             raise ValueError(f"{out} must hold latents with {name} {ours}; got {theirs}")
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with the files of a published data set that somebody laid out by hand."""
+"""Explains what is wrong with the files of a published data set, and how to repair it."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -9,41 +9,41 @@ from pathlib import Path
 from vamf.files import GZIP, PICKLE, seems, shown
 
 DEPTH = 4
-"""Folders below the root in which files are looked for that are not where they must be."""
+"""How many levels of folders below the root are searched for misplaced files."""
 
 LOOKED_AT = 100_000
-"""Files below a root that are looked at for them: it may hold other data too."""
+"""How many files below a root are searched: it may hold other data too."""
 FETCH = "data.download=true fetches it"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where a data set's files must lie below a root, and what each must be."""
+    """Where a data set's files must be below a root, and how to check each."""
 
     folder: str
     files: Mapping[str, Callable[[Path], str]]
-    """By name, what is wrong with the content of one that is there, or nothing."""
+    """For each name, a function that says what is wrong with the file, empty if nothing."""
     archive: str = ""
-    """The file that holds all of them."""
+    """Name of the archive that contains all of them."""
     verified: bool = False
-    """Whether torchvision fetches anew what is damaged, besides what is not there."""
+    """Whether torchvision downloads damaged files again, not only missing ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """Why a data set cannot be read, and what helps."""
+    """Why a data set cannot be read, and the remedy."""
 
     text: str
     remedy: str
     missing: bool = False
-    """Whether a file is not there, under its own name."""
+    """Whether no file of the expected name exists."""
 
     def __str__(self) -> str:
         return f"{self.text}; {self.remedy}"
 
 
 def fault(layout: Layout, root: Path) -> Fault | None:
-    """What is wrong with the first file of which something is."""
+    """The first fault of the files, or None if all are right."""
     for name, check in layout.files.items():
         path = root / layout.folder / name
         try:
@@ -70,44 +70,44 @@ def _wrong(path: Path, check: Callable[[Path], str]) -> Fault | None:
 
 
 def _missing(layout: Layout, root: Path, name: str) -> Fault:
-    """Where it is instead, or in what, or under what name."""
+    """The fault of a missing file: names a misplaced, renamed or packed copy if there is one."""
     folder = root / layout.folder
     around = {path.name: path for path in reversed([*_around(root, layout.folder)])}
     dotted = name.replace("-idx", ".idx")
     for other in (name, dotted, f"{name}.gz", f"{dotted}.gz", layout.archive):
         if other in around:
-            text = _instead(around[other], folder / name, layout)
+            text = _misplaced(around[other], folder / name, layout)
             return Fault(text=text, remedy=f"or {FETCH}", missing=True)
     there = sum((folder / file).exists() for file in layout.files)
     among = f", though {there} of {len(layout.files)} files are" if there else ""
     return Fault(text=f"{shown(folder / name)} is not there{among}", remedy=FETCH, missing=True)
 
 
-def _instead(found: Path, wanted: Path, layout: Layout) -> str:
-    told = shown(found)
+def _misplaced(found: Path, wanted: Path, layout: Layout) -> str:
+    name = shown(found)
     if found.suffix == ".gz":
         kind = seems(found)
         if kind != GZIP:
-            return f"{told} is no gzip file: {kind or 'it seems to be damaged'}; delete it"
+            return f"{name} is no gzip file: {kind or 'it seems to be damaged'}; delete it"
         where = wanted.parents[1] if found.name == layout.archive else wanted.parent
-        return f"{told} is not unpacked; unpack it in {shown(where)}"
+        return f"{name} is not unpacked; unpack it in {shown(where)}"
     if found.name != wanted.name:
-        return f"{told} has another name; rename it to {shown(wanted)}"
+        return f"{name} has another name; rename it to {shown(wanted)}"
     parts = Path(layout.folder).parts
     if found.parent.parts[-len(parts) :] == parts:
         root = found.parents[len(parts)]
-        return f"{told} lies below another folder; set data.root={shown(root)}"
-    return f"{told} lies in another folder; move it to {shown(wanted)}"
+        return f"{name} lies below another folder; set data.root={shown(root)}"
+    return f"{name} lies in another folder; move it to {shown(wanted)}"
 
 
 def _around(root: Path, folder: str) -> Iterator[Path]:
-    """Files in the folder itself, below the root, and beside it; the nearest come first."""
-    for place in (root / folder, root, root.parent / folder):
-        yield from islice(_below(place), LOOKED_AT)
+    """Files in the folder itself, below the root, and beside the root, in this order."""
+    for start in (root / folder, root, root.parent / folder):
+        yield from islice(_below(start), LOOKED_AT)
 
 
-def _below(place: Path) -> Iterator[Path]:
-    for here, folders, files in os.walk(place):
-        if len(Path(here).relative_to(place).parts) >= DEPTH:
+def _below(start: Path) -> Iterator[Path]:
+    for here, folders, files in os.walk(start):
+        if len(Path(here).relative_to(start).parts) >= DEPTH:
             folders.clear()
         yield from (Path(here) / file for file in files)

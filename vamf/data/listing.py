@@ -1,4 +1,4 @@
-"""Which files below a folder are images."""
+"""Lists the image files below a folder."""
 
 import os
 from collections import Counter
@@ -12,34 +12,34 @@ from PIL import Image
 from vamf.files import shown
 
 DRAWINGS = {"EPS", "WMF"}
-"""What another program would draw."""
+"""Vector formats, which Pillow passes to another program."""
 CONTAINERS = {"BUFR", "GRIB", "HDF5", "MPEG", "PDF"}
-"""Known to Pillow, which cannot read what is in them."""
+"""Formats that Pillow recognises but cannot decode."""
 MEASUREMENTS = {"FITS", "IPTC", "MCIDAS", "SPIDER"}
-"""Signed, or without a range."""
+"""Formats whose levels are signed, or have no declared range."""
 NO_PICTURES = DRAWINGS | CONTAINERS | MEASUREMENTS
-"""Formats of Pillow's that are not taken for images."""
+"""Formats of Pillow that are not treated as images."""
 SURPLUS = {"__MACOSX", "@eaDir", "lost+found"}
-"""Folders that systems and archives leave behind, besides those whose names begin with a dot."""
+"""Folders that systems and archives create; ignored, as are names that begin with a dot."""
 NAMED = 5
-"""Endings of other files that are named."""
+"""How many endings of other files a message names."""
 
 
 def formats() -> tuple[str, ...]:
-    """The formats that this Pillow can open and that hold pictures."""
+    """The image formats that the installed Pillow can open."""
     Image.init()
-    return _pictures(tuple(Image.ID))
+    return _image_formats(tuple(Image.ID))
 
 
 @cache
-def _pictures(known: tuple[str, ...]) -> tuple[str, ...]:
-    """The usual ones first, as Pillow tries them in this order."""
+def _image_formats(known: tuple[str, ...]) -> tuple[str, ...]:
+    """The most common formats come first, as Pillow tries them in this order."""
     usable = [name for name in known if name in Image.OPEN and name not in NO_PICTURES]
     return tuple(sorted(usable, key=lambda name: name not in ("JPEG", "PNG", "WEBP")))
 
 
 def endings() -> frozenset[str]:
-    """The endings of such files, in small letters; MPO is a JPEG to Pillow."""
+    """The endings of such files in lower case; Pillow opens MPO as JPEG."""
     known = {*formats(), "MPO"}
     return frozenset(end for end, name in Image.registered_extensions().items() if name in known)
 
@@ -47,8 +47,8 @@ def endings() -> frozenset[str]:
 def listed(folder: Path) -> tuple[list[Path], list[Path]]:
     """All images below a folder by their endings, and all other files; both sorted by name.
 
-    Symbolic links are followed, and those that lead nowhere are listed. Names that begin with a
-    dot, and ``SURPLUS``, are passed over. Raises ValueError if a folder cannot be listed.
+    Symbolic links are followed; broken ones are listed. Names that begin with a dot, and
+    ``SURPLUS``, are ignored. Raises ValueError if a folder cannot be listed.
     """
     known = endings()
     images: list[Path] = []
@@ -59,7 +59,7 @@ def listed(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _below(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
-    """``above`` are the folders that lead here: one that leads back to them adds nothing."""
+    """``above`` are the parent folders: a link back to one of them is not followed."""
     try:
         found = folder.stat()
         here = (found.st_dev, found.st_ino)
@@ -78,7 +78,7 @@ def _below(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
 
 
 def _kind(entry: os.DirEntry[str]) -> Literal["folder", "file", "other"]:
-    """Of what a link leads to; one that leads nowhere is a file, so that it is named."""
+    """The kind of a link's target; a broken link counts as a file, so that messages name it."""
     try:
         if entry.is_dir():
             return "folder"
@@ -90,8 +90,8 @@ def _kind(entry: os.DirEntry[str]) -> Literal["folder", "file", "other"]:
     return "other"
 
 
-def told(files: Sequence[Path]) -> str:
-    """How many files there are with which endings."""
+def format_names(files: Sequence[Path]) -> str:
+    """The endings of files with their counts, the most frequent first."""
     counts = Counter(path.suffix.lower() or path.name for path in files).most_common()
     parts = [f"{shown(Path(ending))} {count}" for ending, count in counts[:NAMED]]
     return ", ".join(parts) + ", ..." * (len(counts) > NAMED)

@@ -1,26 +1,26 @@
 """Gaussian mixtures in any dimension, with centres on a sphere (arXiv 2605.09235, supplement)."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vamf.data.dataset import Generated, Split
 from vamf.flow.oracle import MixtureVelocity
-from vamf.random import generator as keyed
+from vamf.rng import generator as keyed
 
 MixtureName = Literal["gmm", "dgmm"]
 
 
 class Shape(NamedTuple):
-    """What makes a kind of mixture, whatever its dimension."""
+    """The parameters of a kind of mixture, the same in every dimension."""
 
     components: int
     radius: float
     """Distance of the centres from the origin."""
     std: float
-    """Deviation of each component along each axis."""
+    """Standard deviation of each component along each axis."""
 
 
 SHAPES: dict[MixtureName, Shape] = {"gmm": Shape(8, 3.0, 0.3), "dgmm": Shape(64, 1.5, 0.5)}
@@ -30,8 +30,11 @@ SHAPES: dict[MixtureName, Shape] = {"gmm": Shape(8, 3.0, 0.3), "dgmm": Shape(64,
 class Mixture:
     """Equally likely Gaussians: ``gmm`` has 8 at radius 3, ``dgmm`` has 64 at radius 1.5.
 
-    Deviations are 0.3 and 0.5. Centres are normalised Gaussian vectors times the radius.
+    Standard deviations are 0.3 and 0.5. Centres are normalised Gaussian vectors times the radius.
     """
+
+    classes: ClassVar[int] = 0
+    """Points have no labels."""
 
     name: MixtureName = "dgmm"
     """Which mixture."""
@@ -56,7 +59,7 @@ class Mixture:
             )
 
     def load(self, split: Split) -> Generated:
-        """The same for both splits: samples are fresh, so the distribution itself is held out."""
+        """The same for both splits: samples are drawn anew, so none is in both."""
         return Generated(lambda n, g: self.batches(1, n, g)[0], (self.dim,))
 
     @property
@@ -65,17 +68,17 @@ class Mixture:
         return (self.dim,)
 
     @property
-    def has_velocity(self) -> bool:
-        """Whether the true marginal velocity has a closed form: with fixed centres."""
+    def has_exact_velocity(self) -> bool:
+        """Whether the marginal velocity has a closed form: it has with fixed centres."""
         return self.centres == "fixed"
 
     def velocity(self) -> MixtureVelocity:
-        """The true marginal velocity; ValueError if the centres are redrawn."""
+        """The exact marginal velocity; ValueError if the centres are redrawn."""
         return MixtureVelocity(self.positions(), self.std)
 
     @property
     def std(self) -> float:
-        """Deviation of each component along each axis."""
+        """Standard deviation of each component along each axis."""
         return SHAPES[self.name].std
 
     @property
@@ -94,9 +97,9 @@ class Mixture:
         return self._draw(1, keyed("centres", self.name, self.dim, self.centres_seed))[0]
 
     def batches(self, count: int, size: int, generator: torch.Generator) -> Tensor:
-        """``count`` batches at once, (count, size, dim), where the generator lives.
+        """``count`` batches at once, (count, size, dim), on the generator's device.
 
-        Redrawn centres are common to a batch and independent between batches.
+        Redrawn centres are the same within a batch and independent between batches.
         """
         components, device = SHAPES[self.name].components, generator.device
         if self.centres == "redrawn":

@@ -1,4 +1,4 @@
-"""Affine maps of images without aliasing: reflected borders, twofold upsampling by a wavelet.
+"""Affine maps of images without aliasing, with reflected borders and twofold wavelet upsampling.
 
 As in the augmentation of Karras et al. (arXiv 2006.06676, appendix B; used by arXiv 2206.00364).
 """
@@ -21,15 +21,15 @@ SYM6 = (
     *(-0.021060292512300564, 0.04472490177066578, 0.0017677118642428036, -0.007800708325034148),
 )
 """The symlet of order 6 (Daubechies, 1992): orthogonal to its own even shifts, so that up- and
-downsampling by it leaves an image as it is."""
+downsampling by it leaves an image unchanged."""
 
 MARGIN = len(SYM6) // 4
-"""Pixels at each side that the filter needs beyond the result's border."""
+"""Pixels that the filter needs on each side beyond the border of the result."""
 
 
 def matrix(rows: list[list[Tensor | float]], like: Tensor) -> Affine:
-    """Numbers and tensors, (batch,), as one matrix for each sample."""
-    # Filled where ``like`` is, once each: a number that is copied to a GPU is waited for.
+    """One matrix for each sample from entries that are numbers or tensors (batch,)."""
+    # Filled on the device of ``like``: copying a number to a GPU would wait for it.
     numbers = {v for row in rows for v in row if not isinstance(v, Tensor)}
     filled: dict[float, Tensor] = {v: torch.full_like(like, v) for v in numbers}
     entries = [v if isinstance(v, Tensor) else filled[v] for row in rows for v in row]
@@ -53,12 +53,12 @@ def translation(x: Tensor, y: Tensor) -> Affine:
 
 
 def resample(images: Sample, inverse: Affine) -> Sample:
-    """Images (n, C, H, W) whose pixel at p is the old one at ``inverse`` p.
+    """Images (n, C, H, W) whose pixel at p is the given images' pixel at ``inverse`` p.
 
-    Beyond the border images are mirrored, once: to a full width at each side.
+    Beyond the border images are mirrored once, up to a full width on each side.
     """
     h, w = images.shape[2:]
-    # The largest margin for every batch: the one that a batch needs would have to be waited for.
+    # The largest margin for every batch: computing the needed one would wait for the GPU.
     wide = _upsample(F.pad(images, (w - 1, w - 1, h - 1, h - 1), mode="reflect"))
     size = (2 * (h + 2 * MARGIN), 2 * (w + 2 * MARGIN))
     grid = F.affine_grid(
@@ -71,9 +71,9 @@ def resample(images: Sample, inverse: Affine) -> Sample:
 
 
 def _normalised(inverse: Affine, source: tuple[int, ...], target: tuple[int, ...]) -> Affine:
-    """The map between twice finer grids, in coordinates from -1 to 1 as torch has them.
+    """The map between twice finer grids, in torch's coordinates from -1 to 1.
 
-    The finer grids begin half a pixel earlier than they would in the middle.
+    The finer grids start half a pixel earlier than centred ones would.
     """
     one = inverse.new_ones(len(inverse))
     to_fine = translation(-0.5 * one, -0.5 * one) @ scaling(2 * one, 2 * one)

@@ -1,17 +1,17 @@
 """Distributions in the plane, as exact samplers: n independent points, (n, 2) float32.
 
-They are drawn where the generator lives. N below is standard normal and U uniform on (0, 1), fresh
-wherever they stand.
+They are drawn on the generator's device. In the formulas N is standard normal and U uniform on
+(0, 1), drawn anew at each occurrence.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from vamf.data.dataset import Dataset, Generated, Sampler, Split
+from vamf.data.dataset import Dataset, Generated, PointSampler, Split
 from vamf.flow.oracle import MixtureVelocity
 from vamf.typing import Sample
 
@@ -72,7 +72,7 @@ def pinwheel(n: int, generator: torch.Generator) -> Sample:
     return 1.5 * torch.stack([x * cos - y * sin, x * sin + y * cos], dim=1)
 
 
-TOYS: dict[ToyName, Sampler] = {
+TOYS: dict[ToyName, PointSampler] = {
     "checkerboard": checkerboard,
     "eight_gaussians": eight_gaussians,
     "two_moons": two_moons,
@@ -84,7 +84,10 @@ TOYS: dict[ToyName, Sampler] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Toy:
-    """A distribution in the plane: endless exact samples, hence neither epochs nor splits."""
+    """A distribution in the plane, sampled exactly: there are neither epochs nor splits."""
+
+    classes: ClassVar[int] = 0
+    """Points have no labels."""
 
     name: ToyName = "eight_gaussians"
     """Which distribution."""
@@ -99,23 +102,23 @@ class Toy:
         return (2,)
 
     @property
-    def has_velocity(self) -> bool:
-        """Whether the true marginal velocity has a closed form: only the Gaussians do."""
+    def has_exact_velocity(self) -> bool:
+        """Whether the marginal velocity has a closed form: only that of eight_gaussians has."""
         return self.name == "eight_gaussians"
 
     def velocity(self) -> MixtureVelocity:
-        """The true marginal velocity; ValueError where it has no closed form."""
-        if not self.has_velocity:
+        """The exact marginal velocity; ValueError where it has no closed form."""
+        if not self.has_exact_velocity:
             raise ValueError(f"{self.name} has no closed-form velocity; eight_gaussians has")
         angles = 2 * math.pi / 8 * torch.arange(8, dtype=torch.float64)
         return MixtureVelocity(3 * _circle(angles), 0.25)
 
     def load(self, split: Split) -> Dataset:
-        """The same for both splits: samples are fresh, so the distribution itself is held out."""
+        """The same for both splits: samples are drawn anew, so none is in both."""
         return Generated(TOYS[self.name], (2,))
 
     def batches(self, count: int, size: int, generator: torch.Generator) -> Tensor:
-        """``count`` batches at once, (count, size, 2), where the generator lives."""
+        """``count`` batches at once, (count, size, 2), on the generator's device."""
         return TOYS[self.name](count * size, generator).reshape(count, size, 2)
 
 

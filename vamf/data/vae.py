@@ -1,4 +1,4 @@
-"""Images to latents and back, by an autoencoder of Stable Diffusion: the one place of diffusers."""
+"""Encodes images to latents and decodes latents with diffusers' Stable Diffusion autoencoders."""
 
 import hashlib
 import logging
@@ -14,29 +14,29 @@ from torch import Tensor
 
 from vamf.data.dataset import to_float
 from vamf.files import expanded
-from vamf.precision import strict_fp32
+from vamf.strict_fp32 import strict_fp32
 from vamf.typing import Pixels, Sample
 
 AT_ONCE = {"cpu": 4, "cuda": 32}
-"""Images of 256x256 that are encoded, or decoded, at once: 1 GB on the CPU, 10 on a GPU."""
+"""Images of 256x256 that are encoded or decoded at once: 1 GB on the CPU, 10 GB on a GPU."""
 
 
 def located(name: str) -> str:
-    """The absolute path of an autoencoder's folder; a repository's name as it is.
+    """The absolute path of an autoencoder's folder; a repository's name is returned unchanged.
 
-    ``name`` may begin with ``~``. Raises ValueError if that is nobody's home.
+    ``name`` may begin with ``~``. Raises ValueError if that user has no home.
     """
     folder = expanded(Path(name))
     return str(folder.absolute()) if name.startswith("~") or folder.is_dir() else name
 
 
 class VAE:
-    """An ``AutoencoderKL`` in strict float32: its figures are one protocol on every machine."""
+    """An ``AutoencoderKL`` in strict float32, so that machines differ by rounding only."""
 
     def __init__(self, name: str, device: torch.device) -> None:
         """``name`` is that of a repository on the Hugging Face hub, or a folder.
 
-        Raises ValueError where diffusers, or the weights, are not to be had.
+        Raises ValueError if diffusers or the weights are missing.
         """
         self.name, self.device = name, device
         self.network = _load(located(name)).to(device)
@@ -69,7 +69,7 @@ class VAE:
 
 @cache
 def load(name: str, device: torch.device) -> VAE:
-    """The VAE of that name, read once."""
+    """The VAE of that name; each process reads it once."""
     return VAE(name, device)
 
 
@@ -82,7 +82,7 @@ def _load(name: str) -> Any:
             "latents are encoded and decoded by diffusers: `pip install 'vamf[latents]'`, or "
             f"`uv run --extra latents`; got {error}"
         ) from None
-    for offline in (True, False):  # what is there needs no network
+    for offline in (True, False):  # a cached copy needs no network
         try:
             with _quiet():
                 found = AutoencoderKL.from_pretrained(
@@ -99,7 +99,7 @@ def _load(name: str) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without warnings, and the hub's lines about every attempt: one line says what came of it."""
+    """Hides warnings and the hub's log of each attempt: the final error says what failed."""
     hub = logging.getLogger("huggingface_hub")
     level = hub.level
     hub.setLevel(logging.CRITICAL)
@@ -112,7 +112,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _sha256(state: dict[str, Tensor]) -> str:
-    """Of names and values: the same for the same weights in any file."""
+    """SHA-256 of names and values: independent of the file format."""
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         digest.update(name.encode())

@@ -1,1 +1,1 @@
-"""Variances of the objective and of its gradient."""
+"""Measurements of the variance of the objective and of its gradient."""

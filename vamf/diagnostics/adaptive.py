@@ -1,4 +1,4 @@
-"""beta*(t), estimated while a network trains and fed back to it: ``beta.kind=AdaptiveBeta``."""
+"""Estimates beta*(t) during training and trains with it: ``beta.kind=AdaptiveBeta``."""
 
 from dataclasses import dataclass
 from typing import NamedTuple, Self
@@ -6,34 +6,34 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from vamf.diagnostics.landscape import Tables
+from vamf.diagnostics.landscape import ProbeMoments
 from vamf.diagnostics.probe import Probe
 from vamf.typing import Scalars, Time
 
 SWEEPS = 100
-"""Rounds of coordinate descent: far more than a handful of bins needs."""
+"""Rounds of coordinate descent: more than a few bins need to converge."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveBeta:
     """beta constant on each bin of t, at the minimum of the batch gradient's squared error M(beta).
 
-    Every so many steps the landscape is probed at the present weights; its quadratic in the bins'
-    betas is averaged over probes and minimised within bounds.
+    Every ``every`` steps the landscape is probed at the current weights. It is quadratic in the
+    bins' betas; its coefficients are averaged over probes and it is minimised within bounds.
     """
 
     start: float = 0.0
     """beta in [0, 1] before the first estimate."""
     begin: int = 500
-    """Steps before the first estimate: an untrained network's proxy tells nothing."""
+    """Steps before the first estimate: the proxy of an untrained network is not useful."""
     every: int = 500
     """Steps between estimates."""
     pairs: int = 4
-    """Pairs of batches of an estimate, at least 2."""
+    """Pairs of batches in an estimate, at least 2."""
     bins: int = 4
     """Equal bins of t in [0, 1]."""
     smoothing: float = 0.7
-    """Share in [0, 1) that earlier estimates keep in the average."""
+    """Weight in [0, 1) of earlier estimates in the average."""
     low: float = 0.0
     """Smallest beta."""
     high: float = 1.0
@@ -53,21 +53,26 @@ class AdaptiveBeta:
 
     @property
     def probe(self) -> Probe:
-        """How an estimate is measured; samples are weighted as the loss weights them."""
+        """How an estimate is measured; samples have the weights of the loss."""
         return Probe(every=self.every, pairs=self.pairs, bins=self.bins, weighted=True)
 
     def due(self, step: int) -> bool:
-        """Whether an estimate precedes the step, counted from 0."""
+        """Whether an estimate is made before the step, counted from 0."""
         return step >= self.begin and (step - self.begin) % self.every == 0
 
     @property
+    def varies_over_training(self) -> bool:
+        """True: each estimate changes beta."""
+        return True
+
+    @property
     def label(self) -> str:
-        """A few readable characters."""
+        """The rule in a few characters: ``β adaptive, 4 bins``."""
         return f"β adaptive, {self.bins} bins"
 
 
-class Adapted(NamedTuple):
-    """What has been learnt of beta*(t), as tensors: part of a checkpoint."""
+class AdaptiveBetaState(NamedTuple):
+    """The current estimate of beta*(t) as tensors, which checkpoints store."""
 
     betas: Tensor
     """(J,): beta in each bin."""
@@ -76,7 +81,7 @@ class Adapted(NamedTuple):
     quadratic: Tensor
     """(J, J), float64: its smoothed curvature, bias included."""
     estimates: Tensor
-    """(): how many were averaged."""
+    """(): the number of estimates in the average."""
 
     @classmethod
     def new(cls, rule: AdaptiveBeta, device: torch.device) -> Self:
@@ -90,8 +95,8 @@ class Adapted(NamedTuple):
         index = (t * len(self.betas)).long().clamp(max=len(self.betas) - 1)
         return self.betas[index].to(t.dtype)
 
-    def updated(self, rule: AdaptiveBeta, tables: Tables) -> Self:
-        """The state after one more landscape.
+    def updated(self, rule: AdaptiveBeta, tables: ProbeMoments) -> Self:
+        """The state after another landscape.
 
         With C the covariance and N the bias products of the bins' gradients, M(beta) is
         beta^T (C_DD + N) beta + 2 c^T beta + const, c the sum of C_0D over the first index.
@@ -113,7 +118,7 @@ def box_minimum(
 ) -> Tensor:
     """Minimises x^T Q x + 2 c^T x over [low, high]^J by coordinate descent from ``start``.
 
-    Coordinates without curvature, of bins that no sample reaches, stay where they are.
+    Coordinates without curvature, of bins without samples, keep their value.
     """
     x = start.clone()
     for _ in range(SWEEPS):

@@ -1,8 +1,8 @@
 """The beta landscape: loss, variance, bias and gradient error at every beta, from one set of draws.
 
-Everything is affine in beta: the residual is a + beta D (arXiv 2605.09235), hence the
-loss a quadratic, its variance a quartic, the gradient g0 + beta gD, and its covariance's trace and
-its squared bias quadratics, whose coefficients are measured once.
+The residual is affine in beta, a + beta D (arXiv 2605.09235). Hence the loss is quadratic and its
+variance quartic in beta, the gradient is g0 + beta gD, and the trace of its covariance and its
+squared bias are quadratic. The coefficients are measured once.
 """
 
 import math
@@ -23,26 +23,26 @@ CurveName = Literal[
     "conditional/bias2",
     "conditional/mse",
 ]
-"""``gradient/...`` is of the mean gradient of a batch, over fresh (x, e, r, t): trace of its
-covariance, squared bias against the true velocity as tangent, and their sum M(beta).
-``conditional/...`` is of one sample's gradient given (z, r, t), averaged over these: the M(beta) of
-arXiv 2605.09235. ``loss/...`` is of one sample's loss, per dimension."""
+"""``gradient/...`` describes the mean gradient of a batch, over new (x, e, r, t): trace of its
+covariance, squared bias against the exact velocity as tangent, and their sum M(beta).
+``conditional/...`` describes one sample's gradient given (z, r, t), averaged over these: M(beta) of
+arXiv 2605.09235. ``loss/...`` describes one sample's loss, per dimension."""
 
 CURVES: tuple[CurveName, ...] = get_args(CurveName)
 FAMILIES = 3
-"""Gradients kept for each bin: at beta = 0, of D, and of D without its noise (A b)."""
+"""Gradients stored for each bin: at beta = 0, of D, and of D without its noise (A b)."""
 
 
 class Estimate(NamedTuple):
-    """A figure and its jackknife standard error over pairs of batches."""
+    """A value and its jackknife standard error over pairs of batches."""
 
     value: float
     error: float
 
 
 @dataclass(frozen=True)
-class Tables:
-    """What a probe measures: averages over each pair of batches, (pairs, ...); J bins of t."""
+class ProbeMoments:
+    """A probe's measurements: averages over each pair of batches, (pairs, ...), in J bins of t."""
 
     count: Tensor
     """(pairs, J): share of the samples in each bin."""
@@ -61,7 +61,7 @@ class Tables:
 
     @classmethod
     def zeros(cls, pairs: int, bins: int, device: torch.device) -> Self:
-        """Empty tables."""
+        """Tables of zeros."""
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(pairs, *shape, dtype=torch.float64, device=device)
@@ -96,24 +96,24 @@ SCALARS = (
 
 @dataclass(frozen=True)
 class Landscape:
-    """What was measured at all beta in [0, 1]."""
+    """The measured curves over beta in [0, 1]."""
 
-    tables: Tables
+    tables: ProbeMoments
     edges: tuple[float, ...]
     """Edges of the bins of t, ascending: J + 1 of them."""
     batch: int
     """Samples in a batch."""
     knows_velocity: bool
-    """Whether the true velocity was known: without it there are no conditional curves."""
+    """Whether the exact velocity was known: without it there are no conditional curves."""
 
     @property
     def bins(self) -> int:
-        """How many bins of t there are."""
+        """The number of bins of t."""
         return len(self.edges) - 1
 
     @property
     def names(self) -> tuple[CurveName, ...]:
-        """The curves that could be measured."""
+        """The curves that were measured."""
         return tuple(n for n in CURVES if self.knows_velocity or not n.startswith("conditional"))
 
     def curve(
@@ -121,7 +121,8 @@ class Landscape:
     ) -> tuple[Tensor, Tensor]:
         """A curve's values at ``betas``, (n,), and their standard errors, of one bin or of all.
 
-        A bin's gradient is its part of the batch's: bins add up, except for what they share.
+        A bin's gradient is its part of the batch's gradient: values of bins add up to that of the
+        batch, except for the covariances between them.
         """
         powers = torch.stack([betas.double() ** k for k in range(5)])
         values, without = self._jackknife(
@@ -132,7 +133,7 @@ class Landscape:
     def minimiser(self, name: CurveName, bin: int | None = None) -> Estimate:
         """The beta in [0, 1] at which a curve is lowest.
 
-        At 0 or 1 the error is one-sided at best; a flat curve (no sample with r < t) gives NaN.
+        At 0 or 1 the true error is one-sided. A flat curve (no sample with r < t) gives NaN.
         """
         value, without = self._jackknife(lambda mean: _lowest(coefficients(name, mean, bin)))
         return Estimate(float(value), float(_spread(without)))
@@ -146,12 +147,12 @@ class Landscape:
 
         value, error = self.minimiser(name, bin)
         reach = student.ppf(0.975, len(self.tables.count) - 1) * error
-        if math.isnan(value) or math.isnan(reach):  # max and min would make it all of [0, 1]
+        if math.isnan(value) or math.isnan(reach):  # max and min would return [0, 1]
             return math.nan, math.nan
         return max(0.0, value - reach), min(1.0, value + reach)
 
     def estimates(self) -> dict[str, Estimate]:
-        """beta* by each formula, for a reader to see how far they are apart."""
+        """beta* by each formula, to compare them."""
         names = [n for n in self.names if n.split("/")[1] in ("trace", "mse", "variance")]
         exact = {f"beta_star/{name}": self.minimiser(name) for name in names}
         formulas = ("no_bias", *(("scalar", "matrix") if self.knows_velocity else ()))
@@ -166,15 +167,15 @@ class Landscape:
         pairs = zip(value.tolist(), _spread(without).tolist(), strict=True)
         return {name: Estimate(*pair) for name, pair in zip(names, pairs, strict=True)}
 
-    def _jackknife(self, statistic: Callable[[Tables], Tensor]) -> tuple[Tensor, Tensor]:
+    def _jackknife(self, statistic: Callable[[ProbeMoments], Tensor]) -> tuple[Tensor, Tensor]:
         """A statistic of the averaged tables, and its values without each pair, (pairs, ...)."""
         n, means = len(self.tables.count), self.tables.map(lambda table: table.mean(0))
         without = [
             statistic(
-                Tables(
+                ProbeMoments(
                     *(
                         (getattr(means, f.name) * n - getattr(self.tables, f.name)[k]) / (n - 1)
-                        for f in fields(Tables)
+                        for f in fields(ProbeMoments)
                     )
                 )
             )
@@ -183,7 +184,7 @@ class Landscape:
         return statistic(means), torch.stack(without)
 
 
-def coefficients(name: CurveName, mean: Tables, bin: int | None = None) -> Tensor:
+def coefficients(name: CurveName, mean: ProbeMoments, bin: int | None = None) -> Tensor:
     """The curve's polynomial in beta, lowest power first, (5,), from tables averaged over pairs."""
     group, what = name.split("/")
     if group == "loss":
@@ -204,7 +205,7 @@ def coefficients(name: CurveName, mean: Tables, bin: int | None = None) -> Tenso
     )
 
 
-def _loss(what: str, mean: Tables, bin: int | None) -> Tensor:
+def _loss(what: str, mean: ProbeMoments, bin: int | None) -> Tensor:
     share = mean.count.sum() if bin is None else mean.count[bin]
     first = (mean.first.sum(0) if bin is None else mean.first[bin]) / share
     if what == "mean":
@@ -215,7 +216,7 @@ def _loss(what: str, mean: Tables, bin: int | None) -> Tensor:
     return torch.stack([spread.flip(1).diagonal(2 - power).sum() for power in range(5)])
 
 
-def _conditional(what: str, mean: Tables, bin: int | None) -> Tensor:
+def _conditional(what: str, mean: ProbeMoments, bin: int | None) -> Tensor:
     gram = mean.conditional.sum(0) if bin is None else mean.conditional[bin]
     if what == "bias2":
         return _polynomial(0, 0, gram[2, 2])
@@ -223,7 +224,7 @@ def _conditional(what: str, mean: Tables, bin: int | None) -> Tensor:
 
 
 def _polynomial(*values: Tensor | float) -> Tensor:
-    """Coefficients (5,), the last of which are 0, on the device of those that are tensors."""
+    """Coefficients (5,), padded with zeros, on the device of the tensors among them."""
     device = next(v.device for v in values if isinstance(v, Tensor))
     padded = (*values, 0.0, 0.0)[:5]
     return torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device) for v in padded])
@@ -243,7 +244,7 @@ def _lowest(polynomial: Tensor) -> Tensor:
     return torch.tensor(lowest, dtype=torch.float64)
 
 
-def _paper(mean: Tables) -> dict[str, Tensor]:
+def _paper(mean: ProbeMoments) -> dict[str, Tensor]:
     """The estimates of arXiv 2605.09235: isotropic scalars, output-space matrices, no bias."""
     s = dict(zip(SCALARS, mean.scalars, strict=True))
     kappa = s["kappa"] / s["interior"] - 1  # J = A - I

@@ -1,4 +1,4 @@
-"""Measuring a beta landscape: what two independent batches tell of every beta."""
+"""Measures the tables of a beta landscape from pairs of independent batches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,11 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vamf.diagnostics.landscape import SCALARS, Tables
+from vamf.diagnostics.landscape import SCALARS, ProbeMoments
 from vamf.diagnostics.variance import COLUMNS, at_once
 from vamf.dropout import Masks, sharing
 from vamf.flow.derivatives import directional_derivative
-from vamf.flow.losses import AdaptiveWeight, Draws, path_derivative, squared_norm
+from vamf.flow.objectives.meanflow import path_derivative
+from vamf.flow.objectives.terms import AdaptiveWeight, Draws, squared_norm
 from vamf.typing import AverageVelocity, BetaAt, Sample, Scalars, Velocity, expand_like
 
 
@@ -22,11 +23,11 @@ class Probe:
     every: int = 1000
     """Steps between landscapes while training."""
     pairs: int = 8
-    """Pairs of independent batches of the training's size, at least 2: errors come from these."""
+    """Pairs of independent batches of the training's size, at least 2; errors are over pairs."""
     bins: int = 5
     """Equal bins of t in [0, 1]."""
     weighted: bool = False
-    """Weight samples adaptively as the loss does at the run's own beta; else not at all."""
+    """Give samples the adaptive weights of the loss at the run's own beta; otherwise none."""
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.bins < 1:
@@ -42,8 +43,8 @@ class Probe:
         return tuple(k / self.bins for k in range(self.bins + 1))
 
 
-class Probed(NamedTuple):
-    """What is probed."""
+class ProbeTarget(NamedTuple):
+    """The network that is probed, with its proxy and weights."""
 
     u: AverageVelocity
     """The network that is trained."""
@@ -52,7 +53,7 @@ class Probed(NamedTuple):
     v_hat: Velocity
     """The proxy."""
     velocity: Velocity | None = None
-    """The true marginal velocity, where it is known."""
+    """The exact marginal velocity, if it is known."""
     weight: tuple[AdaptiveWeight, BetaAt] | None = None
     """The loss's weight, taken at this beta; None for an unweighted gradient."""
 
@@ -66,7 +67,7 @@ class _Residuals(NamedTuple):
     slope: Sample
     """D = A (v_hat - v_cond), A = (t - r) du/dz."""
     bias: Sample
-    """A b, b = v_hat - v; D where v is not known, whose mean is the same."""
+    """A b, b = v_hat - v; if v is not known, D, which has the same mean."""
     noise: Sample | None
     """v' = v_cond - v."""
     response: Sample | None
@@ -74,13 +75,16 @@ class _Residuals(NamedTuple):
 
 
 def probe_pair(
-    probed: Probed, pair: tuple[Draws, Draws], edges: Sequence[float], generator: torch.Generator
-) -> Tables:
-    """The tables of one pair, with a first axis of one.
+    probed: ProbeTarget,
+    pair: tuple[Draws, Draws],
+    edges: Sequence[float],
+    generator: torch.Generator,
+) -> ProbeMoments:
+    """The tables of one pair, with a first axis of size 1.
 
-    ``generator``, on the draws' device, gives random signs; torch's own random state moves on only
-    if the network draws masks of dropout from it. In training mode each sample has masks of its
-    own, the same at every evaluation: the residual stays one function that is affine in beta.
+    ``generator``, on the draws' device, draws random signs; torch's default random state changes
+    only if the network draws dropout masks from it. In training mode each sample has its own masks,
+    the same at every evaluation, so that the residual stays affine in beta.
     """
     vectors, tables = [], []
     for draws in pair:
@@ -96,7 +100,7 @@ def probe_pair(
     crossed = gram(*vectors)
     count, first, second, conditional, scalars = ((a + b) / 2 for a, b in zip(*tables, strict=True))
     found = (count, first, second, gram(half, half), (crossed + crossed.T) / 2)
-    return Tables(*(table[None] for table in (*found, conditional, scalars)))
+    return ProbeMoments(*(table[None] for table in (*found, conditional, scalars)))
 
 
 def gram(a: Tensor, b: Tensor) -> Tensor:
@@ -106,13 +110,13 @@ def gram(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _residuals(
-    probed: Probed, draws: Draws, generator: torch.Generator
+    probed: ProbeTarget, draws: Draws, generator: torch.Generator
 ) -> tuple[_Residuals, Tensor]:
     u, n = probed.u, draws.n_equal
     r, t = draws.r[n:], draws.t[n:]
 
     def response(z: Sample, direction: Sample) -> Sample:
-        """A direction, 0 where r = t."""
+        """A times a direction, 0 where r = t."""
         moved = torch.zeros_like(z)
         if n < len(z):
             derivative = directional_derivative(u, z[n:], r, t, direction[n:])
@@ -137,10 +141,10 @@ def _residuals(
     residuals = _Residuals(z, at_zero, slope, bias, noise, moved)
     interior = torch.full_like(kappa, 1 - n / len(z))
     empty = torch.zeros_like(kappa)
-    told = [empty] * 3
+    exact = [empty] * 3
     if noise is not None and moved is not None and v is not None:
-        told = [squared_norm(noise), squared_norm(v_hat - v), _inner(moved - noise, slope)]
-    rows = [interior, kappa, *told, squared_norm(slope), _inner(own_noise, own), squared_norm(own)]
+        exact = [squared_norm(noise), squared_norm(v_hat - v), _inner(moved - noise, slope)]
+    rows = [interior, kappa, *exact, squared_norm(slope), _inner(own_noise, own), squared_norm(own)]
     assert len(rows) == len(SCALARS)
     return residuals, torch.stack(rows).double().mean(1)
 
@@ -150,7 +154,7 @@ def _inner(a: Sample, b: Sample) -> Scalars:
 
 
 def _membership(draws: Draws, edges: Sequence[float]) -> Tensor:
-    """Which samples are in which bin, (J, batch) of booleans."""
+    """Which samples are in which bin, (J, batch) booleans."""
     inner = torch.tensor(edges[1:-1], device=draws.t.device, dtype=draws.t.dtype)
     bins = torch.arange(len(edges) - 1, device=draws.t.device)
     return torch.bucketize(draws.t, inner, right=True) == bins[:, None]
@@ -164,7 +168,7 @@ def _loss_tables(residuals: _Residuals, where: Tensor) -> tuple[Tensor, Tensor, 
 
 
 def _gradients(
-    probed: Probed, draws: Draws, residuals: _Residuals, where: Tensor, masks: Masks
+    probed: ProbeTarget, draws: Draws, residuals: _Residuals, where: Tensor, masks: Masks
 ) -> Tensor:
     """Each bin's part of the batch's gradients g0, gD and g(A b), (3 J, parameters)."""
     a, d = residuals.at_zero, residuals.slope
@@ -175,11 +179,11 @@ def _gradients(
         weight = rule(squared_norm(a + shaped * d))
     scale = expand_like(weight, a) * (2 / (len(a) * a[0].numel()))
     seeds = torch.stack([scale * part for part in (a, d, residuals.bias)])
-    return _pull(probed, draws, residuals.z, seeds, where, masks).flatten(0, 1)
+    return _pull_back(probed, draws, residuals.z, seeds, where, masks).flatten(0, 1)
 
 
 def _conditional(
-    probed: Probed,
+    probed: ProbeTarget,
     draws: Draws,
     residuals: _Residuals,
     where: Tensor,
@@ -188,7 +192,7 @@ def _conditional(
 ) -> Tensor:
     """Means over samples of the products of g J v', g A v' and g A b, (J, 3, 3).
 
-    Random signs make one backward pass of the sum serve for the mean of all samples' squares.
+    With random signs, one backward pass of the sum estimates the mean of all samples' squares.
     """
     noise, moved = residuals.noise, residuals.response
     if noise is None or moved is None:
@@ -197,12 +201,14 @@ def _conditional(
     signs = torch.empty_like(draws.t).bernoulli_(0.5, generator=generator) * 2 - 1
     scale = expand_like(signs, noise) * (2 / noise[0].numel())
     seeds = torch.stack([scale * part for part in (moved - noise, moved, residuals.bias)])
-    pulled = _pull(probed, draws, residuals.z, seeds, where, masks).double()  # (3, J, parameters)
+    pulled = _pull_back(
+        probed, draws, residuals.z, seeds, where, masks
+    ).double()  # (3, J, parameters)
     return torch.einsum("ajp,bjp->jab", pulled, pulled) / len(noise)
 
 
-def _pull(
-    probed: Probed, draws: Draws, z: Sample, seeds: Tensor, where: Tensor, masks: Masks
+def _pull_back(
+    probed: ProbeTarget, draws: Draws, z: Sample, seeds: Tensor, where: Tensor, masks: Masks
 ) -> Tensor:
     """The sums of seed du/dtheta over the samples of each bin, (seeds, J, parameters)."""
     size = sum(p.numel() for p in probed.parameters)

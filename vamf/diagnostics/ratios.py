@@ -1,6 +1,6 @@
-"""Figures of arXiv 2605.09235 that say why a tangent matters: variance, Jacobian, curvature.
+"""Variance ratio, Jacobian and curvature of arXiv 2605.09235, which show why the tangent matters.
 
-All are of one network u, on given data and noise; a pair is a figure and its standard error over
+All describe one network u on given data and noise; a pair is a value and its standard error over
 samples.
 """
 
@@ -14,47 +14,45 @@ from vamf.diagnostics.variance import (
     variance_with_error,
 )
 from vamf.flow.derivatives import amplification, axes
-from vamf.flow.losses import Draws, squared_norm
+from vamf.flow.objectives.terms import Draws, squared_norm
 from vamf.flow.path import interpolate
 from vamf.flow.tangents import boundary_velocity
-from vamf.typing import AverageVelocity, Sample, Scalars
+from vamf.typing import AverageVelocity, Estimates, Sample, Scalars
 
 CURVATURE_TIMES = (0.3, 0.5, 0.7, 0.9)
-"""The times t at which the curvature gap is taken."""
+"""The times t at which the curvature is measured."""
 GAPS, LARGEST_GAP = 12, 0.45
-"""How many gaps t - r there are from .01 up, and the largest of them, short of r = 0."""
-
-Figures = dict[str, tuple[float, float]]
+"""The number of gaps t - r, from .01 up, and the largest gap; r stays above 0."""
 
 
-def ratios(u: AverageVelocity, x: Sample, e: Sample, signs: Tensor | None = None) -> Figures:
-    """All figures by name, of at least 4 samples of data ``x`` and noise ``e``, (batch, ...).
+def ratios(u: AverageVelocity, x: Sample, e: Sample, signs: Tensor | None = None) -> Estimates:
+    """All values by name, of at least 4 samples of data ``x`` and noise ``e``, (batch, ...).
 
     ``variance_ratio/t0.5``, ``jacobian_norm/t0.5``, ``jacobian_std/t0.5`` and ``kappa/t0.5`` at
     the times and the gap of the loss variance; ``curvature/t0.5_gap0.250`` at its own. The Jacobian
-    is exact without ``signs``; many axes take signs, +1 or -1, (probes, batch, ...).
+    is exact without ``signs``; with many axes take ``signs``, +1 or -1, (probes, batch, ...).
     """
-    figures: Figures = {}
+    found: dict[str, tuple[float, float]] = {}
     for t in TIMES:
         draws = evaluation_draws(x, e, t)
-        figures[f"variance_ratio/t{t:.1f}"] = variance_ratio(u, draws)
-        for name, figure in jacobian(u, draws, signs).items():
-            figures[f"{name}/t{t:.1f}"] = figure
+        found[f"variance_ratio/t{t:.1f}"] = variance_ratio(u, draws)
+        for name, pair in jacobian(u, draws, signs).items():
+            found[f"{name}/t{t:.1f}"] = pair
     for t in CURVATURE_TIMES:
         for gap in gaps(t):
-            figures[f"curvature/t{t:.1f}_gap{gap:.3f}"] = curvature(u, x, e, t, gap)
-    return figures
+            found[f"curvature/t{t:.1f}_gap{gap:.3f}"] = curvature(u, x, e, t, gap)
+    return found
 
 
 def variance_ratio(u: AverageVelocity, draws: Draws) -> tuple[float, float]:
     """Loss variance with the tangent v_cond over that with the network's own velocity u(z, t, t).
 
-    Both on the same samples (experiment 1); the error takes their correlation into account.
+    Both use the same samples (experiment 1); the error accounts for their correlation.
     """
     own = boundary_velocity(u)
     noisy, quiet = (sample_losses(u, draws, beta, own) for beta in (0.0, 1.0))
     ratio = noisy.var() / quiet.var()
-    # What each sample contributes to the logarithm of the ratio, to first order.
+    # Each sample's contribution to the logarithm of the ratio, to first order.
     influence = _deviation(noisy) - _deviation(quiet)
     return ratio.item(), (ratio * influence.std() / len(noisy) ** 0.5).item()
 
@@ -62,10 +60,10 @@ def variance_ratio(u: AverageVelocity, draws: Draws) -> tuple[float, float]:
 def jacobian(
     u: AverageVelocity, draws: Draws, signs: Tensor | None = None
 ) -> dict[str, tuple[float, float]]:
-    """Of J = (t - r) du/dz - I: mean and deviation of sqrt(Tr(J J^T)), and kappa = E<s, J s> / d.
+    """Mean and deviation of sqrt(Tr(J J^T)), and kappa = E<s, J s> / d, of J = (t - r) du/dz - I.
 
-    kappa, the mean eigenvalue, keeps its sign (experiment 4 takes the norm alone). Of few probes,
-    the square root of the estimated trace is biased downward.
+    kappa, the mean eigenvalue, has a sign (experiment 4 uses the norm alone). With few probes the
+    square root of the estimated trace is biased downwards.
     """
     trace, product = _moments(u, draws, signs)
     norm, dim = trace.sqrt(), draws.x[0].numel()
@@ -88,7 +86,7 @@ def curvature(
 ) -> tuple[float, float]:
     """E|u(z, t - gap, t) - v_cond|^2, summed over the data's axes (experiment 2).
 
-    It holds the noise of v_cond, which does not depend on the gap: only its growth is curvature.
+    Includes the noise of v_cond, which does not depend on the gap: only the growth is curvature.
     """
     times = torch.full((len(x),), t, device=x.device, dtype=x.dtype)
     z, v_cond = interpolate(x, e, times)

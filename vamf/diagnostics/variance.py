@@ -1,4 +1,4 @@
-"""How noisy the objective is, and how noisy its gradient is, at a given beta."""
+"""The variance of the loss and of its gradient at a given beta."""
 
 from collections.abc import Iterable
 
@@ -6,18 +6,19 @@ import torch
 from torch import Tensor, nn
 
 from vamf.dropout import Masks, sharing
-from vamf.flow.losses import Draws, path_derivative, squared_norm
+from vamf.flow.objectives.meanflow import path_derivative
+from vamf.flow.objectives.terms import Draws, squared_norm
 from vamf.typing import AverageVelocity, Beta, BetaAt, Sample, Scalars, Velocity
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""The times t at which the loss variance is taken."""
+"""The times t at which the loss variance is measured."""
 GAP = 0.25
-"""t - r there; r stays at or above 0."""
+"""t - r at these times; r is at least 0."""
 COLUMNS = 2**22
-"""Gradient entries that are held in float64 at a time, of each gradient."""
+"""Entries of each gradient that are converted to float64 at a time."""
 NUMBERS = 2**17
-"""Numbers of the samples whose graph is in memory at once, 42 images of CIFAR-10: an eager step in
-float32 has no room for a batch that is trained in bfloat16, or by all workers together."""
+"""Numbers in the samples of one backward pass, 42 images of CIFAR-10: an eager step in float32 may
+not fit a batch into memory that is trained in bfloat16, or by several workers."""
 
 
 def evaluation_draws(x: Sample, e: Sample, t: float) -> Draws:
@@ -29,7 +30,7 @@ def evaluation_draws(x: Sample, e: Sample, t: float) -> Draws:
 def sample_losses(u: AverageVelocity, draws: Draws, beta: Beta, v_hat: Velocity) -> Scalars:
     """The unweighted loss |V(beta) - v_cond|^2 / d of each sample, (batch,), in float64.
 
-    V(beta) = u + (t - r) du/dt along the mixed tangent (arXiv 2605.09235), d numbers a sample.
+    V(beta) = u + (t - r) du/dt along the mixed tangent (arXiv 2605.09235); d is a sample's size.
     """
     with torch.no_grad():
         z, v_cond, correction = path_derivative(u, draws, beta, v_hat)
@@ -49,14 +50,14 @@ def variance_with_error(losses: Scalars) -> tuple[float, float]:
 
 
 def at_once(x: Sample) -> int:
-    """How many of the samples ``x`` a gradient is taken of at once."""
+    """How many of the samples ``x`` one backward pass contains."""
     return max(1, NUMBERS // x[0].numel())
 
 
 def mean_gradient(net: nn.Module, draws: Draws, beta: BetaAt, v_hat: Velocity) -> Tensor:
     """The gradient of a batch's mean |V(beta) - v_cond|^2 / d, (parameters,), part by part.
 
-    In training mode each sample has masks of dropout of its own, the same at every evaluation.
+    In training mode each sample has its own dropout masks, the same at every evaluation.
     """
     total = torch.zeros((), device=draws.x.device)
     for part in draws.parts(at_once(draws.x)):
@@ -78,7 +79,7 @@ def trace_with_error(gradients: Tensor) -> tuple[float, float]:
     """Trace of the covariance of gradients (K, P) over K >= 2 batches, per parameter.
 
     trace = sum_k |g_k - mean|^2 / (K - 1) / P. The standard error is a jackknife over batches; it
-    needs K >= 3 and is NaN below. Leaving out g_k takes K / (K - 1) |g_k - mean|^2 from the sum.
+    needs K >= 3 and is NaN below. Without g_k the sum is smaller by K / (K - 1) |g_k - mean|^2.
     """
     k, parameters = gradients.shape
     norms = torch.zeros(k, dtype=torch.float64, device=gradients.device)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from vamf.flow.duals import Dual, are_carried, linearly, value_of
+from vamf.flow.duals import Dual, in_dual_mode, linearly, value_of
 from vamf.typing import AverageVelocity, Sample, Scalars, Time, expand_like
 
 Inputs = tuple[Sample, Time, Time]
@@ -39,7 +39,7 @@ def total_derivative(
     Where duals are carried, ``v_tan`` may be that of the last samples only, which the derivative
     is of, too; it has no graph.
     """
-    if are_carried():
+    if in_dual_mode():
         moving = Dual(t, torch.ones_like(t[len(z) - len(v_tan) :]))
         return _carry(u, Dual(z, v_tan), r, moving)
     return _jvp(u, (z, r, t), (v_tan, torch.zeros_like(r), torch.ones_like(t)))
@@ -57,7 +57,7 @@ def directional_derivative(
     u: AverageVelocity, z: Sample, r: Time, t: Time, direction: Sample
 ) -> Sample:
     """(direction . d/dz) u(z, r, t): what the tangent alone adds, linear in ``direction``."""
-    if are_carried():
+    if in_dual_mode():
         return _carry(u, Dual(z, direction), r, t)[1]
     zero = torch.zeros_like(r)
     return _jvp(u, (z, r, t), (direction, zero, zero))[1]
@@ -69,13 +69,13 @@ def _carry(u: AverageVelocity, z: Dual, r: Time, t: Time | Dual) -> tuple[Sample
     return out.value, out.tangent
 
 
-def push(function: Callable[..., Tensor], *args: Any) -> Any:
+def apply_with_tangent(function: Callable[..., Tensor], *args: Any) -> Any:
     """A function that keeps samples apart, of duals, tensors (batch, ...) and other things."""
     duals = [a for a in args if isinstance(a, Dual)]
     value = function(*map(value_of, args))
     if not duals:
         return value
-    values = [a[duals[0].still :] if isinstance(a, Tensor) else a for a in map(value_of, args)]
+    values = [a[duals[0].n_constant :] if isinstance(a, Tensor) else a for a in map(value_of, args)]
     moving = [k for k, a in enumerate(args) if isinstance(a, Dual)]
 
     def of_moving(*parts: Tensor) -> Tensor:

@@ -1,18 +1,19 @@
-"""Values with tangents beside them, which a network carries through itself layer by layer.
+"""Dual numbers: values with their tangents, which a network propagates layer by layer.
 
 ``torch.func.jvp`` carries the tangents of all samples, and keeps the graph of each operation's;
-a network that takes a ``Dual`` carries those of the samples that have one, without a graph.
+a network that takes a ``Dual`` propagates those of the samples that have one, without a graph.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_carried = False
+_dual_mode: ContextVar[bool] = ContextVar("dual_mode", default=False)
 
 
 @dataclass(frozen=True)
@@ -29,25 +30,24 @@ class Dual:
         return len(self.value)
 
     @property
-    def still(self) -> int:
+    def n_constant(self) -> int:
         """How many of the first samples have no tangent."""
         return len(self.value) - len(self.tangent)
 
 
 @contextmanager
-def carrying(on: bool = True) -> Iterator[None]:
-    """Within, derivatives of the network are taken by giving it duals."""
-    global _carried
-    before, _carried = _carried, on
+def dual_mode(on: bool = True) -> Iterator[None]:
+    """Within the block, derivatives of a network are taken by passing it duals; then as before."""
+    token = _dual_mode.set(on)
     try:
         yield
     finally:
-        _carried = before
+        _dual_mode.reset(token)
 
 
-def are_carried() -> bool:
-    """Whether derivatives are taken by giving the network duals."""
-    return _carried
+def in_dual_mode() -> bool:
+    """Whether derivatives are taken by passing duals to the network."""
+    return _dual_mode.get()
 
 
 def value_of(x: Any) -> Any:
@@ -55,9 +55,9 @@ def value_of(x: Any) -> Any:
     return x.value if isinstance(x, Dual) else x
 
 
-def last(args: Sequence[Any], still: int) -> tuple[list[Any], list[Tensor | None]]:
-    """Of the samples that move: a function's arguments and their tangents; 0 for constant ones."""
-    values = [a[still:] if isinstance(a, Tensor) else a for a in map(value_of, args)]
+def last(args: Sequence[Any], n_constant: int) -> tuple[list[Any], list[Tensor | None]]:
+    """Arguments and tangents of the samples behind the first ``n_constant``; 0 for a constant."""
+    values = [a[n_constant:] if isinstance(a, Tensor) else a for a in map(value_of, args)]
     tangents = [a.tangent if isinstance(a, Dual) else None for a in args]
     for k, value in enumerate(values):
         if tangents[k] is None and isinstance(value, Tensor):

@@ -1,6 +1,7 @@
-"""Classifier-free guidance inside the target: one evaluation a step when sampling.
+"""Classifier-free guidance inside the training target (arXiv 2505.13447, section 4.2).
 
-A conditional network is u(z, r, t, y), where u(z, r, t) is that of no class.
+Sampling then needs one evaluation for each step. A conditional network is u(z, r, t, y); u(z, r, t)
+is its velocity without a class.
 """
 
 from collections.abc import Callable
@@ -15,48 +16,48 @@ from vamf.flow.tangents import mix_tangent
 from vamf.typing import Beta, Label, Sample, Scalars, Time, expand_like
 
 LabelledVelocity = Callable[..., Sample]
-"""v(z, t, y), or v(z, t, y, kappa) of a network that is told of kappa; v(z, t) of no class."""
+"""v(z, t, y), or v(z, t, y, kappa) of a network that takes kappa; v(z, t) without a class."""
 
 
 class Guided(NamedTuple):
-    """What takes the place of v_cond; and what is left to do."""
+    """The guided velocity, the remaining beta, and the weight of a term that the loss adds."""
 
     velocity: Sample | None
-    """v_g, or all of it but the network's own velocity at labels, where ``own`` is not 0."""
+    """v_g, used in place of v_cond; without its last term where ``cond_weight`` is not 0."""
     beta: Beta
-    """What is left to mix the tangent with."""
-    own: Scalars | None = None
-    """Of each sample, the weight of sg[u(z, t, t, y)] that is yet to be added to ``velocity``."""
+    """The weight of the proxy in the tangent: 0 if v_g already contains it."""
+    cond_weight: Scalars | None = None
+    """(batch,): the weight of sg[u(z, t, t, y)], which the loss adds to ``velocity``."""
 
 
 class Labels(NamedTuple):
-    """What is known of a batch, or was dropped."""
+    """The labels of a batch, some of them dropped."""
 
     y: Label
     """Class indices; the number of classes itself where the label was dropped."""
     dropped: Label
-    """Truth values: whether it was."""
+    """Booleans: whether the label was dropped."""
     kappa: Scalars | None = None
-    """1 - 1 / scale of the scale that each sample is guided with, 0 where the label was dropped;
-    None if that is fixed."""
+    """1 - 1 / scale of each sample's guidance scale, 0 where the label was dropped; None if the
+    scale is fixed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
     """v_g = omega v_cond + (1 - omega - cfg_kappa) u(z, t, t) + cfg_kappa u(z, t, t, y).
 
-    Takes the place of v_cond, in target and tangent (arXiv 2505.13447, section 4.2 and appendix);
-    samples whose label was dropped keep v_cond, so that u of no class is the unconditional flow,
-    whose variances and landscapes are those that evaluation shows. omega = 1 and cfg_kappa = 0
-    condition without guiding.
+    Replaces v_cond in target and tangent (arXiv 2505.13447, section 4.2 and appendix). Samples
+    whose label was dropped keep v_cond, so that u without a class is the unconditional flow, whose
+    variances and landscapes evaluation measures. omega = 1 and cfg_kappa = 0 condition the network
+    without guidance.
 
-    ``tangent``: v_g is the trained network's, and the tangent (1 - beta) v_g + beta v_hat, as
-    without guidance. ``parameters``, as in the code of arXiv 2605.09235 and not as in its text:
-    tangent and target are both (1 - beta) v_g + beta v_g', v_g' evaluated by the moving average, so
-    that v_cond keeps its weight omega at every beta.
+    ``tangent``: v_g is evaluated by the trained network, and the tangent is (1 - beta) v_g + beta
+    v_hat, as without guidance. ``parameters``, as in the code of arXiv 2605.09235 but not its text:
+    tangent and target are both (1 - beta) v_g + beta v_g' with v_g' evaluated by the moving
+    average, so that v_cond keeps its weight omega at every beta.
 
-    With ``max_scale`` omega is 1, and cfg_kappa is 1 - 1 / scale of a scale that is drawn for each
-    sample and told to the network, as in improved Mean Flows (arXiv 2512.02012 and its code).
+    With ``max_scale`` omega is 1 and cfg_kappa is 1 - 1 / scale; a scale is drawn for each sample
+    and is an input of the network, as in improved Mean Flows (arXiv 2512.02012 and its code).
     """
 
     omega: float = 1.0
@@ -66,15 +67,14 @@ class Guidance:
     dropout: float = 0.1
     """Probability that a sample's label is dropped, in [0, 1)."""
     t_min: float = 0.0
-    """Earliest time of guidance: outside of [t_min, t_max] a sample keeps v_cond."""
+    """Earliest time of guidance; outside of [t_min, t_max] a sample keeps v_cond."""
     t_max: float = 1.0
     """Latest time of guidance."""
     mixing: Literal["tangent", "parameters"] = "tangent"
     """What beta mixes: the jvp's tangent, or the parameters that evaluate the guidance."""
     max_scale: float | None = None
-    """Draw a guidance scale for each sample, from 1 to this with a density that falls as its
-    inverse, and tell the network (model.guided): it is then chosen in sampling
-    (evaluation.guidance_scale)."""
+    """Draw a guidance scale for each sample, log-uniformly from 1 to this, as an input of the
+    network (model.guided); evaluation.guidance_scale then chooses it in sampling."""
 
     def __post_init__(self) -> None:
         if not (self.omega > 0 and 0 <= self.cfg_kappa < 1 and 0 <= self.dropout < 1):
@@ -97,7 +97,7 @@ class Guidance:
             )
 
     def draw_kappa(self, n: int, generator: torch.Generator) -> Scalars | None:
-        """1 - 1 / scale of n samples, log-uniform scales as in iMF's code; None if it is fixed."""
+        """1 - 1 / scale of n samples, scales log-uniform as in iMF's code; None if it is fixed."""
         if self.max_scale is None:
             return None
         uniform = torch.rand(n, generator=generator, device=generator.device)
@@ -111,30 +111,30 @@ class Guidance:
         v_cond: Sample,
         y: Label,
         kappa: Scalars | None = None,
-        without: int = 0,
+        n_deferred: int = 0,
     ) -> Sample:
-        """v_g, with ``v`` the boundary velocity sg[u(z, t, t, y)]; no weight, no evaluation.
+        """v_g, with ``v`` the boundary velocity sg[u(z, t, t, y)]; terms of weight 0 are skipped.
 
-        ``kappa``, if given, is each sample's in the place of ``cfg_kappa``, of which the network is
-        told. The first ``without`` samples are left without their own velocity at labels.
+        ``kappa``, if given, replaces ``cfg_kappa`` for each sample and is passed to ``v``. For the
+        first ``n_deferred`` samples the term of the network's own conditional velocity is left out.
         """
         guided = self.omega * v_cond
         if kappa is not None or self.omega + self.cfg_kappa != 1:
             null = 1 - self.omega - (self.cfg_kappa if kappa is None else expand_like(kappa, z))
             guided = guided + null * v(z, t)
-        if self._takes_own(kappa) and without < len(z):
-            given = [a[without:] for a in (z, t, y, kappa) if a is not None]
-            own = self.cfg_kappa if kappa is None else expand_like(given[-1], z)
-            guided[without:] += own * v(*given)
+        if self._needs_conditional(kappa) and n_deferred < len(z):
+            given = [a[n_deferred:] for a in (z, t, y, kappa) if a is not None]
+            cond_weight = self.cfg_kappa if kappa is None else expand_like(given[-1], z)
+            guided[n_deferred:] += cond_weight * v(*given)
         acts = self.acts(t)
         return guided if acts is None else torch.where(expand_like(acts, z), guided, v_cond)
 
-    def _takes_own(self, kappa: Scalars | None) -> bool:
-        """Whether the network's own velocity at labels has any weight."""
+    def _needs_conditional(self, kappa: Scalars | None) -> bool:
+        """Whether the network's own conditional velocity has a weight."""
         return kappa is not None or self.cfg_kappa > 0
 
     def acts(self, t: Time) -> Tensor | None:
-        """Whether a time is one of guidance, or None if all are."""
+        """Which times lie in [t_min, t_max], (batch,) booleans; None if all do."""
         if (self.t_min, self.t_max) == (0, 1):
             return None
         return (self.t_min <= t) & (t <= self.t_max)
@@ -148,39 +148,45 @@ class Guidance:
         v_cond: Sample,
         labels: Labels,
         beta: Beta,
-        without: int = 0,
+        n_deferred: int = 0,
     ) -> Guided:
-        """What takes the place of v_cond, and the beta that is left to mix the tangent with.
+        """The velocity that replaces v_cond, and the beta with which the tangent is still mixed.
 
-        ``v`` is the trained network's boundary velocity and ``v_hat`` the proxy. The first
-        ``without`` samples, which must have r = t, are left without the former at labels: it is
-        what the loss evaluates there anyway, and adds.
+        ``v`` is the trained network's boundary velocity and ``v_hat`` the proxy. For the first
+        ``n_deferred`` samples, which must have r = t, the term of the conditional ``v`` is left
+        out: the loss evaluates the same velocity there, and adds the term.
         """
         y, dropped, kappa = labels
-        guided = self.velocity(v, z, t, v_cond, y, kappa, without)
-        own = self._own(t, labels, without) if without and self._takes_own(kappa) else None
+        guided = self.velocity(v, z, t, v_cond, y, kappa, n_deferred)
+        cond_weight = (
+            self._deferred_weights(t, labels, n_deferred)
+            if n_deferred and self._needs_conditional(kappa)
+            else None
+        )
         if self.mixing == "parameters":
             averaged = partial(self.velocity, v_hat, v_cond=v_cond, y=y, kappa=kappa)
             guided = mix_tangent(guided, z, t, beta, averaged)
-            own = None if own is None else (1 - beta) * own
+            cond_weight = None if cond_weight is None else (1 - beta) * cond_weight
             beta = 0.0
-        return Guided(torch.where(expand_like(dropped, z), v_cond, guided), beta, own)
+        return Guided(torch.where(expand_like(dropped, z), v_cond, guided), beta, cond_weight)
 
-    def _own(self, t: Time, labels: Labels, without: int) -> Scalars:
-        """The weights of what the first ``without`` samples lack."""
+    def _deferred_weights(self, t: Time, labels: Labels, n_deferred: int) -> Scalars:
+        """The weights of the terms that the first ``n_deferred`` samples lack; 0 for the others."""
         fixed, acts = t.new_full((len(t),), self.cfg_kappa), self.acts(t)
-        own = (fixed if labels.kappa is None else labels.kappa).masked_fill(labels.dropped, 0)
-        own[without:] = 0
-        return own if acts is None else own.where(acts, 0)
+        cond_weight = (fixed if labels.kappa is None else labels.kappa).masked_fill(
+            labels.dropped, 0
+        )
+        cond_weight[n_deferred:] = 0
+        return cond_weight if acts is None else cond_weight.where(acts, 0)
 
 
 def with_labels(
     function: Callable[..., Sample], y: Label, kappa: Scalars | None = None
 ) -> Callable[..., Sample]:
-    """A function of z and times with labels added: those of the samples that a batch ends with.
+    """``function`` of z and times, called with the labels of the batch's last ``len(z)`` samples.
 
-    Losses evaluate a batch whole, or without its first samples, which have r = t; so the labels of
-    ``len(z)`` samples are the last ones. Their 1 - 1 / scale, if they have one, follows them.
+    Losses evaluate a batch whole, or without its first samples, which have r = t. ``kappa``, if
+    given, is passed after the labels.
     """
     known = [y] if kappa is None else [y, kappa]
 
@@ -190,15 +196,17 @@ def with_labels(
     return labelled
 
 
-def with_told(function: Callable[..., Sample], told: Tensor, times: int) -> Callable[..., Sample]:
-    """A function of z, ``times`` times and perhaps labels and their kappa, with ``told`` added.
+def with_augment_labels(
+    function: Callable[..., Sample], augment_labels: Tensor, times: int
+) -> Callable[..., Sample]:
+    """``function`` called with the augmentation labels of the batch's last ``len(z)`` samples.
 
-    As with labels, those of the samples that a batch ends with.
+    The returned function takes z, ``times`` times and optionally labels and kappa.
     """
 
     def informed(z: Sample, *given: Time) -> Sample:
         unknown = [None] * (times + 2 - len(given))
-        return function(z, *given, *unknown, told[len(told) - len(z) :])
+        return function(z, *given, *unknown, augment_labels[len(augment_labels) - len(z) :])
 
     return informed
 

@@ -1,4 +1,4 @@
-"""The true marginal velocity v(z, t) = E[e - x | z], where it has a closed form."""
+"""The exact marginal velocity v(z, t) = E[e - x | z] of data for which it has a closed form."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 from vamf.typing import Sample, Time
 
 SMALLEST_T = 1e-6
-"""Posteriors are taken at this time at the earliest: at t = 0 there is no noise to tell of."""
+"""Smaller times are raised to this one: at t = 0 the posterior of the noise is undefined."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class MixtureVelocity:
     centres: Tensor
     """(K, d)."""
     std: float
-    """Deviation of each component along each axis, positive."""
+    """Standard deviation of each component along each axis, positive."""
 
     def __post_init__(self) -> None:
         if self.centres.ndim != 2 or not self.std > 0:
@@ -48,24 +48,24 @@ class MixtureVelocity:
 
 @dataclass(frozen=True)
 class EmpiricalVelocity:
-    """Data uniform on finitely many points: the *empirical* marginal velocity of a data set.
+    """Data uniform on finitely many points: the empirical marginal velocity of a data set.
 
     v(z, t) = sum_i w_i (z - x_i) / t with w = softmax(-|z - (1 - t) x_i|^2 / 2 t^2). In high
-    dimension one point carries all the weight except near t = 1: it is the velocity of the points
-    that were given, not of the population they came from.
+    dimension one point has all the weight except near t = 1: this is the velocity of the given
+    points, not of the population from which they were drawn.
     """
 
     points: Tensor
-    """(N, ...): float, or uint8 pixels, which stand for values in [-1, 1]."""
+    """(N, ...): float, or uint8 pixels, which are mapped to [-1, 1]."""
     chunk: int = 8192
-    """Points that are compared with at a time: bounds the memory, not the result."""
+    """Points in one chunk of the sum: limits the memory and does not change the result."""
 
     def __call__(self, z: Sample, t: Time) -> Sample:
-        # In float64: squared distances are divided by t^2, and only their differences count.
+        # In float64: squared distances are divided by t^2, and only their differences matter.
         flat, s = z.flatten(1).double(), t.double().clamp_min(SMALLEST_T)[:, None]
         best = torch.full_like(s, -math.inf)
         total, mean = torch.zeros_like(s), torch.zeros_like(flat)
-        for part in self.points.to(z.device).split(self.chunk):  # a softmax, part by part
+        for part in self.points.to(z.device).split(self.chunk):  # a softmax, chunk by chunk
             x = _values(part)
             logits = _logits(flat, x, s)
             new = torch.maximum(best, logits.amax(1, keepdim=True))
@@ -81,6 +81,6 @@ def _values(points: Tensor) -> Tensor:
 
 
 def _logits(z: Tensor, x: Tensor, s: Tensor) -> Tensor:
-    """-|z - (1 - t) x|^2 / 2 t^2 up to what all points share, (batch, points)."""
+    """-|z - (1 - t) x|^2 / 2 t^2 without terms common to all points, (batch, points)."""
     shrunk = (1 - s) * x.square().sum(1) - 2 * z @ x.T
     return -(1 - s) * shrunk / (2 * s.square())

@@ -1,4 +1,4 @@
-"""From noise to data: with an average velocity (arXiv 2505.13447, section 4.1) or with an ODE."""
+"""Samples data from noise by an average velocity (arXiv 2505.13447, section 4.1) or an ODE."""
 
 from collections.abc import Iterable
 from itertools import pairwise
@@ -10,7 +10,7 @@ from vamf.typing import AverageVelocity, Sample, Velocity
 
 
 def sample(u: AverageVelocity, e: Sample, steps: int = 1) -> Sample:
-    """Walks noise ``e`` at t = 1 to data at t = 0: z_r = z_t - (t - r) u(z_t, r, t).
+    """Moves noise ``e`` at t = 1 to data at t = 0 by z_r = z_t - (t - r) u(z_t, r, t).
 
     ``steps`` equal steps, one evaluation of ``u`` each; one step is x = e - u(e, 0, 1).
     """
@@ -21,12 +21,12 @@ def sample(u: AverageVelocity, e: Sample, steps: int = 1) -> Sample:
 
 
 def euler(v: Velocity, e: Sample, steps: int) -> Sample:
-    """Follows dz/dt = v(z, t) from noise ``e`` at t = 1 to t = 0: first order, ``steps`` calls."""
+    """Solves dz/dt = v(z, t) from noise ``e`` at t = 1 to t = 0: first order, ``steps`` calls."""
     return sample(lambda z, r, t: v(z, t), e, steps)
 
 
 def heun(v: Velocity, e: Sample, steps: int) -> Sample:
-    """As ``euler`` by Heun's rule: second order, two calls a step."""
+    """Solves the same equation by Heun's rule: second order, two calls for each step."""
     z = e
     for t, r in _intervals(e, steps):
         here = v(z, t.expand(len(z)))

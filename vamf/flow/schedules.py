@@ -1,10 +1,37 @@
-"""How beta moves over training (On Variance Reduction in Learning Mean Flows, arXiv 2605.09235)."""
+"""Rules for beta: constant, scheduled over training (arXiv 2605.09235), or a function of time."""
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 from vamf.typing import Beta, Time
+
+
+@runtime_checkable
+class BetaRule(Protocol):
+    """A choice of beta, the proxy's weight in the tangent, for every training step."""
+
+    @property
+    def label(self) -> str:
+        """The rule in a few characters, for the names of runs: ``β=0.750``."""
+        ...
+
+    @property
+    def varies_over_training(self) -> bool:
+        """Whether beta depends on the training step."""
+        ...
+
+
+@runtime_checkable
+class PlannedBeta(BetaRule, Protocol):
+    """A rule that is fixed before training: beta depends on progress and time alone."""
+
+    def at(self, progress: float, t: Time) -> Beta:
+        """beta in [0, 1] of samples at the times ``t``, (batch,): one number, or (batch,).
+
+        ``progress`` in [0, 1] is the training step, counted from 0, over the number of steps.
+        """
+        ...
 
 
 def _check_unit(name: str, value: float) -> None:
@@ -23,15 +50,15 @@ class BetaSchedule:
     """
 
     value: float = 0.0
-    """beta in [0, 1], constant or at the start: 0 is MeanFlow's tangent, 1 the proxy's alone."""
+    """beta in [0, 1], constant or at the start: 0 is MeanFlow's tangent, 1 the proxy alone."""
     shape: Literal["constant", "linear", "cosine", "step"] = "constant"
-    """How beta moves from `value` to `end`."""
+    """How beta changes from `value` to `end`."""
     end: float | None = None
-    """beta at the end, in [0, 1]; only for shapes that move."""
+    """beta at the end, in [0, 1]; not for a constant."""
     begin: float = 0.0
-    """Progress in [0, 1) at which beta starts to move."""
+    """Progress in [0, 1) at which beta starts to change."""
     finish: float = 1.0
-    """Progress in (begin, 1] at which beta has reached `end`; 1 is reached after the last step."""
+    """Progress in (begin, 1] at which beta is `end`; 1 is one step after the last."""
 
     def __post_init__(self) -> None:
         _check_unit("beta", self.value)
@@ -52,6 +79,11 @@ class BetaSchedule:
                 f"got {self.finish} and {self.begin}"
             )
 
+    @property
+    def varies_over_training(self) -> bool:
+        """Whether beta changes from `value` to `end`."""
+        return self.end is not None
+
     def __call__(self, progress: float) -> float:
         if self.end is None:
             return self.value
@@ -69,7 +101,7 @@ class BetaSchedule:
 
     @property
     def label(self) -> str:
-        """A few readable characters: ``β=0.750`` or ``β=1.000→0.000 cosine``."""
+        """The rule in a few characters: ``β=0.750`` or ``β=1.000→0.000 cosine``."""
         if self.end is None:
             return f"β={self.value:.3f}"
         return f"β={self.value:.3f}→{self.end:.3f} {self.shape}"
@@ -93,6 +125,11 @@ class BetaOfTime:
         for name in ("at_data", "at_half", "at_noise"):
             _check_unit(f"beta.{name}", getattr(self, name))
 
+    @property
+    def varies_over_training(self) -> bool:
+        """False: beta depends on the time t alone."""
+        return False
+
     def at(self, progress: float, t: Time) -> Beta:
         """beta of samples at times ``t``, (batch,); one number if it is constant."""
         if self.at_data == self.at_half == self.at_noise:
@@ -103,7 +140,7 @@ class BetaOfTime:
 
     @property
     def label(self) -> str:
-        """A few readable characters: ``β(t)=0.100 0.500 0.900``."""
+        """The rule in a few characters: ``β(t)=0.100 0.500 0.900``."""
         if self.at_data == self.at_half == self.at_noise:
             return f"β={self.at_half:.3f}"
         return f"β(t)={self.at_data:.3f} {self.at_half:.3f} {self.at_noise:.3f}"

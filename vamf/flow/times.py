@@ -10,13 +10,13 @@ from vamf.typing import Time
 
 
 class TimeDistribution(Protocol):
-    """Draws pairs of times; a share ``prob_equal`` of them is to have r = t."""
+    """Draws pairs of times; ``draw_times`` then sets r = t for a share ``prob_equal`` of them."""
 
     @property
     def prob_equal(self) -> float: ...
 
     def __call__(self, n: int, generator: Generator) -> tuple[Time, Time]:
-        """Returns (r, t), each (n,), before the share with r = t is imposed."""
+        """Returns (r, t), each (n,), with r <= t, before the share with r = t is set."""
         ...
 
 
@@ -76,10 +76,10 @@ class LogitNormalTimes:
 
 @dataclass(frozen=True, kw_only=True)
 class ClippedLogitNormalTimes:
-    """t and r logit-normal with parameters of their own, and r no larger than t.
+    """t and r logit-normal, each with its own parameters, then r clipped to at most t.
 
-    The defaults are those that the authors of Mean Flows recommend for CIFAR-10 (`cifar10_v1` of
-    their PyTorch code). Clipping puts 6.65 % of the pairs on r = t besides ``prob_equal``.
+    The defaults are those of the Mean Flows authors for CIFAR-10 (`cifar10_v1` of their PyTorch
+    code). Clipping gives r = t for 6.65 % of the pairs, in addition to ``prob_equal``.
     """
 
     prob_equal: float = 0.25
@@ -108,8 +108,8 @@ class ClippedLogitNormalTimes:
 def count_equal(prob_equal: float, n: int, generator: Generator) -> int:
     """Draws how many of ``n`` samples have r = t: ``prob_equal * n``, rounded at random.
 
-    The count is known on the host before the step, so that those samples can be kept out of the
-    jvp without a mask, and its mean is exact: the share of r = t stays ``prob_equal``.
+    The host knows the count before the step, so that those samples can be left out of the jvp
+    without a mask. Its mean is exactly ``prob_equal * n``.
     """
     exact = prob_equal * n
     base = int(exact)
@@ -122,6 +122,6 @@ def count_equal(prob_equal: float, n: int, generator: Generator) -> int:
 def draw_times(
     times: TimeDistribution, n: int, n_equal: int, generator: Generator
 ) -> tuple[Time, Time]:
-    """Draws (r, t), each (n,), of which the first ``n_equal`` pairs have r = t."""
+    """Draws (r, t), each (n,); the first ``n_equal`` pairs have r = t."""
     r, t = times(n, generator)
     return torch.cat([t[:n_equal], r[n_equal:]]), t

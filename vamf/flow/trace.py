@@ -1,4 +1,4 @@
-"""Weights of samples by how much their residual amplifies the tangent's noise."""
+"""Weights samples by how much their residual amplifies the noise of the tangent."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,17 +16,17 @@ Sigma = Literal["constant", "linear", "quadratic", "bridge", "path"]
 class TraceWeight:
     """w = 1 / (1 + sigma_t^2 sg[Tr(J J^T)] / d), J = (t - r) du/dz - I (arXiv 2605.09235, code).
 
-    The noise Sigma of v_cond adds Tr(J Sigma J^T) to the loss, about sigma_t^2 Tr(J J^T); d numbers
-    a sample. J is -I at r = t, where w = 1 / (1 + sigma_t^2) without a derivative. A learned
-    sigma_t is left out: w passes no gradient, so that it would never learn.
+    The noise Sigma of v_cond adds Tr(J Sigma J^T) to the loss, about sigma_t^2 Tr(J J^T); d is the
+    dimension of a sample. J is -I at r = t, where w = 1 / (1 + sigma_t^2) without a derivative. A
+    learned sigma_t is not offered: w passes no gradient, so it would not learn.
     """
 
     sigma: Sigma = "linear"
     """sigma_t / scale: 1, t, t^2, sqrt(t (1 - t)) (bridge) or 1 / sqrt((1 - t)^2 + t^2) (path)."""
     scale: float = 1.0
-    """Factor of sigma_t, at least 0; 0 weighs all samples alike."""
+    """Factor of sigma_t, at least 0; 0 gives all samples the same weight."""
     probes: int = 1
-    """Random directions for the trace, at least 0; 0 takes it exactly, along every axis."""
+    """Random directions for the trace, at least 0; 0 computes it exactly, along every axis."""
 
     def __post_init__(self) -> None:
         if not self.scale >= 0:

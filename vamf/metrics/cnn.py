@@ -1,4 +1,4 @@
-"""Small classifiers that ship with vamf: their 64 features carry the distances of their images."""
+"""Small classifiers that ship with vamf; distances of images are computed from their features."""
 
 import hashlib
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ class Shipped:
     """A network whose weights are in ``WEIGHTS``, as ``NAME.npz``."""
 
     shape: tuple[int, int, int]
-    """Of the images that it was trained on, (C, H, W): it takes no others."""
+    """Shape of its training images, (C, H, W); it accepts no other."""
     layers: tuple[tuple[int, int, int], ...]
     """(channels, kernel, stride) of each convolution; a ReLU follows each."""
     sha256: str
-    """Of the weights file. The rounded weights are the definition of the features."""
+    """SHA-256 of the weights file. The rounded weights define the features."""
 
 
 COLOUR = (
@@ -49,10 +49,10 @@ SHIPPED = {
 
 
 class CNN(nn.Module):
-    """Convolutions and the average over the last map; a linear head names one of ten classes."""
+    """Convolutions and the average over the last map; a linear head classifies into ten classes."""
 
     def __init__(self, name: str) -> None:
-        """``name`` is one of ``SHIPPED``; the weights are still to be loaded."""
+        """``name`` is one of ``SHIPPED``; the weights are random until they are loaded."""
         super().__init__()
         self.shape, layers = SHIPPED[name].shape, SHIPPED[name].layers
         inputs = (self.shape[0], *(channels for channels, _, _ in layers))
@@ -78,7 +78,7 @@ class CNN(nn.Module):
 
     @classmethod
     def load(cls, name: str, path: Path | None = None) -> Self:
-        """The network with its float16 weights, to be computed in float32; from another file."""
+        """The network with its float16 weights as float32, from ``path`` or the shipped file."""
         network = cls(name)
         with np.load(path or weights_of(name), allow_pickle=False) as stored:
             arrays = {key: torch.from_numpy(stored[key]).float() for key in stored.files}
@@ -92,7 +92,7 @@ class CNN(nn.Module):
 
 
 def weights_of(name: str) -> Path:
-    """The shipped file."""
+    """The shipped file of weights."""
     return WEIGHTS / f"{name}.npz"
 
 

@@ -2,16 +2,17 @@
 
 import math
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vamf.data.dataset import Dataset, Images, Split
+from vamf.data.dataset import Images, Split
+from vamf.data.source import DataSource
 from vamf.distributed import Workers
 from vamf.files import sha256
 from vamf.metrics import extractors, quality, reference
@@ -23,21 +24,21 @@ from vamf.metrics.quantize import to_uint8
 from vamf.metrics.reference import Reference
 from vamf.metrics.wasserstein import sliced_wasserstein
 from vamf.output import say
-from vamf.random import generator
+from vamf.rng import generator
 from vamf.typing import Sample
 
 BLOCKS = 20
-"""Groups of generated samples, for the jackknife."""
+"""Number of groups of generated samples for the jackknife."""
 
 
 class Measurement(NamedTuple):
-    """A figure and its standard error: the sampling error of one evaluation, not of training."""
+    """A value and its standard error: the sampling error of one evaluation, not of training."""
 
     value: float
     error: float
 
     def __str__(self) -> str:
-        """``3.71 ± 0.38``, to the digits that the error allows."""
+        """``3.71 ± 0.38``, rounded to two digits of the error."""
         if not (math.isfinite(self.error) and self.error > 0):
             return f"{self.value:.4g}"
         digits = 1 - math.floor(math.log10(self.error))
@@ -46,19 +47,8 @@ class Measurement(NamedTuple):
         return f"{self.value:.{max(digits, 0)}f} ± {self.error:.{max(digits, 0)}f}"
 
 
-class Source(Hashable, Protocol):
-    """A data set that can be loaded: a frozen choice."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of a sample, which is known before anything is loaded."""
-        ...
-
-    def load(self, split: Split) -> Dataset: ...
-
-
 Generate = Callable[[range], Sample]
-"""Generates the samples of the given indices; a sample depends on its index alone."""
+"""Generates the samples of the given indices; each sample depends on its index alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +56,12 @@ class FrechetDistance:
     """Fréchet distance between Gaussians fitted to features (Heusel et al., arXiv 1706.08500).
 
     Only the Inception features of 2015 make it the `fid`; with any other extractor its name is
-    `fd_<extractor>`. Figures compare only at the same number of samples and the same reference.
+    `fd_<extractor>`. Compare values only at the same number of samples and the same reference.
     """
 
     extractor: ExtractorName = "digits_cnn64_v1"
-    """Which features: a small classifier of digits, MNIST or CIFAR-10, untrained convolutions, or
-    Inception (FID)."""
+    """Network of the features: a small classifier of digits, MNIST or CIFAR-10, untrained
+    convolutions, or Inception (FID)."""
     samples: int = 1000
     """Generated samples, at least 40."""
     reference: Split | Path = "train"
@@ -80,7 +70,7 @@ class FrechetDistance:
     weights: Path | None = None
     """Inception's weights file, if it is not in torch-fidelity's own cache."""
     also: tuple[Quality, ...] = ()
-    """More figures of the same features: `kid`, `precision_recall`, `inception_score`."""
+    """More metrics of the same features: `kid`, `precision_recall`, `inception_score`."""
 
     def __post_init__(self) -> None:
         if self.samples < 2 * BLOCKS:
@@ -96,26 +86,26 @@ class FrechetDistance:
 
     @property
     def key(self) -> str:
-        """Name of the figure, with its protocol: `fd_digits_cnn64_v1_n1000_train`."""
+        """Name of the metric, with its protocol: `fd_digits_cnn64_v1_n1000_train`."""
         return f"{extractors.prefix_of(self.extractor)}_n{self.samples}_{self.against}"
 
     @property
     def against(self) -> str:
-        """The reference as figures name it: the split, or the file's name without its ending."""
+        """The reference in names of metrics: the split, or the file's name without its ending."""
         if isinstance(self.reference, Path):
             return re.sub(r"[^A-Za-z0-9.-]+", "-", self.reference.stem)
         return self.reference
 
     @property
     def _compares_images(self) -> bool:
-        """Whether the reference's mean and covariance are not enough."""
+        """Whether the reference's features are needed, not only their mean and covariance."""
         return bool({"kid", "precision_recall"} & {*self.also})
 
-    def prepare(self, source: Source) -> None:
+    def prepare(self, source: DataSource) -> None:
         """Finds the extractor's weights and the reference's file, and tries them on a black image.
 
-        Prints what is to be known of a file that does not say how its features were made. Raises
-        ValueError that says what to do, or how they do not fit the images of ``source``.
+        Prints a note about a file that does not say how its features were made. Raises ValueError
+        if something is missing, or does not fit the images of ``source``.
         """
         extractor = _extractor(self.extractor, self.weights)
         cpu = torch.device("cpu")
@@ -127,68 +117,70 @@ class FrechetDistance:
             ) from None
         if isinstance(self.reference, Path):
             reference.of_file(self.reference, extractor, source.shape, cpu)
-            if told := reference.caution(self.reference, extractor):
-                say(f"note: {told}")
+            if caution := reference.caution(self.reference, extractor):
+                say(f"note: {caution}")
 
-    def protocol(self, source: Source, workers: Workers) -> dict[str, str]:
-        """All that a figure depends on besides the generated images."""
+    def protocol(self, source: DataSource, workers: Workers) -> dict[str, str]:
+        """Everything but the generated images that the metrics depend on."""
         extractor = _extractor(self.extractor, self.weights).to(workers.device)
         if isinstance(self.reference, Path):
             against = sha256(self.reference)
         else:
             images = source.load(self.reference)
-            assert isinstance(images, Images)  # points are measured otherwise
+            assert isinstance(images, Images)  # points are not measured by this distance
             against = images.fingerprint()
         samples = {"samples": str(self.samples), "reference": against}
         return reference.protocol(extractor, source.shape) | samples
 
     def __call__(
-        self, generate: Generate, source: Source, workers: Workers, seed: int
+        self, generate: Generate, source: DataSource, workers: Workers, seed: int
     ) -> dict[str, Measurement]:
-        """Measures on all workers together; ``seed`` is not needed, the samples carry theirs."""
+        """Measures on all workers together; ``seed`` is unused: samples depend on their index."""
         return self.of_pixels(lambda indices: to_uint8(generate(indices)), source, workers)
 
     def of_pixels(
-        self, pixels: PixelsAt, source: Source, workers: Workers
+        self, pixels: PixelsAt, source: DataSource, workers: Workers
     ) -> dict[str, Measurement]:
-        """Measures images that are there, (n, C, H, W) uint8 at the given indices."""
+        """Measures the images that ``pixels`` returns for given indices, (n, C, H, W) uint8."""
         extractor = _extractor(self.extractor, self.weights).to(workers.device)
-        key = extractors.metric_key(extractor, self.samples, self.against)  # refuses a false name
-        real = _reference(self, source, workers)
+        key = extractors.metric_key(extractor, self.samples, self.against)  # checks the name
+        real = _reference(self, source, workers)  # type: ignore[arg-type]  # frozen dataclasses have a hash
         keep = bool(self.also)
         made = gather(extractor, pixels, self.samples, BLOCKS, workers, keep=keep)
         found = frechet_with_error(made.blocks, real.statistics)
-        figures = {key: (found.value, found.error)}
-        figures[f"{key}_unbiased"] = (found.unbiased, found.error)
+        metrics = {key: (found.value, found.error)}
+        metrics[f"{key}_unbiased"] = (found.unbiased, found.error)
         if made.features is not None:
             suffix = f"n{self.samples}_{self.against}"
-            figures |= quality.figures(self.also, extractor, made.features, real.features, suffix)
-        return {name: Measurement(*figure) for name, figure in figures.items()}
+            metrics |= quality.scores(self.also, extractor, made.features, real.features, suffix)
+        return {name: Measurement(*pair) for name, pair in metrics.items()}
 
-    def of_images(self, images: Images, source: Source, workers: Workers) -> dict[str, Measurement]:
-        """Measures all images of a set, in the place of ``samples`` generated ones.
+    def of_images(
+        self, images: Images, source: DataSource, workers: Workers
+    ) -> dict[str, Measurement]:
+        """Measures all images of a set instead of ``samples`` generated ones.
 
-        In a random order, always the same: the error needs groups that are alike, and files often
-        lie in the order of their classes.
+        In a fixed random order: the error needs similar groups, and files are often sorted by
+        class.
         """
         order = torch.randperm(len(images), generator=generator("order")).tolist()
         whole = replace(self, samples=len(images))
         return whole.of_pixels(lambda i: images.pixels([order[k] for k in i]), source, workers)
 
     def save(self, images: Images, path: Path, workers: Workers) -> None:
-        """Writes mean and covariance of the images' features, as a reference for others."""
+        """Writes mean and covariance of the images' features, to be used as a reference."""
         extractor = _extractor(self.extractor, self.weights).to(workers.device)
         found = reference.of_images(images, extractor, workers, split="train")
         found.statistics.save(path, reference.protocol(extractor, images.shape))
 
 
 @lru_cache(maxsize=8)
-def _reference(distance: FrechetDistance, source: Source, workers: Workers) -> Reference:
+def _reference(distance: FrechetDistance, source: DataSource, workers: Workers) -> Reference:
     extractor = _extractor(distance.extractor, distance.weights).to(workers.device)
     if isinstance(distance.reference, Path):
         return reference.of_file(distance.reference, extractor, source.shape, workers.device)
     images, keep = source.load(distance.reference), distance._compares_images
-    assert isinstance(images, Images)  # points are measured otherwise
+    assert isinstance(images, Images)  # points are not measured by this distance
     return reference.of_images(images, extractor, workers, split=distance.reference, keep=keep)
 
 
@@ -206,9 +198,9 @@ class SlicedWasserstein:
     """
 
     samples: int = 4096
-    """Generated points, and as many real ones, at least 2."""
+    """Number of generated and of real points, at least 2."""
     directions: int = 500
-    """Random directions to project on."""
+    """Number of random directions of projection."""
     repetitions: int = 4
     """Independent repetitions, at least 2."""
 
@@ -221,16 +213,16 @@ class SlicedWasserstein:
 
     @property
     def key(self) -> str:
-        """Name of the first-order figure, with its number of samples: `sw1_n4096`."""
+        """Name of the first-order distance, with its number of samples: `sw1_n4096`."""
         return f"sw1_n{self.samples}"
 
-    def prepare(self, source: Source) -> None:
-        """Nothing is needed beforehand."""
+    def prepare(self, source: DataSource) -> None:
+        """Does nothing: points need no preparation."""
 
     def __call__(
-        self, generate: Generate, source: Source, workers: Workers, seed: int
+        self, generate: Generate, source: DataSource, workers: Workers, seed: int
     ) -> dict[str, Measurement]:
-        """Measures on every worker alike: points are cheap."""
+        """Every worker computes the same distances, as points are cheap."""
         rows = []
         for index in range(self.repetitions):
             fake = generate(range(index * self.samples, (index + 1) * self.samples)).cpu()

@@ -1,27 +1,29 @@
-"""Networks that turn images into the features of a Fréchet distance, and the distance's name."""
+"""Networks that compute the features of a Fréchet distance, and the names of these distances."""
 
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol, Self, get_args
+from typing import Any, ClassVar, Literal, Protocol, Self, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from vamf.compat import torch_fidelity
 from vamf.metrics import cnn, inception_weights, randconv
-from vamf.precision import strict_fp32
+from vamf.strict_fp32 import strict_fp32
 from vamf.typing import Features, Label, Pixels
 
-INCEPTION_ID = "inception-v3-compat"
+INCEPTION_ID = torch_fidelity.INCEPTION
 ExtractorName = Literal[
     "digits_cnn64_v1", "mnist_cnn64_v1", "cifar10_cnn64_v1", "randconv64_v1", "inception"
 ]
 
 ENLARGED_AT_ONCE = {"cpu": 8, "cuda": 256}
-"""Images that Inception takes at once, at 299x299: few stay in a CPU's cache, and are half as fast
-again as 32; a GPU takes 4 GB of activations, and is no faster with more."""
+"""Images of 299x299 in one call of Inception: 8 fit into a CPU's cache and are 1.5 times as fast as
+32; 256 take 4 GB of a GPU, which is not faster with more."""
 
 
+@runtime_checkable
 class Extractor(Protocol):
-    """Features of pixels: a fixed function, told apart by its id and its weights' hash."""
+    """A fixed function from images to features, identified by its id and its weights' hash."""
 
     @property
     def id(self) -> str:
@@ -30,33 +32,37 @@ class Extractor(Protocol):
 
     @property
     def prefix(self) -> str:
-        """What its distance is called; only Inception's is called "fid"."""
+        """The name of its Fréchet distance: "fid" for Inception, otherwise "fd_" and the id."""
         ...
 
     @property
     def dim(self) -> int:
-        """The number of features."""
+        """The number of features, at least 1."""
         ...
 
     @property
     def sha256(self) -> str:
-        """Of the weights file."""
+        """The SHA-256 of the weights, in hexadecimal."""
         ...
 
     def __call__(self, images: Pixels) -> Features:
-        """Features on the images' device, (n, dim), in strict float32 and without gradients."""
+        """Features (n, dim), float32, of uint8 images (n, C, H, W), on the images' device.
+
+        Computed in strict float32 and without gradients. Raises ValueError for another dtype, or
+        for a shape that the network does not take.
+        """
         ...
 
     def to(self, device: torch.device | str) -> Self:
-        """Moves the network in place; images must lie on the same device."""
+        """Moves the network in place and returns itself; images must be on the same device."""
         ...
 
 
 def metric_key(extractor: Extractor, n: int, reference: str) -> str:
     """The name of a distance of n samples, for example "fd_digits_cnn64_v1_n1000_train".
 
-    It carries what distances must share to be comparable: extractor, n and reference. Raises
-    ValueError for a name beginning with "fid" that the published Inception network did not make.
+    It contains what distances must share to be comparable: extractor, n and reference. Raises
+    ValueError for a name beginning with "fid" unless the published Inception network is used.
     """
     if n < 2:
         raise ValueError(f"n must be at least 2; got {n}")
@@ -70,19 +76,14 @@ def metric_key(extractor: Extractor, n: int, reference: str) -> str:
 
 
 def prefix_of(name: ExtractorName) -> str:
-    """What the distance of that extractor is called, without building it."""
+    """The name of the distance with this extractor, without building it."""
     return InceptionExtractor.prefix if name == "inception" else f"fd_{name}"
 
 
-def name_of(name: ExtractorName) -> str:
-    """The id of that extractor, without building it."""
-    return INCEPTION_ID if name == "inception" else name
-
-
 def build(name: ExtractorName, weights: Path | None = None) -> Extractor:
-    """The extractor of that name on the CPU, with its weights from a file other than the usual.
+    """The extractor of that name on the CPU, with weights from ``weights`` or the default file.
 
-    Raises ValueError for an unknown name, or if the weights are absent or not the right ones.
+    Raises ValueError for an unknown name, or if the weights are missing or have a wrong hash.
     """
     if name == "inception":
         return InceptionExtractor(weights)
@@ -95,12 +96,12 @@ def build(name: ExtractorName, weights: Path | None = None) -> Extractor:
 
 
 class ClassifierExtractor:
-    """The 64 features of a classifier that ships with vamf, for images as it was trained on."""
+    """The 64 features of a classifier that ships with vamf, for images of its training's shape."""
 
     dim: ClassVar[int] = cnn.DIM
 
     def __init__(self, name: str = "digits_cnn64_v1", weights: Path | None = None) -> None:
-        """Raises ValueError unless the weights are, byte for byte, the shipped ones."""
+        """Raises ValueError unless the weights equal the shipped ones byte for byte."""
         self.id, self.prefix = name, f"fd_{name}"
         self.sha256 = cnn.SHIPPED[name].sha256
         path = weights or cnn.weights_of(name)
@@ -115,12 +116,12 @@ class ClassifierExtractor:
             return self.network(images)
 
     def classify(self, images: Pixels) -> Label:
-        """The class that the network sees in each image, (n,) int64."""
+        """The predicted class of each image, (n,) int64."""
         with strict_fp32():
             return self.network.head(self.network(images)).argmax(1)
 
     def counts(self, images: Pixels) -> list[int]:
-        """In how many of the images the network sees each of the ten classes."""
+        """The number of images in each of the ten predicted classes."""
         return self.classify(images).bincount(minlength=10).tolist()
 
     def to(self, device: torch.device | str) -> Self:
@@ -152,27 +153,22 @@ class RandomExtractor:
 
 
 class InceptionExtractor:
-    """FID's network: 2015-12-05 Inception, pool3, TensorFlow 1's resize, as in torch-fidelity."""
+    """The network of the FID: Inception of 2015-12-05, pool3, TensorFlow 1's resize."""
 
     id: ClassVar[str] = INCEPTION_ID
     prefix: ClassVar[str] = "fid"
     dim: ClassVar[int] = 2048
 
     def __init__(self, weights: Path | None = None) -> None:
-        """Finds or downloads the weights; ValueError where only others, or none, are found."""
+        """Finds or downloads the weights; ValueError if they are missing or have a wrong hash."""
         path, self.sha256 = inception_weights.find(weights)
-        # torch-fidelity takes seconds to import; a run without FID need not wait.
-        from torch_fidelity.utils import create_feature_extractor
-
-        self.network = create_feature_extractor(
-            INCEPTION_ID, ["2048"], cuda=False, feature_extractor_weights_path=str(path)
-        )
+        self.network: Any = torch_fidelity.inception(path)
         self.to("cpu")
 
     def __call__(self, images: Pixels) -> Features:
         """Features (n, 2048) of uint8 images (n, 1 or 3, H, W); grey is repeated to RGB.
 
-        Enlarged to 299x299 a few at a time, so that any number goes through.
+        Images are enlarged to 299x299 in small groups, which limits the memory.
         """
         parts = _as_rgb(images).split(ENLARGED_AT_ONCE.get(images.device.type, 8))
         with strict_fp32():
@@ -198,18 +194,3 @@ def _as_rgb(images: Pixels) -> Pixels:
         found = f"{images.dtype} of shape {tuple(images.shape)}"
         raise ValueError(f"images must be uint8 (N, 1 or 3, H, W); got {found}")
     return images.expand(-1, 3, -1, -1)
-
-
-def register_with_torch_fidelity() -> None:
-    """Lets ``torch_fidelity.calculate_metrics`` take ``feature_extractor="digits_cnn64_v1"``.
-
-    Any classifier that ships with vamf has its own name there. May be called again. The result
-    carries FID's name, which is torch-fidelity's for every extractor: do not pass that on.
-    """
-    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
-
-    from vamf.metrics.fidelity import FidelityCNN
-
-    for name in cnn.SHIPPED:
-        if name not in FEATURE_EXTRACTORS_REGISTRY:
-            register_feature_extractor(name, FidelityCNN)

@@ -15,8 +15,8 @@ from vamf.metrics.statistics import FeatureStatistics
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     """|m_a - m_b|^2 + Tr(S_a + S_b - 2 (S_a S_b)^(1/2)), Dowson and Landau (1982); not its root.
 
-    With S = L L^T the last trace is the nuclear norm of L_a^T L_b: no root of a non-symmetric
-    product, so that singular covariances (fewer samples than features) lose no digits. Not
+    With S = L L^T the last trace is the nuclear norm of L_a^T L_b. This avoids the root of a
+    non-symmetric product, so singular covariances (fewer samples than features) lose no digits. Not
     negative. Biased upwards by about c / count, so compare only distances of equal counts.
     Computed on a's device, in float64. Raises ValueError for statistics of other widths, and for
     those that are not finite, or so large that the distance is not.
@@ -30,31 +30,31 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
 
 
 class Frechet(NamedTuple):
-    """A distance of n samples, its sampling error, and what it tends to as n grows."""
+    """A distance of n samples, its sampling error, and an estimate of its limit for large n."""
 
     value: float
     """Biased upwards by about c / n."""
     error: float
-    """Standard error of either figure."""
+    """Standard error of either value."""
     unbiased: float
-    """Without the bias of the generated samples; the reference keeps its own. May be negative."""
+    """Without the bias of the generated samples, but with the reference's. May be negative."""
 
 
 def frechet_with_error(blocks: Sequence[FeatureMoments], reference: FeatureStatistics) -> Frechet:
-    """The distance of all blocks merged, its sampling error, and the value free of c / n.
+    """The distance of all blocks merged, its sampling error, and the value without its c / n bias.
 
-    Blocks are equally large groups of independent generated samples, to one sample. The error is
+    Blocks are groups of independent generated samples whose sizes differ by at most 1. The error is
     the delete-one-block jackknife's, sqrt((K - 1) / K sum_k (FD_k - mean)^2) with FD_k the distance
-    without block k (Efron and Stein, 1981): how far the value moves with a fresh set of as many
-    samples of the same model against the same reference. It knows nothing of the bias, of the
-    reference's own sampling, or of how training another seed would differ. Its own relative
-    error is about 1 / sqrt(2 (K - 1)): take ten blocks or more. Where the value is hardly more
-    than its bias, the error is too large, by about a third.
+    without block k (Efron and Stein, 1981): how much the value varies between sets of as many
+    samples of the same model with the same reference. It does not include the bias, the sampling of
+    the reference, or the variation between training seeds. Its own relative error is about
+    1 / sqrt(2 (K - 1)): use ten blocks or more. Where the value is hardly larger than its bias, the
+    error is too large by about a third.
 
-    The unbiased value is the jackknife's own, K FD - (K - 1) mean (Quenouille, 1956): what is of
-    order 1 / n drops out, as in FID-infinity (arXiv 1911.07023), without that estimate's regression
-    over subsets, which doubles the noise. With as many samples as features, nine tenths of the
-    bias go; with thirty times as many, all but a twentieth (64 heavy-tailed features).
+    The unbiased value is the jackknife's, K FD - (K - 1) mean (Quenouille, 1956): terms of order
+    1 / n cancel, as in FID-infinity (arXiv 1911.07023), but without that estimate's regression over
+    subsets, which doubles the noise. With as many samples as features, nine tenths of the bias are
+    removed; with thirty times as many, all but a twentieth (64 heavy-tailed features).
 
     Raises ValueError for fewer than two blocks, unequal blocks, too few samples, and for features
     or a reference that are not finite.
@@ -91,20 +91,20 @@ def _require_finite(*statistics: FeatureStatistics) -> None:
 
 
 def _root(statistics: FeatureStatistics) -> Float[Tensor, "features features"]:
-    """L with L L^T = covariance; rounding's negative eigenvalues count as zero."""
+    """L with L L^T = covariance; negative eigenvalues from rounding are set to zero."""
     values, vectors = torch.linalg.eigh(statistics.covariance)
     return vectors * values.clamp(min=0).sqrt()
 
 
 def _exact(root_a: Tensor, root_b: Tensor) -> Tensor:
-    """Tr (S_a S_b)^(1/2), to all digits also where covariances are singular."""
+    """Tr (S_a S_b)^(1/2), accurate even for singular covariances."""
     return torch.linalg.svdvals(root_a.T @ root_b.to(root_a.device)).sum()
 
 
 def _quick(a: FeatureStatistics, root_b: Tensor) -> Tensor:
-    """The same without a root of S_a or singular values: a third of the time.
+    """The same without a root of S_a or singular values, in a third of the time.
 
-    Where covariances are singular half of the digits go, which is plenty for differences.
+    For singular covariances half of the digits are lost; the rest suffices for differences.
     """
     root_b = root_b.to(a.covariance.device)
     return torch.linalg.eigvalsh(root_b.T @ a.covariance @ root_b).clamp(min=0).sqrt().sum()

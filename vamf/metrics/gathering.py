@@ -1,4 +1,4 @@
-"""Features of many images, made on all workers, the same for any number of them."""
+"""Computes features of many images on all workers; the result does not depend on their number."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,27 +11,27 @@ from vamf.metrics.moments import FeatureMoments
 from vamf.typing import Features, Pixels
 
 AT_ONCE = 250
-"""Images that are generated, or read, at once."""
+"""Images that are generated or read at once."""
 
 PixelsAt = Callable[[range], Pixels]
 """The images at the given indices; each depends on its index alone."""
 
 
 class Gathered(NamedTuple):
-    """What all workers have seen together; each of them holds the same."""
+    """The features of all workers' images; the same on every worker."""
 
     blocks: list[FeatureMoments]
-    """Moments of consecutive groups of images, equally large to one image."""
+    """Moments of consecutive groups of images, whose sizes differ by at most 1."""
     features: Features | None
-    """All features in the images' order, float32 on the CPU, if they were to be kept."""
+    """All features in the images' order, float32 on the CPU; None unless ``keep``."""
 
 
 def gather(
     extractor: Extractor, pixels: PixelsAt, n: int, blocks: int, workers: Workers, *, keep: bool
 ) -> Gathered:
-    """Features of the images 0, ..., n - 1: pieces go round the workers, sums to all of them.
+    """Features of the images 0, ..., n - 1, computed in pieces by all workers.
 
-    The extractor is on the workers' device, where the sums stay. Collective: all workers call it.
+    The extractor and the moments are on the workers' device. Collective: all workers call it.
     """
     device = workers.device
     moments = [FeatureMoments(extractor.dim, device) for _ in range(blocks)]

@@ -1,4 +1,4 @@
-"""Finds the one weights file that makes a Fréchet distance a FID, or says why it cannot."""
+"""Finds or downloads the published Inception weights, without which there is no FID."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ FILE = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
 SIZE = "95 MB"
 SHA256_PREFIX = "6726825d"
-"""The published file carries these first digits of its SHA-256 in its name."""
+"""The first digits of the published file's SHA-256, which are part of its name."""
 
 
 def find(path: Path | None = None) -> tuple[Path, str]:
-    """The weights and their SHA-256: at ``path``, else in torch.hub's folder, else downloaded.
+    """The weights file and its SHA-256: at ``path``, else in torch.hub's folder, else downloaded.
 
-    Raises ValueError where there is no such file, or another one.
+    Raises ValueError if there is no such file, or its hash is wrong.
     """
     if path is None:
         path = Path(torch.hub.get_dir()) / "checkpoints" / FILE

@@ -1,4 +1,4 @@
-"""Mean and covariance of features, gathered in pieces, on any number of workers."""
+"""Accumulates mean and covariance of features in pieces, on any number of workers."""
 
 from typing import Self
 
@@ -12,8 +12,8 @@ from vamf.typing import Features
 class FeatureMoments:
     """Count, sum and sum of outer products of features, in float64.
 
-    Sums make the result independent, to float64 rounding, of how the features were cut into
-    batches, groups and workers. Memory is 8 (dim + dim^2) bytes: 34 MB for 2048 features.
+    Sums make the result independent, up to float64 rounding, of the division into batches, groups
+    and workers. Memory is 8 (dim + dim^2) bytes: 34 MB for 2048 features.
     """
 
     def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
@@ -30,7 +30,7 @@ class FeatureMoments:
         """Adds a batch, (n, dim), n >= 0; returns itself."""
         if features.ndim != 2 or features.shape[1] != self.dim:
             raise ValueError(f"features must be (n, {self.dim}); got {tuple(features.shape)}")
-        # Before the product: float32 sums would cost ten digits, TF32 products more.
+        # Before the product: float32 sums would lose ten digits, TF32 products more.
         exact = features.detach().to(self.sum.device, torch.float64)
         self.count += len(exact)
         self.sum += exact.sum(0)
@@ -38,7 +38,7 @@ class FeatureMoments:
         return self
 
     def merge(self, other: "FeatureMoments") -> Self:
-        """Adds what another accumulator has gathered; returns itself."""
+        """Adds the moments of another accumulator; returns itself."""
         if other.dim != self.dim:
             raise ValueError(f"dim must be {self.dim}; got {other.dim}")
         self.count += other.count
@@ -47,10 +47,10 @@ class FeatureMoments:
         return self
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> Self:
-        """Adds the moments of all ranks, so that each holds those of all; returns itself.
+        """Replaces the moments on every rank by the sum over all ranks; returns itself.
 
-        Collective: every rank of the group must call it, also one without features. NCCL needs
-        the moments on a CUDA device.
+        Collective: every rank of the group must call it, even without features. NCCL needs the
+        moments on a CUDA device.
         """
         count = torch.tensor([self.count], device=self.sum.device)
         for tensor in (count, self.sum, self.outer):

@@ -1,4 +1,4 @@
-"""The one way in which generated images become pixels."""
+"""Converts generated images to uint8 pixels."""
 
 import torch
 
@@ -9,7 +9,7 @@ def to_uint8(images: Sample) -> Pixels:
     """Images in [-1, 1] rounded half up to 0 ... 255; values outside the range are clamped.
 
     Exact inverse of k / 127.5 - 1 at all 256 levels, which flooring 127.5 (x + 1) is not.
-    Raises ValueError for integers, and for NaN or infinity: a diverged model has no score.
+    Raises ValueError for integers, and for NaN or infinity: a diverged model is not measured.
     """
     if not images.is_floating_point():
         raise ValueError(f"images must be floating point in [-1, 1]; got {images.dtype}")

@@ -1,7 +1,7 @@
-"""A convolutional network that was never trained: features for images that have no better ones.
+"""An untrained convolutional network: features of images for which there is no trained one.
 
-It orders noise and blur rightly and is weak on missing classes; a trained extractor is better
-wherever there is one. Nothing has to be shipped: the weights are drawn from a fixed seed.
+Its distances order noise and blur correctly and respond weakly to missing classes; a trained
+extractor is better where there is one. The weights are drawn from a fixed seed.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from vamf.random import generator
+from vamf.rng import generator
 from vamf.typing import Features, Pixels
 
 NAME = "randconv64_v1"
@@ -39,7 +39,7 @@ class RandomConvolutions(nn.Module):
         return x.mean(dim=(2, 3))
 
     def sha256(self) -> str:
-        """Of the weights' bytes: the same wherever torch draws the same numbers."""
+        """SHA-256 of the weights; the same wherever torch draws the same numbers."""
         digest = hashlib.sha256()
         for weight in self.buffers():
             digest.update(weight.cpu().numpy().tobytes())

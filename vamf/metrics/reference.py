@@ -1,4 +1,4 @@
-"""Statistics of real images: computed once by all workers, then read from disk by everybody."""
+"""Statistics of real images: computed once by all workers, then cached on disk."""
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -20,22 +20,22 @@ from vamf.output import say
 from vamf.typing import Features
 
 SMALL = 64
-"""Pixels of images that Inception sees so much enlarged that the kind of resize tells."""
+"""Images up to this size are enlarged so much that the kind of resize changes FIDs by percents."""
 
 VERSION = "1"
-"""Of what is stored and how it is computed: another one is never read."""
+"""Version of what is stored and how it is computed; files of another version are not read."""
 
 
 class Reference(NamedTuple):
-    """What generated images are compared with."""
+    """Statistics of the real images with which generated ones are compared."""
 
     statistics: FeatureStatistics
     features: Features | None
-    """All features in the images' order, float32 on the CPU, if they were asked for."""
+    """All features in the images' order, float32 on the CPU; None unless requested."""
 
 
 def protocol(extractor: Extractor, shape: tuple[int, ...]) -> dict[str, str]:
-    """What figures must share to be compared, for images of ``shape`` (C, H, W)."""
+    """What distances of images of ``shape`` (C, H, W) must share to be comparable."""
     return {
         "extractor": extractor.id,
         "weights": extractor.sha256,
@@ -50,8 +50,8 @@ def of_images(
 ) -> Reference:
     """Mean and covariance of all images' features, and the features themselves if ``keep``.
 
-    From the cache if these very images were seen before, with these weights, at this resolution.
-    Collective: rank 0 looks, and either hands out what it found or all compute it together.
+    Cached by images, weights and resolution. Collective: rank 0 reads the cache and shares what it
+    finds; otherwise all workers compute it together.
     """
     key = protocol(extractor, images.shape) | {
         "images": images.fingerprint(),
@@ -76,7 +76,7 @@ def _compute(images: Images, extractor: Extractor, workers: Workers, keep: bool)
 
 
 def _read(path: Path, key: Mapping[str, str], keep: bool) -> Reference | None:
-    """What is stored, or None if it is not there, damaged, or lacks the features."""
+    """The cached reference, or None if it is missing, damaged, or lacks the features."""
     try:
         statistics = FeatureStatistics.load(path, key)
         features = torch.from_numpy(np.load(path.with_suffix(".npy"))) if keep else None
@@ -101,7 +101,7 @@ def _write(path: Path, key: Mapping[str, str], made: Reference) -> None:
 def _share(
     found: Reference | None, count: int, dim: int, workers: Workers, keep: bool
 ) -> Reference:
-    """Rank 0's reference on every worker: a sum to which the others add nothing."""
+    """Rank 0's reference on every worker: a sum to which the others add zeros."""
 
     def everywhere(*shape: int, dtype: torch.dtype, of: Callable[[Reference], Tensor]) -> Tensor:
         mine = torch.zeros(shape, dtype=dtype, device=workers.device)
@@ -124,10 +124,10 @@ def _features(reference: Reference) -> Tensor:
 def of_file(
     path: Path, extractor: Extractor, shape: tuple[int, ...], device: torch.device
 ) -> Reference:
-    """The statistics that somebody published, or ``of_images`` wrote.
+    """Published statistics, or those that ``of_images`` wrote.
 
-    Raises ValueError if they are of another extractor, of other weights or of another resolution,
-    and of small images if they come from a resize that Inception's features here do not.
+    Raises ValueError for those of another extractor, other weights or another resolution, and for
+    those of small images that another resize than ours enlarged for Inception.
     """
     statistics = FeatureStatistics.load(path, protocol(extractor, shape))
     if len(statistics.mean) != extractor.dim:
@@ -152,7 +152,7 @@ def _refuse_other_resize(path: Path, extractor: Extractor, shape: tuple[int, ...
 
 
 def caution(path: Path, extractor: Extractor) -> str | None:
-    """What a user has to know of a file that does not say how its features were made; a line."""
+    """A line of warning for a file that does not say how its features were made, else None."""
     who = maker(path)
     if who == "vamf" or (who == "ADM" and extractor.id == INCEPTION_ID):
         return None
@@ -161,7 +161,7 @@ def caution(path: Path, extractor: Extractor) -> str | None:
     if who == "MeanFlow":
         return (
             f"{path} seems to be of MeanFlow's JAX code, which resizes with half-pixel centres, "
-            f"not as {extractor.id} does: the figure is shifted, and no published FID"
+            f"not as {extractor.id} does: the value is shifted, and no published FID"
         )
     return (
         f"{path} does not say which resize its features come from; they must come from TensorFlow "

@@ -1,4 +1,4 @@
-"""The mean and covariance of features as a value, and as the files that peers publish."""
+"""The mean and covariance of features as a value, and in the file formats of published ones."""
 
 import io
 import json
@@ -14,36 +14,37 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vamf.errors import first_line
 from vamf.files import ZIP, seems, write_whole
 
 Protocol = Mapping[str, str]
 """What statistics must share to be compared: extractor, weights, quantisation, resolution."""
 
 NAMES = (("mu", "sigma"), ("ref_mu", "ref_sigma"))
-"""Of mean and covariance: pytorch-fid's, EDM's and ADM's, and those of MeanFlow's JAX code."""
+"""Names of mean and covariance: of pytorch-fid, EDM and ADM, and of MeanFlow's JAX code."""
 
 ROUNDING = 1e-4
-"""How far from symmetric and from positive a covariance may be, over its largest variance: float32
-leaves a hundredth of that."""
+"""Allowed deviation of a covariance from symmetry and positivity, relative to its largest variance:
+100 times that of float32."""
 
 Maker = Literal["vamf", "ADM", "MeanFlow", "unknown"]
-"""Whose code wrote a file, as far as its arrays tell."""
+"""The code that wrote a file, guessed from its arrays."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FeatureStatistics:
-    """The Gaussian that a Fréchet distance sees of a set of features; float64."""
+    """The Gaussian fitted to a set of features, for a Fréchet distance; float64."""
 
     mean: Float[Tensor, " features"]
     covariance: Float[Tensor, "features features"]
     """The unbiased one, divided by count - 1."""
     count: int | None
-    """How many features were seen; None where a file does not say."""
+    """The number of samples; None if a file does not say."""
 
     def save(self, path: Path, protocol: Protocol | None = None) -> None:
         """Writes mu, sigma, n and the protocol to an npz file, for pytorch-fid and for ``load``.
 
-        Another process sees all of it or nothing.
+        The file is written atomically.
         """
         arrays: dict[str, Any] = {"mu": self.mean.cpu(), "sigma": self.covariance.cpu()}
         if self.count is not None:
@@ -56,18 +57,17 @@ class FeatureStatistics:
     def load(cls, path: Path, protocol: Protocol | None = None) -> Self:
         """Reads mu and sigma (or ref_mu and ref_sigma), and n if it is there, onto the CPU.
 
-        Whatever else a file holds, such as ADM's mu_s, sigma_s and images, is left alone. Raises
-        ValueError for a file that is no such npz, is damaged, lacks an array, or holds what is no
-        mean and covariance, and for one whose own protocol is not the given one; files without a
-        protocol are taken at their word, and ``maker`` tells what little they say. Features that
-        come from another resize of the images (pytorch-fid's, MeanFlow's) must not be mixed with
-        those of TensorFlow 1's, which are ours.
+        Other arrays, such as ADM's mu_s, sigma_s and images, are ignored. Raises ValueError for a
+        file that is not such an npz, is damaged, lacks an array, or whose arrays are not a mean and
+        a covariance, and for one whose protocol is not the given one. Files without a protocol are
+        accepted; ``maker`` guesses their origin. Features of images that were resized in another
+        way (pytorch-fid, MeanFlow) must not be compared with ours (TensorFlow 1's resize).
         """
         arrays = _read(path)
         names = next((pair for pair in NAMES if arrays.keys() >= {*pair}), None)
         if names is None:
             wanted = "mu and sigma, or ref_mu and ref_sigma"
-            raise ValueError(f"{path} must hold {wanted}; got {_told(path)}")
+            raise ValueError(f"{path} must hold {wanted}; got {_array_names(path)}")
         mean, covariance = (_real(path, name, arrays[name]) for name in names)
         if mean.ndim != 1 or len(mean) < 1 or covariance.shape != (len(mean), len(mean)):
             shapes = f"{tuple(mean.shape)} and {tuple(covariance.shape)}"
@@ -76,14 +76,15 @@ class FeatureStatistics:
         if protocol and "protocol" in arrays:
             _compare(path, _protocol(path, arrays["protocol"]), protocol)
         count = _count(path, arrays["n"]) if "n" in arrays else None
-        # Of symmetric ones it is the same, bit for bit.
+        # Symmetric ones stay bit for bit the same.
         return cls(mean=mean, covariance=(covariance + covariance.T) / 2, count=count)
 
 
 def require_gaussian(what: str, mean: Tensor, covariance: Tensor) -> None:
     """Raises ValueError, which begins with ``what``, unless these can be mean and covariance.
 
-    Finite, and the covariance symmetric and without negative eigenvalues, up to ``ROUNDING``.
+    Both must be finite, and the covariance symmetric and without negative eigenvalues, up to
+    ``ROUNDING``.
     """
     bad = sum(int((~part.isfinite()).sum()) for part in (mean, covariance))
     if bad:
@@ -102,7 +103,7 @@ def require_gaussian(what: str, mean: Tensor, covariance: Tensor) -> None:
 
 
 def _positive(covariance: Tensor, allowed: float) -> bool:
-    """Whether no eigenvalue is below -``allowed``: Cholesky is far quicker than they are."""
+    """Whether no eigenvalue is below -``allowed``; Cholesky is faster than eigenvalues."""
     if allowed == 0:  # no feature varies
         return not bool(covariance.any())
     shifted = (covariance + covariance.T) / 2
@@ -111,11 +112,11 @@ def _positive(covariance: Tensor, allowed: float) -> bool:
 
 
 def maker(path: Path) -> Maker:
-    """Whose code wrote a file that ``load`` reads, by the names of its arrays.
+    """The code that wrote a file that ``load`` reads, by the names of its arrays.
 
-    vamf's says what its features are. ADM's evaluator (mu_s, sigma_s) is TensorFlow's network with
+    vamf's files have a protocol. ADM's evaluator (mu_s, sigma_s) is TensorFlow's network with
     its own resize, as torch-fidelity's is. MeanFlow's and iMF's JAX code (ref_mu, ref_sigma)
-    resizes with half-pixel centres. mu and sigma alone may be anybody's: pytorch-fid's resize has
+    resizes with half-pixel centres. mu and sigma alone are ambiguous: pytorch-fid's resize has
     half-pixel centres too, EDM's is TensorFlow's.
     """
     with ZipFile(path) as archive:
@@ -128,48 +129,49 @@ def maker(path: Path) -> Maker:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays that concern us; ValueError if the file is no npz without pickles, or damaged."""
+    """The arrays that ``load`` uses; ValueError for a damaged file, or no npz without pickles."""
     wanted = {"n", "protocol", *NAMES[0], *NAMES[1]}
     try:
         with ZipFile(path) as archive:
             _require_all_members(path, archive)
-            # Read whole, by which the checksum is checked: NumPy stops where its header says.
+            # Read to the end, where the checksum is checked: NumPy stops where its header says.
             return {
                 name: np.load(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False)
                 for name in wanted
                 if f"{name}.npy" in archive.namelist()
             }
-    except Exception as error:  # of damaged bytes zipfile, zlib and NumPy raise a dozen kinds
+    except (
+        Exception
+    ) as error:  # zipfile, zlib and NumPy raise many types of error for damaged bytes
         raise ValueError(
             f"{path} is no file of statistics, an npz with mu and sigma: {_seems(path, error)}"
         ) from None
 
 
 def _require_all_members(path: Path, archive: ZipFile) -> None:
-    """Raises BadZipFile if a wrong byte in the list of members hides one, which Python allows."""
+    """Raises BadZipFile if a damaged list of members hides one, which Python does not notice."""
     with path.open("rb") as file:
         file.seek(-22 - len(archive.comment), os.SEEK_END)
         count = int.from_bytes(file.read(22)[10:12], "little")
     members = archive.infolist()
-    if count not in (len(members), 0xFFFF):  # the latter stands for a number elsewhere
+    if count not in (len(members), 0xFFFF):  # 0xFFFF: the number is stored elsewhere
         raise BadZipFile(f"{len(members)} of {count} arrays")
     for member in members:
-        archive.open(member).close()  # its name must be the same in both places
+        archive.open(member).close()  # raises if its two stored names differ
 
 
 def _seems(path: Path, error: Exception) -> str:
-    """What a file that could not be read is, or else why it could not."""
+    """What kind of file this is, or else why it could not be read."""
     kind = seems(path)
     if kind and kind != ZIP:
         return kind
     if isinstance(error, BadZipFile) and not kind:
         return "it is no zip file"
-    line = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return f"it seems to be damaged: {line[:200]}"
+    return f"it seems to be damaged: {first_line(error)[:200]}"
 
 
-def _told(path: Path) -> str:
-    """The names of a file's arrays, and what they are known to be instead of statistics."""
+def _array_names(path: Path) -> str:
+    """The names of a file's arrays, and what they usually contain instead of statistics."""
     with ZipFile(path) as archive:
         names = sorted(name.removesuffix(".npy") for name in archive.namelist())
     listed = ", ".join(names[:8]) + ", ..." * (len(names) > 8) or "nothing"
@@ -183,7 +185,7 @@ def _told(path: Path) -> str:
 
 
 def _real(path: Path, name: str, array: np.ndarray) -> Tensor:
-    """Any real numbers as float64; ValueError for others."""
+    """Real numbers of any type as float64; ValueError for other arrays."""
     if array.dtype.kind not in "fiu":
         raise ValueError(f"{path} must hold real numbers as {name}; got {array.dtype}")
     return torch.from_numpy(np.array(array, dtype=np.float64))

@@ -1,6 +1,6 @@
 """Trains a shipped classifier: ``python -m vamf.metrics.train_cnn NAME --root DATA --out PATH``.
 
-Not bit-stable between machines: the file that it once wrote is shipped and defines the metric.
+Results differ between machines in their last bits; the shipped file defines the metric.
 """
 
 import argparse
@@ -14,10 +14,10 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vamf.data.dataset import ImageSet
-from vamf.data.downloads import CIFAR10, MNIST
-from vamf.data.images import Digits
+from vamf.data.digits import Digits
+from vamf.data.torchvision_sets import CIFAR10, MNIST
 from vamf.metrics.cnn import CNN, DIM, SHIPPED, file_sha256, normalise
-from vamf.random import generator
+from vamf.rng import generator
 
 SEED = 0
 BATCH = 128
@@ -26,13 +26,13 @@ RATE = 4e-3
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one of them is trained."""
+    """How one classifier is trained."""
 
     data: Callable[[Path], Digits | CIFAR10 | MNIST]
-    """The data set below a folder."""
+    """Returns the data set in a folder."""
     steps: int
     shift: int
-    """Pixels by which images are shifted at the most."""
+    """Largest shift of an image, in pixels."""
     mirror: bool = False
     """Whether half of the images are mirrored."""
 
@@ -78,7 +78,7 @@ def train(name: str, data: ImageSet, device: torch.device) -> nn.Sequential:
 
 
 def unfolded(name: str) -> nn.Sequential:
-    """The network as it is trained: convolution, batch normalisation, ReLU, and the head."""
+    """The network during training: convolution, batch normalisation and ReLU, then the head."""
     layers: list[nn.Module] = []
     channels = SHIPPED[name].shape[0]
     for o, kernel, stride in SHIPPED[name].layers:
@@ -89,10 +89,10 @@ def unfolded(name: str) -> nn.Sequential:
 
 
 def augment(images: Tensor, recipe: Recipe, random: torch.Generator) -> Tensor:
-    """Shifts each image, scales it by up to a tenth, perhaps mirrors it; outside is black."""
+    """Shifts images, scales them by up to a tenth and may mirror them; the border is black."""
     n, size = len(images), images.shape[3]
     scale = 1 + 0.1 * (2 * torch.rand(n, 1, 1, generator=random) - 1)
-    # The coordinates' range [-1, 1] is the image's size.
+    # Coordinates in [-1, 1] span the image.
     shift = 2 * recipe.shift / size * (2 * torch.rand(n, 2, 1, generator=random) - 1)
     matrix = scale * torch.eye(2)
     if recipe.mirror:
@@ -116,9 +116,9 @@ def export(name: str, network: nn.Sequential) -> CNN:
 
 
 def accuracy(network: CNN, data: ImageSet) -> float:
-    """The share of the images that the network names rightly."""
-    named = [network.head(network(part)).argmax(1) for part in data.images.split(1000)]
-    return float((torch.cat(named) == data.labels).float().mean())
+    """The share of images that the network classifies correctly."""
+    predicted = [network.head(network(part)).argmax(1) for part in data.images.split(1000)]
+    return float((torch.cat(predicted) == data.labels).float().mean())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The sliced Wasserstein distance: the optimal transport of one-dimensional projections."""
+"""The sliced Wasserstein distance: optimal transport of one-dimensional projections."""
 
 import torch
 
@@ -12,8 +12,8 @@ def sliced_wasserstein(
 
     Directions are N / |N| with N standard normal. Each projection's optimal plan joins the sorted
     points, and SW_p = (mean over directions and points of |difference|^p)^(1/p); there is no
-    factor for the dimension. Between n points of one distribution it is about 1 / sqrt(n), not
-    zero. Computed in float64; samples of any shape are taken as flat vectors.
+    factor for the dimension. Between two sets of n points of one distribution it is about
+    1 / sqrt(n), not zero. Computed in float64; samples of any shape are flattened.
 
     Raises ValueError for sets of different shapes, for empty ones, or for no direction.
     """

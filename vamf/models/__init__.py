@@ -1,1 +1,1 @@
-"""Networks u(z, r, t) that survive forward-mode differentiation, compilation and bfloat16."""
+"""Networks u(z, r, t) that support forward-mode differentiation, compilation and bfloat16."""

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention, silu
 
-from vamf.flow.derivatives import push
+from vamf.flow.derivatives import apply_with_tangent
 from vamf.flow.duals import value_of
-from vamf.models.fused import Group
+from vamf.models.fast.fused import Group
+from vamf.models.fast.reference_ops import silu_slope
 from vamf.models.layers import (
     ClassEmbedding,
     Conv2d,
@@ -23,18 +24,17 @@ from vamf.models.layers import (
     refuse_labels,
     sinusoid,
 )
-from vamf.models.plain import silu_slope
 from vamf.typing import Label, Sample, Scalars, Time
 
 Values = Sequence[Any]
 Tangents = Sequence[Any]
 FREQUENCIES = 256
-"""Size of the sinusoid of a time."""
+"""Size of the sinusoidal embedding of a time."""
 EPS = 1e-6
 """Added to the variance of a token."""
 GATE_GAIN = 1e-5
-"""Gates and the output start at practically 0: the published ones at 0, where no gradient passes
-them at the first step."""
+"""Gates and the output start close to 0. Published ones start at 0, where no gradient passes them
+at the first step."""
 
 
 def positions(height: int, width: int, dim: int) -> Tensor:
@@ -49,7 +49,7 @@ def normalise(x: Tensor) -> Tensor:
 
 
 class TimeEmbedding(nn.Module):
-    """A vector for each time, (batch, dim): two layers over its sinusoid."""
+    """An embedding of each time, (batch, dim): two layers over its sinusoid."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Modulation(nn.Module):
 
 
 def _part(modulation: Tensor, k: int, dim: int) -> Tensor:
-    """One of the vectors of ``Modulation``, (batch, 1, dim)."""
+    """The k-th vector of ``Modulation``, (batch, 1, dim)."""
     return modulation[:, None, k * dim : (k + 1) * dim]
 
 
@@ -98,7 +98,7 @@ _gelu = Group(partial(gelu, approximate="tanh"), _gelu_tangent)
 
 
 def _modulate(x: Tensor, modulation: Tensor, k: int) -> Tensor:
-    """Normalised, then shifted by the k-th vector and scaled by the next."""
+    """Normalises x, then shifts by the k-th vector and scales by the next."""
     shift, scale = (_part(modulation, j, x.shape[-1]) for j in (k, k + 1))
     return normalise(x) * (1 + scale) + shift
 
@@ -143,7 +143,7 @@ def _tokens(x: Tensor) -> Tensor:
 
 
 def _attend_tangent(qkv: Sequence[Tensor], moved: Sequence[Tensor]) -> Tensor:
-    """The tangent of ``attend`` along those of q, k and v."""
+    """The tangent of ``attend`` for the tangents of q, k and v."""
     (q, k, v), (dq, dk, dv), scale = qkv, moved, 1 / math.sqrt(qkv[0].shape[-1])
     wide = torch.promote_types(q.dtype, torch.float32)
     weights = (q @ (k * scale).mT).to(wide).softmax(-1)
@@ -162,7 +162,7 @@ def _mix_tangent(values: Values, tangents: Tangents) -> Tensor:
 
 
 def _mix_bare(qkv: Tensor, heads: int) -> Tensor:
-    """``_mix`` by a kernel of torch's, which has no forward mode."""
+    """``_mix`` with torch's fused kernel, which has no forward mode."""
     q, k, v = _heads(qkv, heads)
     return _tokens(scaled_dot_product_attention(q, k, v))
 
@@ -191,7 +191,7 @@ class TransformerBlock(nn.Module):
 
 
 class Output(nn.Module):
-    """The last layer: modulated, then from each token to the pixels of its patch."""
+    """The last layer: modulates, then maps each token to the pixels of its patch."""
 
     def __init__(self, dim: int, pixels: int) -> None:
         super().__init__()
@@ -209,17 +209,17 @@ class DiTConfig:
     patch: int = 4
     """Height and width of a patch, in pixels."""
     width: int = 768
-    """Numbers in a token, a multiple of 4 and of `heads`."""
+    """Size of a token, a multiple of 4 and of `heads`."""
     depth: int = 12
     """Blocks."""
     heads: int = 12
     """Attention heads."""
     velocity_head: bool = False
-    """A second output layer, for the velocity at t: the proxy `head`."""
+    """Add a second output layer, for the velocity at t: the proxy `head`."""
     classes: int = 0
-    """Classes of the labels that it is conditioned on; 0 makes it unconditional."""
+    """Number of classes of the labels; 0: unconditional."""
     guided: bool = False
-    """Whether it is told the guidance scale of a sample, which is then chosen in sampling."""
+    """Whether it takes the guidance scale as input; sampling then chooses the scale."""
 
     def __post_init__(self) -> None:
         if min(self.patch, self.depth, self.heads) < 1:
@@ -246,8 +246,8 @@ class DiTConfig:
 class DiT(nn.Module):
     """u(z, r, t) on images (batch, channels, height, width), with t and t - r embedded.
 
-    With classes the vectors of the labels ``y`` are added to those of the times; None is no class.
-    If guided, so is that of ``kappa`` = 1 - 1 / scale; None is 0.
+    With classes, embeddings of the labels ``y`` are added to those of the times; None is no class.
+    If guided, so is an embedding of ``kappa`` = 1 - 1 / scale; None is 0.
     """
 
     positions: Tensor
@@ -272,7 +272,7 @@ class DiT(nn.Module):
         self, z: Sample, r: Time, t: Time, y: Label | None = None, kappa: Scalars | None = None
     ) -> Sample:
         pixels = partial(self._pixels, dtype=value_of(z).dtype)
-        return push(pixels, self.out(*self._hidden(z, r, t, y, kappa)))
+        return apply_with_tangent(pixels, self.out(*self._hidden(z, r, t, y, kappa)))
 
     def velocity(self, z: Sample, t: Time) -> Sample:
         """v(z, t) by the velocity head."""
@@ -283,9 +283,11 @@ class DiT(nn.Module):
         self, z: Sample, r: Time, t: Time, y: Label | None = None, kappa: Scalars | None = None
     ) -> tuple[Tensor, Tensor]:
         """The tokens, (batch, patches, width), and the condition, (batch, width)."""
-        condition = push(self._condition, t, r, y, kappa)
+        condition = apply_with_tangent(self._condition, t, r, y, kappa)
         dtype = self.patches.weight.dtype
-        x = push(self._placed, self.patches(push(lambda v: v.to(dtype), z)))
+        x = apply_with_tangent(
+            self._placed, self.patches(apply_with_tangent(lambda v: v.to(dtype), z))
+        )
         for block in self.blocks:
             x = block(x, condition)
         return x, condition
@@ -298,7 +300,7 @@ class DiT(nn.Module):
         return condition
 
     def _placed(self, patches: Tensor) -> Tensor:
-        """As tokens that know their place."""
+        """The patches as tokens, with positions added."""
         return patches.flatten(2).transpose(1, 2) + self.positions.to(patches.dtype)
 
     def _pixels(self, tokens: Tensor, dtype: torch.dtype) -> Sample:

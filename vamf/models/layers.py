@@ -1,6 +1,6 @@
-"""Building blocks that can be differentiated in forward mode, by ``torch.func.jvp`` or as duals.
+"""Layers that support forward-mode differentiation, by ``torch.func.jvp`` or as duals.
 
-torch's fused attention kernels have no forward mode; attention is in plain operations here.
+torch's fused attention kernels have no forward mode, so attention uses plain operations.
 """
 
 import math
@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vamf.compat.torch import group_norm_gradient, group_norm_moments, silu_gradient
 from vamf.dropout import mask_of
 from vamf.flow.derivatives import affine, by_formula
-from vamf.flow.duals import Dual, value_of
-from vamf.models import attention, fused, plain
-from vamf.models.rooms import Place
+from vamf.flow.duals import value_of
+from vamf.models.fast import reference_ops
 from vamf.typing import Label, Scalars, Time
 
 SCALES = 64
-"""Size of the sinusoid of a guidance scale."""
+"""Size of the sinusoidal embedding of a guidance scale."""
 
 _Affine = TypeVar("_Affine", nn.Linear, nn.Conv2d)
 
@@ -42,27 +42,30 @@ def sinusoid(t: Time, dim: int, *, endpoint: bool = False) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """torch's, cheaper in forward mode."""
+    """torch's layer with a cheaper forward mode."""
 
     def forward(self, x: Any) -> Any:
-        """Of a tensor, or of a dual."""
+        """Takes a tensor or a dual, and returns the same kind."""
         return affine(x, self.weight, super().forward, partial(F.linear, weight=self.weight))
 
 
 class Conv2d(nn.Conv2d):
-    """torch's, cheaper in forward mode."""
+    """torch's layer with a cheaper forward mode."""
 
     def forward(self, x: Any) -> Any:
-        """Of a tensor, or of a dual."""
-        linear = partial(self._conv_forward, weight=self.weight, bias=None)
-        return affine(x, self.weight, super().forward, linear)
+        """Takes a tensor or a dual, and returns the same kind."""
+        return affine(x, self.weight, super().forward, self._without_bias)
+
+    def _without_bias(self, x: Tensor) -> Tensor:
+        where = self.stride, self.padding, self.dilation
+        return F.conv2d(x, self.weight, None, *where, groups=self.groups)  # type: ignore[arg-type]
 
 
 class Dropout(nn.Dropout):
-    """torch's, with masks that evaluations may share (``vamf.dropout``)."""
+    """torch's dropout with masks that evaluations can share (``vamf.dropout``)."""
 
     def forward(self, x: Any) -> Any:
-        """Of a tensor, or of a dual."""
+        """Takes a tensor or a dual, and returns the same kind."""
         kept = mask_of(self, value_of(x), self.p)
         if kept is None:
             return x
@@ -84,42 +87,24 @@ class GroupNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled():  # what is done with tangents leaves no graph
+        if torch.is_grad_enabled():  # tangents are computed without a graph
             return self._normalise(x)
         return by_formula(x, self.parameters(), self._normalise, self._both)
 
     def _normalise(self, x: Tensor) -> Tensor:
-        x = x.contiguous()  # torch 2.11's forward mode takes no other; a GPU's kernels copy anyway
+        x = x.contiguous()  # torch 2.11's forward mode needs it; kernels on a GPU copy anyway
         return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
 
     def _both(self, x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
-        """By two kernels: without the weight, the Jacobian is symmetric, as a gradient takes it."""
-        x, dx, aten = x.contiguous(), dx.contiguous(), torch.ops.aten  # as they want it on a GPU
-        how = (*x.shape[:2], x[0, 0].numel(), self.groups)
-        y, *moments = aten.native_group_norm(x, self.weight, self.bias, *how, self.eps)
-        wanted = [True, False, False]
-        dn, _, _ = aten.native_group_norm_backward(dx, x, *moments, None, *how, wanted)
+        """Value and tangent with two kernels: without the weight, the Jacobian is symmetric."""
+        x, dx = x.contiguous(), dx.contiguous()  # required by the kernels on a GPU
+        y, mean, inverse = group_norm_moments(x, self.weight, self.bias, self.groups, self.eps)
+        dn = group_norm_gradient(dx, x, mean, inverse, self.groups)
         return y, dn * self.weight[:, None, None]
-
-    def fused(
-        self,
-        x: Tensor | Dual,
-        shift: Tensor | Dual | None = None,
-        offset: Tensor | None = None,
-        *,
-        activate: bool = True,
-        dropout: Dropout | None = None,
-        copies: int = 0,
-    ) -> tuple[Tensor | Dual, ...]:
-        """dropout(silu(forward(x + shift + offset))), and copies of x: ``fused.normalise``."""
-        kept = None if dropout is None else mask_of(dropout, value_of(x), dropout.p)
-        p = 0.0 if dropout is None or kept is None else dropout.p
-        how = fused.Normalisation(self.groups, self.eps, activate, p)
-        return fused.normalise(x, shift, offset, self.weight, self.bias, how, copies, kept)
 
 
 def scaled(x: Tensor, factor: float) -> Tensor:
-    """x factor; torch's own forward mode makes a tangent of the number first, on the slow path."""
+    """x times ``factor``; slow in torch's forward mode, which creates a tangent of the number."""
     apply = partial(torch.mul, other=factor)
     return affine(x, None, apply, apply)
 
@@ -130,11 +115,11 @@ def silu(x: Tensor) -> Tensor:
 
 
 def _silu_both(x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
-    return F.silu(x), torch.ops.aten.silu_backward(dx, x)
+    return F.silu(x), silu_gradient(dx, x)
 
 
 def _resampled(x: Tensor, up: bool) -> Tensor:
-    apply = partial(plain.fir, gain=1.0, up=up)
+    apply = partial(reference_ops.fir, gain=1.0, up=up)
     return affine(x, None, apply, apply)
 
 
@@ -151,7 +136,7 @@ def upsample(x: Tensor) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k / sqrt(d)) v in plain operations, all (batch, heads, tokens, d).
 
-    The softmax is taken in at least float32.
+    The softmax is computed in at least float32.
     """
     logits = torch.einsum("bhqc,bhkc->bhqk", q, scaled(k, 1 / math.sqrt(q.shape[-1])))
     weights = logits.to(torch.promote_types(q.dtype, torch.float32)).softmax(-1).to(q.dtype)
@@ -171,13 +156,6 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + self.proj(self._mixed(self.qkv(self.norm(x))))
 
-    def fused(self, x: Tensor | Dual, place: Place | None = None) -> Tensor | Dual:
-        """``forward``, times sqrt(1/2), in groups of operations that are fast on a GPU."""
-        h, x = self.norm.fused(x, activate=False, copies=1)
-        mixed = attention.between_pixels(fused.mix_channels(h, self.qkv), self.heads)
-        assert self.proj.bias is not None
-        return fused.residual(x, fused.convolve(mixed, self.proj), self.proj.bias, place)
-
     def _mixed(self, qkv: Tensor) -> Tensor:
         b, c, h, w = qkv.shape
         q, k, v = qkv.reshape(b, 3, self.heads, c // 3 // self.heads, -1).unbind(1)
@@ -186,9 +164,9 @@ class SelfAttention(nn.Module):
 
 
 class ClassEmbedding(nn.Module):
-    """A learnt vector for each class, and one more for none of them (arXiv 2207.12598).
+    """A learnt vector for each class, and one for no class (arXiv 2207.12598).
 
-    If ``guided``, two layers over the sinusoid of kappa = 1 - 1 / scale add a vector for the
+    If ``guided``, two layers over the sinusoid of kappa = 1 - 1 / scale add an embedding of the
     guidance scale (arXiv 2512.02012).
     """
 
@@ -203,7 +181,7 @@ class ClassEmbedding(nn.Module):
         """(size, dim) for class indices (size,); index ``classes``, or None, is no class.
 
         ``kappa`` is (size,) in [0, 1); None is 0, a scale of 1. Raises ValueError if it is given
-        to an embedding that knows of no scale.
+        but the embedding is not ``guided``.
         """
         found = self.table.weight[-1:].expand(size, -1) if y is None else self.table(y)
         if self.scale is None:
@@ -215,30 +193,30 @@ class ClassEmbedding(nn.Module):
 
 
 def check_classes(classes: int, guided: bool) -> None:
-    """Raises ValueError for a negative number of classes, or a guidance scale without any."""
+    """Raises ValueError for a negative number of classes, or for ``guided`` without classes."""
     if classes < 0:
         raise ValueError(f"classes must be at least 0; got {classes}")
     if guided and not classes:
-        raise ValueError("a network that is told the guidance scale needs classes; got 0")
+        raise ValueError("a network that takes the guidance scale needs classes; got 0")
 
 
 def refuse_labels(y: Label | None) -> None:
-    """Raises ValueError if a network without classes is given some."""
+    """Raises ValueError if a network without classes receives labels."""
     if y is not None:
         raise ValueError("this network takes no labels; its config has classes = 0")
 
 
 def with_rows(saved: Tensor, like: Tensor) -> Tensor:
-    """A saved tensor with rows of zeros added, up to as many as another one has."""
-    lacking = max(len(like) - len(saved), 0) if saved.ndim else 0
-    return torch.cat([saved, saved.new_zeros(lacking, *saved.shape[1:])]) if lacking else saved
+    """A saved tensor with rows of zeros appended, up to the number of rows of ``like``."""
+    missing = max(len(like) - len(saved), 0) if saved.ndim else 0
+    return torch.cat([saved, saved.new_zeros(missing, *saved.shape[1:])]) if missing else saved
 
 
 def initialise(module: _Affine, gain: float = 1.0, *, per_patch: bool = False) -> _Affine:
-    """Glorot-uniform weights times ``gain`` and zero biases; returns the module.
+    """Sets Glorot-uniform weights times ``gain`` and zero biases; returns the module.
 
-    A convolution of patches that do not overlap is a linear layer, ``per_patch``: its outputs
-    number its channels, and not those times the pixels of a patch.
+    With ``per_patch``, a convolution of patches that do not overlap is initialised like a linear
+    layer: its fan-out is the number of its channels, not multiplied by the pixels of a patch.
     """
     with torch.no_grad():
         weight = module.weight.flatten(1) if per_patch else module.weight

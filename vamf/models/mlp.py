@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from vamf.flow.derivatives import push
+from vamf.flow.derivatives import apply_with_tangent
 from vamf.flow.duals import value_of
 from vamf.models.layers import (
     ClassEmbedding,
@@ -26,7 +26,7 @@ class MLP(nn.Module):
     """u(z, r, t) by SiLU layers over [z, emb(t), emb(t) - emb(r)], with all axes of z flattened.
 
     ``z`` is (batch, ...), ``r`` and ``t`` (batch,); returns the shape of z. At initialisation the
-    output is practically 0. With classes the labels ``y`` are embedded too; None is no class.
+    output is close to 0. With classes, the labels ``y`` are embedded too; None is no class.
     """
 
     def __init__(
@@ -51,7 +51,9 @@ class MLP(nn.Module):
     def forward(
         self, z: Sample, r: Time, t: Time, y: Label | None = None, kappa: Scalars | None = None
     ) -> Sample:
-        return push(partial(_like, value_of(z)), self.head(self._hidden(z, r, t, y, kappa)))
+        return apply_with_tangent(
+            partial(_like, value_of(z)), self.head(self._hidden(z, r, t, y, kappa))
+        )
 
     def velocity(self, z: Sample, t: Time) -> Sample:
         """v(z, t) by the velocity head."""
@@ -61,9 +63,9 @@ class MLP(nn.Module):
     def _hidden(
         self, z: Sample, r: Time, t: Time, y: Label | None = None, kappa: Scalars | None = None
     ) -> Tensor:
-        h = push(self._known, z, t, r, y, kappa)
+        h = apply_with_tangent(self._known, z, t, r, y, kappa)
         for layer in self.layers:
-            h = push(silu, layer(h))
+            h = apply_with_tangent(silu, layer(h))
         return h
 
     def _known(self, z: Sample, t: Time, r: Time, y: Label | None, kappa: Scalars | None) -> Tensor:
@@ -90,11 +92,11 @@ class MLPConfig:
     embedding: int = 32
     """Size of each time embedding, even."""
     velocity_head: bool = False
-    """A second output layer, for the velocity at t: the proxy `head`."""
+    """Add a second output layer, for the velocity at t: the proxy `head`."""
     classes: int = 0
-    """Classes of the labels that it is conditioned on; 0 makes it unconditional."""
+    """Number of classes of the labels; 0: unconditional."""
     guided: bool = False
-    """Whether it is told the guidance scale of a sample, which is then chosen in sampling."""
+    """Whether it takes the guidance scale as input; sampling then chooses the scale."""
 
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) < 1:

@@ -6,12 +6,11 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vamf.flow.derivatives import push
-from vamf.flow.duals import Dual, are_carried, linearly, value_of
-from vamf.models import fused
+from vamf.flow.derivatives import apply_with_tangent
+from vamf.flow.duals import in_dual_mode, value_of
+from vamf.models.fast import unet as fast
 from vamf.models.layers import (
     ClassEmbedding,
     Conv2d,
@@ -29,41 +28,33 @@ from vamf.models.layers import (
     upsample,
     with_rows,
 )
-from vamf.models.rooms import Place, Room
 from vamf.typing import Label, Sample, Scalars, Time
 
-Images = Tensor | Dual
-
 OUT_GAIN = 1e-5
-"""Residual branches and the output start at practically 0."""
+"""Residual branches and the output start close to 0."""
 
 Resample = Literal["down", "up"] | None
 
 
-def _bias(layer: nn.Linear | nn.Conv2d) -> Tensor:
-    assert layer.bias is not None
-    return layer.bias
-
-
 def _like(other: Tensor, x: Tensor) -> Tensor:
-    """In the type of another, with channels last."""
+    """``x`` in the data type of ``other``, with channels last."""
     return x.to(other.dtype, memory_format=torch.channels_last)
 
 
 def _add_rows(net: "UNet", state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Weights saved when the map of augmentations reached t alone: the same function."""
+    """Extends saved weights of versions that added augmentations to t only; no value changes."""
     name = f"{prefix}augment.weight"
     if net.augment is not None and name in state:
         state[name] = with_rows(state[name], net.augment.weight)
 
 
 class Block(nn.Module):
-    """A residual block: norm, SiLU, 3x3 convolution twice; the times enter between the two."""
+    """A residual block: norm, SiLU and 3x3 convolution, twice; the embedding enters in between."""
 
     def __init__(
         self, channels: int, out: int, emb: int, dropout: float, resample: Resample, heads: int
     ) -> None:
-        """``heads`` > 0 adds self-attention behind the block."""
+        """``heads`` > 0 adds self-attention after the block."""
         super().__init__()
         self.resample = resample
         self.norm0, self.norm1 = GroupNorm(channels), GroupNorm(out)
@@ -75,26 +66,10 @@ class Block(nn.Module):
         self.skip = initialise(Conv2d(channels, out, 1)) if adapt else nn.Identity()
         self.attention = SelfAttention(out, heads, OUT_GAIN) if heads else None
 
-    def _resize(self, x: Any) -> Any:
+    def _resize(self, x: Tensor) -> Tensor:
         if self.resample is None:
             return x
-        if are_carried():
-            return fused.resample(x, up=self.resample == "up")
         return upsample(x) if self.resample == "up" else downsample(x)
-
-    def fused(self, x: Images, emb: Images, place: Place | None = None) -> tuple[Images, Images]:
-        """``forward`` in groups of operations that are fast on a GPU, and x for others to use."""
-        h, x, before = self.norm0.fused(x, copies=2)
-        h = fused.convolve(self._resize(h), self.conv0)
-        times = partial(F.linear, weight=self.affine.weight)
-        shift, offset = linearly(emb, times, times), _bias(self.affine) + _bias(self.conv0)
-        (h,) = self.norm1.fused(h, shift, offset, dropout=self.dropout)
-        h, x, bias = fused.convolve(h, self.conv1), self._resize(x), _bias(self.conv1)
-        if isinstance(self.skip, Conv2d):
-            x, bias = fused.convolve(x, self.skip), bias + _bias(self.skip)
-        if self.attention is None:
-            return fused.residual(h, x, bias, place), before
-        return self.attention.fused(fused.residual(h, x, bias), place), before
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.conv0(self._resize(silu(self.norm0(x))))
@@ -114,7 +89,7 @@ class UNetConfig:
     multipliers: tuple[int, ...] = (2, 2, 2)
     """Channel factor of each level; every level after the first halves the resolution."""
     blocks: int = 4
-    """Residual blocks a level (one more on the way up)."""
+    """Residual blocks of each level; the decoder has one more."""
     attention: tuple[int, ...] = (16,)
     """Resolutions (heights in pixels) with self-attention."""
     heads: int = 1
@@ -122,13 +97,13 @@ class UNetConfig:
     dropout: float = 0.2
     """Dropout probability inside residual blocks."""
     velocity_head: bool = False
-    """A second output convolution, for the velocity at t: the proxy `head`."""
+    """Add a second output convolution, for the velocity at t: the proxy `head`."""
     classes: int = 0
-    """Classes of the labels that it is conditioned on; 0 makes it unconditional."""
+    """Number of classes of the labels; 0: unconditional."""
     guided: bool = False
-    """Whether it is told the guidance scale of a sample, which is then chosen in sampling."""
+    """Whether it takes the guidance scale as input; sampling then chooses the scale."""
     augmentations: int = 0
-    """Numbers by which it is told of an image's augmentation; 0 tells it nothing."""
+    """Size of the augment labels, which describe an image's augmentation; 0: it takes none."""
 
     def __post_init__(self) -> None:
         if self.channels < 4 or self.channels % 4:
@@ -160,10 +135,10 @@ class UNetConfig:
 class UNet(nn.Module):
     """u(z, r, t) on images (batch, channels, height, width), with t and t - r embedded.
 
-    With classes the vectors of the labels ``y`` are added to those of the times; None is no class.
-    If guided, so is that of ``kappa`` = 1 - 1 / scale; None is 0. What is told of the augmentation,
-    ``told`` (batch, augmentations), goes through a linear map and is added to the sinusoids of t
-    and t - r; None is an image as it is, and so are zeros.
+    With classes, embeddings of the labels ``y`` are added to those of the times; None is no class.
+    If guided, so is an embedding of ``kappa`` = 1 - 1 / scale; None is 0. ``augment_labels``
+    (batch, augmentations) describe each image's augmentation: a linear map of them is added to the
+    sinusoids of t and t - r; None and zeros mean an unchanged image.
     """
 
     def __init__(self, config: UNetConfig, shape: tuple[int, ...]) -> None:
@@ -216,7 +191,7 @@ class UNet(nn.Module):
     ) -> tuple[nn.ModuleList, list[tuple[int, int] | None], int]:
         blocks = nn.ModuleList([self._block(width, width, attend=True), self._block(width, width)])
         skips = list(skips)
-        joins: list[tuple[int, int] | None] = [None, None]  # of a block's input: channels
+        joins: list[tuple[int, int] | None] = [None, None]  # channels of the blocks' inputs
         for level, multiplier in reversed(list(enumerate(self.config.multipliers))):
             out, attend = self.config.channels * multiplier, size >> level in self.config.attention
             if level < len(self.config.multipliers) - 1:
@@ -237,21 +212,21 @@ class UNet(nn.Module):
         t: Time,
         y: Label | None = None,
         kappa: Scalars | None = None,
-        told: Tensor | None = None,
+        augment_labels: Tensor | None = None,
     ) -> Sample:
-        if are_carried():
-            hidden = self._fused(z, r, t, y, kappa, told)
-            return push(partial(_like, value_of(z)), self.conv_out(hidden))
-        return self.conv_out(self._hidden(z, r, t, y, kappa, told)).to(z.dtype)
+        if in_dual_mode():
+            hidden = fast.hidden(self, z, r, t, y, kappa, augment_labels)
+            return apply_with_tangent(partial(_like, value_of(z)), self.conv_out(hidden))
+        return self.conv_out(self._hidden(z, r, t, y, kappa, augment_labels)).to(z.dtype)
 
     def velocity(self, z: Sample, t: Time) -> Sample:
         """v(z, t) by the velocity head."""
         assert self.velocity_head is not None
-        hidden = self._fused(z, t, t) if are_carried() else self._hidden(z, t, t)
+        hidden = fast.hidden(self, z, t, t) if in_dual_mode() else self._hidden(z, t, t)
         return self.velocity_head(hidden).to(z.dtype)
 
     def _hidden(self, z: Sample, r: Time, t: Time, *known: Tensor | None) -> Tensor:
-        emb = self._embedded(t, r, *known)
+        emb = self.embedded(t, r, *known)
         x = self.conv_in(z.to(self.conv_in.weight.dtype))
         skips = [x]
         for block in self.down:
@@ -261,37 +236,24 @@ class UNet(nn.Module):
             x = block(torch.cat([x, skips.pop()], 1) if join else x, emb)
         return silu(self.norm_out(x))
 
-    def _fused(self, z: Images, r: Time, t: Images, *known: Tensor | None) -> Images:
-        """``_hidden`` in groups of operations that are fast on a GPU."""
-        emb = push(self._embedded, t, r, *known)
-        x, skips = self.conv_in(push(partial(_like, self.conv_in.weight), z)), []
-        rooms = [None if join is None else Room(*join) for join in self.joins]
-        behind = [Place(room, 1) for room in reversed(rooms) if room]
-        for block, place in zip(self.down, behind[1:], strict=True):  # the first image is conv_in's
-            x, before = block.fused(x, emb, place)  # type: ignore[operator]
-            skips.append(before)
-        before_them = [room and Place(room, 0) for room in (*rooms[1:], None)]
-        for index, block in enumerate(self.up):
-            if room := rooms[index]:
-                x = fused.joined(x, skips.pop(), room)
-            x, before = block.fused(x, emb, before_them[index])  # type: ignore[operator]
-            if not index:
-                skips.append(before)
-        return self.norm_out.fused(x)[0]
+    def as_input(self, z: Sample) -> Sample:
+        """Images in the data type of the weights, with channels last."""
+        return _like(self.conv_in.weight, z)
 
-    def _embedded(
+    def embedded(
         self,
         t: Time,
         r: Time,
         y: Label | None = None,
         kappa: Scalars | None = None,
-        told: Tensor | None = None,
+        augment_labels: Tensor | None = None,
     ) -> Tensor:
+        """The embedding that every block takes: times, labels and augmentation."""
         dtype, channels = self.conv_in.weight.dtype, self.config.channels
         times = [sinusoid(s, 2 * channels, endpoint=True).to(dtype) for s in (t, t - r)]
         known = torch.cat(times, 1)
-        if self.augment is not None and told is not None:
-            known = known + self.augment(told.to(dtype))
+        if self.augment is not None and augment_labels is not None:
+            known = known + self.augment(augment_labels.to(dtype))
         if self.labels is not None:
             known = known + self.labels(y, len(t), kappa)
         else:

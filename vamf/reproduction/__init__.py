@@ -1,1 +1,1 @@
-"""The tables of arXiv 2605.09235 on points, trained anew with error bars and floors."""
+"""Reproduces the tables of arXiv 2605.09235 on points, with standard errors and floors."""

@@ -1,4 +1,4 @@
-"""Distances of every member's points to real ones, on noise and points that all members share."""
+"""Measures the distance of each member's points to real ones, with the same noise for all."""
 
 from typing import NamedTuple
 
@@ -6,25 +6,25 @@ import torch
 from torch import Tensor
 
 from vamf.metrics.wasserstein import sliced_wasserstein
-from vamf.random import generator
+from vamf.reproduction.ensemble.ensemble import Ensemble
 from vamf.reproduction.protocol import SETS, Protocol
-from vamf.training.ensemble import Ensemble
+from vamf.rng import generator
 from vamf.typing import Sample
 
 
 class Draw(NamedTuple):
-    """What one repetition of the measurement compares with, from random streams of its own."""
+    """The random inputs of one repetition of the measurement."""
 
     real: Sample
     """Real points."""
     noise: Sample
     """The noise that every member samples from."""
     marginal: Sample
-    """Other real points: all a perfect model could do; with redrawn centres, those of all."""
+    """Other real points, for the floor; with redrawn centres each point has its own."""
 
 
 def draw(protocol: Protocol, name: str, repetition: int, device: torch.device) -> Draw:
-    """The draws of a repetition: a function of evaluation seed, set and repetition."""
+    """The inputs of a repetition: a function of evaluation seed, set and repetition."""
     n, data = protocol.distance.samples, SETS[name]
     g = generator(protocol.evaluation_seed, "reproduction", name, repetition)
     real = data.batches(1, n, g)[0]
@@ -34,7 +34,7 @@ def draw(protocol: Protocol, name: str, repetition: int, device: torch.device) -
 
 
 def distances(protocol: Protocol, repetition: int, fake: Sample, real: Sample) -> Tensor:
-    """(SW1, SW2), (2,) float64, along the repetition's own directions; NaN if a point is."""
+    """(SW1, SW2), (2,) float64, along the repetition's directions; NaN for points not finite."""
     if not bool(fake.isfinite().all()):
         return torch.full((2,), torch.nan, dtype=torch.float64)
     g = generator(protocol.evaluation_seed, "directions", repetition)
@@ -45,7 +45,7 @@ def distances(protocol: Protocol, repetition: int, fake: Sample, real: Sample) -
 def measure(ensemble: Ensemble, protocol: Protocol, name: str) -> tuple[Tensor, Tensor]:
     """SW1 and SW2 of members, (repetitions, 2, seeds, betas), and the floor, (repetitions, 2).
 
-    The floor is the distance of real points to real points.
+    The floor is the distance between real points and other real points.
     """
     rows, floor = [], []
     for repetition in range(protocol.distance.repetitions):

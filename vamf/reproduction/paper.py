@@ -1,4 +1,4 @@
-"""Figures of arXiv 2605.09235 (v1), to set beside one's own.
+"""Published values of arXiv 2605.09235 (v1), to compare with ours.
 
 Sliced Wasserstein distances of one-step samples, means over three seeds; the second number is the
 standard error of that mean, where it is given.
@@ -7,7 +7,7 @@ standard error of that mean, where it is given.
 from typing import NamedTuple
 
 
-class Figure(NamedTuple):
+class PaperValue(NamedTuple):
     """A mean and its standard error; None if that is not given."""
 
     mean: float
@@ -17,18 +17,18 @@ class Figure(NamedTuple):
         return f"{self.mean:.3f}" + ("" if self.error is None else f" ± {self.error:.3f}")
 
 
-TOYS: dict[str, dict[float, tuple[Figure, Figure]]] = {
+TOYS: dict[str, dict[float, tuple[PaperValue, PaperValue]]] = {
     "checkerboard": {
-        0.0: (Figure(0.175, 0.036), Figure(0.234, 0.042)),
-        1.0: (Figure(0.134, 0.029), Figure(0.175, 0.046)),
+        0.0: (PaperValue(0.175, 0.036), PaperValue(0.234, 0.042)),
+        1.0: (PaperValue(0.134, 0.029), PaperValue(0.175, 0.046)),
     },
     "eight_gaussians": {
-        0.0: (Figure(0.098, 0.016), Figure(0.151, 0.022)),
-        1.0: (Figure(0.085, 0.010), Figure(0.146, 0.023)),
+        0.0: (PaperValue(0.098, 0.016), PaperValue(0.151, 0.022)),
+        1.0: (PaperValue(0.085, 0.010), PaperValue(0.146, 0.023)),
     },
     "two_moons": {
-        0.0: (Figure(0.093, 0.028), Figure(0.177, 0.068)),
-        1.0: (Figure(0.072, 0.019), Figure(0.093, 0.025)),
+        0.0: (PaperValue(0.093, 0.028), PaperValue(0.177, 0.068)),
+        1.0: (PaperValue(0.072, 0.019), PaperValue(0.093, 0.025)),
     },
 }
 """SW1 and SW2 by set and beta (table of the toys; beta = 1 with the moving average's tangent and,
@@ -50,16 +50,16 @@ DGMM_ERRORS: dict[int, dict[float, float]] = {
     8: {0.0: 0.003, 1.0: 0.003},
     64: {0.0: 0.003, 0.4: 0.000, 1.0: 0.001},
 }
-"""Standard errors of some of these."""
+"""Standard errors of some values of DGMM."""
 
 GRADIENT_RATIO = "1.2 to 4.3 over six sets (4.71 on eight_gaussians, one seed, in another version)"
 """Gradient variance at beta = 0 over that at beta = 1 on the toys."""
 
 
-def sliced_wasserstein(name: str, beta: float) -> tuple[Figure | None, Figure | None]:
-    """SW1 and SW2 that the paper gives for a set at beta; None where it gives none.
+def sliced_wasserstein(name: str, beta: float) -> tuple[PaperValue | None, PaperValue | None]:
+    """The paper's SW1 and SW2 of a set at beta; None where it reports none.
 
-    Its mixtures redraw their centres for every batch, hence have no counterpart in fixed ones.
+    Its mixtures redraw their centres for every batch, so there are no values for fixed centres.
     """
     if name in TOYS:
         return TOYS[name].get(beta, (None, None))
@@ -68,4 +68,4 @@ def sliced_wasserstein(name: str, beta: float) -> tuple[Figure | None, Figure | 
     if parts[0] != "dgmm" or parts[-1] != "redrawn" or abs(tenth - 10 * beta) > 1e-9:
         return None, None
     dim = int(parts[1])
-    return Figure(DGMM[dim][tenth], DGMM_ERRORS.get(dim, {}).get(tenth / 10)), None
+    return PaperValue(DGMM[dim][tenth], DGMM_ERRORS.get(dim, {}).get(tenth / 10)), None

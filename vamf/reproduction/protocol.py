@@ -1,19 +1,21 @@
-"""What is trained and measured for the tables (arXiv 2605.09235, supplement: toys and DGMM)."""
+"""The settings of a reproduction (arXiv 2605.09235, supplement: toys and DGMM)."""
 
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from vamf import commands
 from vamf.data.mixtures import Mixture
 from vamf.data.toys import TOYS, Toy
-from vamf.experiment import Evaluation, Experiment, Optimiser
+from vamf.experiment import Experiment
+from vamf.experiment_settings import Evaluation, Optimiser
 from vamf.files import write_whole
 from vamf.flow.schedules import BetaSchedule
 from vamf.flow.times import UniformTimes
 from vamf.metrics.distances import SlicedWasserstein
 from vamf.models.mlp import MLPConfig
-from vamf.values import nearest
+from vamf.serialization import nearest
 
 DIMENSIONS = (2, 4, 8, 16, 32, 64)
 
@@ -22,35 +24,35 @@ SETS: dict[str, Toy | Mixture] = {
     **{f"dgmm_{d}": Mixture(name="dgmm", dim=d) for d in DIMENSIONS},
     **{f"dgmm_{d}_redrawn": Mixture(name="dgmm", dim=d, centres="redrawn") for d in DIMENSIONS},
 }
-"""The data by name; the paper's own mixtures are the redrawn ones."""
+"""Data sets by name; the paper uses the redrawn mixtures."""
 
 PROTOCOL = "protocol.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """One reproduction; ``check`` says whether it can be run."""
+    """The settings of one reproduction; ``check`` validates them."""
 
     sets: tuple[str, ...] = tuple(SETS)
     """Data sets by name."""
     betas: tuple[float, ...] = tuple(k / 10 for k in range(11))
-    """Weights of the proxy in the tangent, in [0, 1], with 0 among them."""
+    """Weights of the proxy in the tangent, in [0, 1], including 0."""
     seeds: tuple[int, ...] = (42, 0, 1)
     """Seeds of the weights and of all draws, at least two."""
     steps: int = 200_000
     """Training steps."""
     setting: Literal["faithful", "sound"] = "faithful"
-    """`faithful` trains gaps t - r up to .5 and samples at gap 1, as the paper does; `sound` trains
-    all gaps."""
+    """`faithful` trains gaps t - r up to .5 and samples with gap 1, as the paper does; `sound`
+    trains all gaps."""
     trace_every: int = 2000
     """Steps between measurements of the gradient's covariance."""
     distance: SlicedWasserstein = field(default_factory=SlicedWasserstein)
-    """The measure of generated points."""
+    """The distance of generated points to real ones."""
     evaluation_seed: int = 2020
-    """Seed of the points, noise and directions of the evaluation, common to all members."""
+    """Seed of the points, noise and directions of the evaluation, the same for all members."""
 
     def check(self) -> None:
-        """Raises ValueError for what cannot be reproduced."""
+        """Raises ValueError for settings that cannot be run."""
         for name in self.sets:
             if name not in SETS:
                 raise ValueError(f"unknown set {name!r}{nearest(name, SETS)}")
@@ -59,7 +61,9 @@ class Protocol:
         if 0 not in self.betas:
             raise ValueError(f"betas must contain 0, to compare with; got {list(self.betas)}")
         if len(self.seeds) < 2:
-            raise ValueError(f"seeds must be at least 2, to tell luck; got {list(self.seeds)}")
+            raise ValueError(
+                f"seeds must be at least 2, for standard errors; got {list(self.seeds)}"
+            )
         for what, values in (("sets", self.sets), ("betas", self.betas), ("seeds", self.seeds)):
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{what} must be given, each once; got {list(values)}")
@@ -71,11 +75,11 @@ class Protocol:
 
     @property
     def interval(self) -> int:
-        """Steps between traces: short runs have at least two, one of them in the second half."""
+        """Steps between traces; at most half of the steps, so that the second half has one."""
         return min(self.trace_every, self.steps // 2)
 
     def experiment(self, name: str) -> Experiment:
-        """The experiment on a set; betas and seeds come with the ensemble."""
+        """The experiment on a set; the ensemble replaces its beta and seed."""
         return Experiment(
             data=SETS[name],
             model=MLPConfig(hidden=(128, 128, 128), embedding=32),
@@ -92,30 +96,30 @@ class Protocol:
 
     @property
     def command(self) -> str:
-        """The command that runs it."""
+        """The command that runs this reproduction."""
         mine, usual = self._options(), Protocol()._options()
         given = [f"--{name} {text}" for name, text in mine.items() if text != usual[name]]
-        return " ".join(["python -m jobs.reproduce", *given])
+        return commands.shown("reproduce", *given)
 
     def _options(self) -> dict[str, str]:
         distance = {f"distance.{name}": value for name, value in asdict(self.distance).items()}
         fields = {k: v for k, v in asdict(self).items() if k != "distance"} | distance
-        return {name.replace("_", "-"): _words(value) for name, value in fields.items()}
+        return {name.replace("_", "-"): _argument(value) for name, value in fields.items()}
 
     def common(self) -> dict[str, object]:
-        """All but the sets: what processes that share a folder must agree on."""
+        """All settings but the sets; processes that share a folder must agree on them."""
         fields = json.loads(json.dumps(asdict(self)))
         del fields["sets"]
         return fields
 
 
-def _words(value: object) -> str:
+def _argument(value: object) -> str:
     values = value if isinstance(value, tuple) else (value,)
     return " ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
 
 
 def claim(folder: Path, protocol: Protocol) -> None:
-    """Makes the folder of a reproduction, or joins it; ValueError if it holds another one."""
+    """Creates the folder of a reproduction, or joins it; ValueError if it holds another one."""
     file, mine = folder / PROTOCOL, protocol.common()
     folder.mkdir(parents=True, exist_ok=True)
     if not file.exists():

@@ -1,30 +1,31 @@
-"""A reproduction in MLflow: a parent run, a child for each (set, beta), and the table."""
+"""Publishes a reproduction in MLflow: a parent run, a child for each (set, beta), and the table."""
 
 from pathlib import Path
 
 from vamf import tracking
-from vamf.cluster.launch import closing
+from vamf.file_lock import locked
 from vamf.files import claimed, write_whole
 from vamf.output import say
-from vamf.reproduction import work
+from vamf.reproduction import runner
 from vamf.reproduction.protocol import Protocol, claim
 from vamf.reproduction.results import Result, load_all
+from vamf.reproduction.runner import Computing
 from vamf.reproduction.tables import document, over_seeds, ratio, verdicts
-from vamf.reproduction.work import Computing
+from vamf.run_layout import LOCK, RUN, SPOOL
+from vamf.serialization import flatten
 from vamf.tracking import Run, Tracker
-from vamf.tracking.spool import locked
-from vamf.values import flatten
+from vamf.tracking.run_end import closing
 
-RUN, TABLE = "run.json", "reproduction.md"
+TABLE = "reproduction.md"
 
 
 def reproduce(
     protocol: Protocol, computing: Computing, folder: Path, uri: str, *, numbered: bool = False
 ) -> None:
-    """Trains what is left, publishes each set when it is finished, and prints how it goes.
+    """Trains the unfinished sets, publishes each when it is finished, and prints the progress.
 
-    With ``numbered`` it is a new one, whose folder takes another name if its own is taken.
-    Raises ValueError if MLflow does not answer at the start; later it costs a line.
+    With ``numbered`` a new folder is created, with a number appended if the name exists. Raises
+    ValueError if MLflow does not answer at the start; later this only prints a line.
     """
     tracking.check(uri)
     folder = claimed(folder, numbered=True) if numbered else folder
@@ -32,12 +33,12 @@ def reproduce(
     run = parent(protocol, folder, uri)
     with closing(run):
         _publish(folder, run)
-        for result in work.run(protocol, folder, computing):
+        for result in runner.run(protocol, folder, computing):
             say(f"{result.set} is finished after {result.seconds:.0f} s")
             _publish(folder, run)
-    if left := work.unfinished(protocol, folder):
+    if left := runner.unfinished(protocol, folder):
         Tracker(run).close("KILLED", f"paused with {len(left)} sets left")
-        say(f"{len(left)} sets are left; the same command with --name {folder.name} goes on")
+        say(f"{len(left)} sets are left; the same command with --name {folder.name} continues")
     say(f"table      {folder / TABLE}")
     say(f"compare    {tracking.ui_command(uri, folder.parent)}")
 
@@ -50,12 +51,12 @@ def _publish(folder: Path, run: Run) -> None:
 
 
 def parent(protocol: Protocol, folder: Path, uri: str) -> Run:
-    """The run of a reproduction: made by whoever comes first, joined by the others.
+    """The run of a reproduction: the first process creates it, the others join it.
 
     Raises ValueError if MLflow does not answer.
     """
     marker = folder / RUN
-    with locked(folder / f".{RUN}.lock", wait=True):
+    with locked(folder / f".{RUN}{LOCK}", wait=True):
         if marker.exists():
             run = Run.load(marker, uri)
             tracking.rejoin(run)
@@ -68,7 +69,7 @@ def parent(protocol: Protocol, folder: Path, uri: str) -> Run:
                 "directory": str(folder),
                 "command": protocol.command,
             },
-            spool=folder / "spool",
+            spool=folder / SPOOL,
         )
         run.save(marker)
     return run
@@ -77,14 +78,14 @@ def parent(protocol: Protocol, folder: Path, uri: str) -> Run:
 def publish(folder: Path, parent: Run) -> None:
     """Sends every finished set that was not sent yet, and the table.
 
-    Raises ValueError if MLflow does not answer; called again, it goes on with the next set.
+    Raises ValueError if MLflow does not answer; another call continues with the next set.
     """
     finished = load_all(folder)
     for name, result in finished.items():
         sent = folder / f".{name}.sent"
-        with locked(folder / f".{name}.lock", wait=True):
+        with locked(folder / f".{name}{LOCK}", wait=True):
             if not sent.exists():
-                cells(result, parent, folder)
+                publish_cells(result, parent, folder)
                 sent.touch()
     if finished:
         tracker = Tracker(parent)
@@ -92,30 +93,30 @@ def publish(folder: Path, parent: Run) -> None:
         tracker.flush()
 
 
-def cells(result: Result, parent: Run, folder: Path) -> None:
-    """A finished child run for each beta of a set."""
+def publish_cells(result: Result, parent: Run, folder: Path) -> None:
+    """Creates a finished child run for each beta of a set."""
     for column, beta in enumerate(result.betas):
         run = tracking.create(
             parent.uri,
             name=f"{result.set} β={beta:.3f}",
             params=parameters(result, beta),
             tags={"set": result.set, "beta": f"β={beta:.3f}", **verdict_tags(result, column)},
-            spool=folder / "spool",
+            spool=folder / SPOOL,
             parent=parent,
             key=f"{parent.run_id}/{result.set}/{beta}",
         )
         tracker = Tracker(run)
-        tracker.metrics(figures(result, column), step=result.experiment["steps"])
+        tracker.metrics(metrics(result, column), step=result.experiment["steps"])
         tracker.close("FINISHED")
 
 
 def parameters(result: Result, beta: float) -> dict[str, object]:
-    """What a cell was trained with."""
+    """The parameters of a cell, one set at one beta."""
     return {"set": result.set, **flatten(result.experiment | {"beta": beta, "seed": result.seeds})}
 
 
-def figures(result: Result, column: int) -> dict[str, float]:
-    """A cell's means over seeds, with their errors."""
+def metrics(result: Result, column: int) -> dict[str, float]:
+    """A cell's means over seeds and their standard errors."""
     found = {
         f"eval/sw{order}_n{result.experiment['evaluation']['distance']['samples']}": over_seeds(
             result.grid(f"sw{order}")[:, column]
@@ -124,19 +125,19 @@ def figures(result: Result, column: int) -> dict[str, float]:
     }
     found["eval/gradient_trace"] = over_seeds(result.grid("trace")[:, column])
     found["eval/gradient_trace_ratio"] = ratio(result, column)
-    values = {name: figure.value for name, figure in found.items()}
-    return values | {f"{name}_se": figure.error for name, figure in found.items()}
+    values = {name: measured.value for name, measured in found.items()}
+    return values | {f"{name}_se": measured.error for name, measured in found.items()}
 
 
 def verdict_tags(result: Result, column: int) -> dict[str, str]:
-    """How a cell compares with beta = 0."""
+    """Tags that say how a cell compares with beta = 0."""
     if result.betas[column] == 0:
         return {}
     return {f"verdict.{name}": verdicts(result, name)[column] for name in ("sw1", "sw2")}
 
 
 def render(folder: Path) -> Path:
-    """Writes the table of what is finished; ValueError if nothing is."""
+    """Writes the table of the finished sets; ValueError if there are none."""
     if not (finished := load_all(folder)):
         raise ValueError(f"no finished set in {folder}")
     path = folder / TABLE

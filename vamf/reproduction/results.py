@@ -1,4 +1,4 @@
-"""What was found on one set: a JSON file that is there whole or not at all."""
+"""The results of one set, stored as a JSON file."""
 
 import json
 import math
@@ -13,12 +13,12 @@ from vamf.files import write_whole
 from vamf.reproduction.protocol import SETS
 
 Grid = list[list[float]]
-"""One number for each member: seeds x betas; NaN for a member that was lost."""
+"""One number for each member, seeds x betas; NaN for a member whose loss was not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """A finished set."""
+    """The results of a finished set."""
 
     set: str
     betas: list[float]
@@ -27,16 +27,16 @@ class Result:
     """Means over repetitions of the evaluation."""
     sw2: Grid
     repetition_error: list[float]
-    """Of SW1 and SW2: the error of one member's figure, root mean square over members."""
+    """Standard errors of one member's SW1 and SW2, root mean square over members."""
     trace: Grid
     """Trace of the covariance of a batch's mean gradient, over the second half of training."""
     traces: list[Grid]
-    """The same at each time it was measured."""
+    """The traces of all measurements."""
     trace_steps: list[int]
     floor: list[list[float]]
-    """SW1 and SW2 of real points against real ones: mean and its error."""
+    """SW1 and SW2 between real points: mean and its standard error."""
     lost: list[list[int]]
-    """[seed, number of beta, step] of members whose loss was not finite."""
+    """[seed, index of beta, step] of members whose loss was not finite."""
     seconds: float
     """Wall-clock seconds of training, shared with the sets that were trained together."""
     together: int
@@ -64,7 +64,7 @@ class Result:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: it becomes null."""
+    """Replaces numbers that are not finite by None: JSON has no NaN."""
     if isinstance(value, dict):
         return {name: _finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -79,6 +79,6 @@ def _with_nan(value: Any) -> Any:
 
 
 def load_all(folder: Path) -> dict[str, Result]:
-    """All finished sets in a folder, by name; there may be none."""
+    """All finished sets in a folder by name; may be empty."""
     files = {name: folder / f"{name}.json" for name in SETS}
     return {name: Result.load(file) for name, file in files.items() if file.exists()}

@@ -1,10 +1,11 @@
-"""The tables of a reproduction in Markdown: the paper's figures and a verdict beside each beta."""
+"""The tables of a reproduction in Markdown, with the paper's values and a verdict for each beta."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import Tensor
 
+from vamf import markdown
 from vamf.metrics import significance
 from vamf.metrics.distances import Measurement, mean_with_error
 from vamf.reproduction import paper
@@ -12,7 +13,7 @@ from vamf.reproduction.results import Result
 
 
 def over_seeds(values: Tensor) -> Measurement:
-    """The mean over seeds, (seeds,), and its standard error; NaN if one of them is."""
+    """The mean over seeds, (seeds,), and its standard error; NaN if a value is NaN."""
     return mean_with_error(values)
 
 
@@ -21,8 +22,8 @@ def verdicts(result: Result, name: str) -> list[str]:
     base, grid = result.betas.index(0.0), result.grid(name).T.numpy()
     others = [column for column in range(len(result.betas)) if column != base]
     found = significance.verdicts(grid[[base, *others]])
-    told = dict(zip(others, found, strict=True))
-    return [told.get(column, "-") for column in range(len(result.betas))]
+    by_column = dict(zip(others, found, strict=True))
+    return [by_column.get(column, "-") for column in range(len(result.betas))]
 
 
 def ratio(result: Result, column: int) -> Measurement:
@@ -38,31 +39,31 @@ HEADER = [
 
 
 def table(result: Result) -> str:
-    """The rows of one set."""
-    told = {name: verdicts(result, name) for name in ("sw1", "sw2")}
+    """The table of one set, a row for each beta."""
+    against = {name: verdicts(result, name) for name in ("sw1", "sw2")}
     rows = [
-        _row(result, column, {name: against[column] for name, against in told.items()})
+        _row(result, column, {name: found[column] for name, found in against.items()})
         for column in range(len(result.betas))
     ]
-    return markdown([HEADER, *rows])
+    return markdown.table(HEADER, rows)
 
 
 def _row(result: Result, column: int, against: Mapping[str, str]) -> list[str]:
     beta, cells = result.betas[column], [f"{result.betas[column]:g}"]
-    figures = paper.sliced_wasserstein(result.set, beta)
-    for (name, verdict), figure in zip(against.items(), figures, strict=True):
+    published = paper.sliced_wasserstein(result.set, beta)
+    for (name, verdict), theirs in zip(against.items(), published, strict=True):
         ours = over_seeds(result.grid(name)[:, column])
-        cells += [_text(ours), str(figure or "-"), verdict]
+        cells += [_text(ours), str(theirs or "-"), verdict]
     trace = over_seeds(result.grid("trace")[:, column])
     return [*cells, _text(trace), _text(ratio(result, column)) if beta else "1"]
 
 
-def _text(figure: Measurement) -> str:
-    return "lost" if math.isnan(figure.value) else str(figure)
+def _text(measured: Measurement) -> str:
+    return "lost" if math.isnan(measured.value) else str(measured)
 
 
 def about(result: Result) -> str:
-    """What stands above a table: floors, errors, cost."""
+    """The lines above a table: floors, errors, cost."""
     (one, one_error), (two, two_error) = result.floor
     errors = ", ".join(f"{error:.1g}" for error in result.repetition_error)
     times = result.experiment["times"]
@@ -72,7 +73,11 @@ def about(result: Result) -> str:
         f"{result.experiment['steps']} steps, trained gap at most {times['max_gap']:g}; "
         f"{result.device}, torch {result.torch}, {result.seconds:.0f} s for "
         f"{len(result.seeds) * len(result.betas)} members"
-        + (f", beside {result.together - 1} other sets." if result.together > 1 else "."),
+        + (
+            f", trained together with {result.together - 1} other sets."
+            if result.together > 1
+            else "."
+        ),
     ]
     for seed, column, step in result.lost:
         lines.append(f"Lost: seed {seed}, beta {result.betas[column]:g}, from step {step} on.")
@@ -86,21 +91,21 @@ differ; of those that do {share:.0%} are expected to by chance (Benjamini-Hochbe
 a set and distance). One-step samples of the moving average; points, noise and directions are common
 to all members. Gradient variance: trace of the covariance of a batch's mean gradient over 8
 batches, in the second half of training; the paper's ratio of beta = 0 to 1 is {paper}.
-Mixtures whose centres are redrawn for every batch are the paper's; their distances lie at the floor
-whatever the model does. The paper's numbers are its own, of its own protocol."""
+Mixtures whose centres are redrawn for every batch are the paper's; their distances equal the
+floor for every model. The paper's values come from its own protocol."""
 
 
 def document(results: Mapping[str, Result]) -> str:
-    """All finished sets, after a word on how to read them."""
+    """The tables of all finished sets, after an explanation."""
     some = next(iter(results.values()))
-    told = [v for r in results.values() for name in ("sw1", "sw2") for v in verdicts(r, name)]
+    found = [v for r in results.values() for name in ("sw1", "sw2") for v in verdicts(r, name)]
     n, tests = len(some.seeds), sum(2 * (len(r.betas) - 1) for r in results.values())
     reading = READING.format(
         seeds=", ".join(map(str, some.seeds)),
         n=n,
         caution=": with so few seeds only large effects show" if n < 5 else "",
         tests=tests,
-        different=sum(v in (significance.BETTER, significance.WORSE) for v in told),
+        different=sum(v in (significance.BETTER, significance.WORSE) for v in found),
         share=significance.RATE,
         paper=paper.GRADIENT_RATIO,
     )
@@ -108,13 +113,3 @@ def document(results: Mapping[str, Result]) -> str:
     parts = [f"## {name}\n\n{about(r)}\n\n{table(r)}" for name, r in results.items()]
     head = ["# Reproduction of arXiv 2605.09235 on points", commands, reading]
     return "\n\n".join([*head, *parts]) + "\n"
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Rows, the header first, as a Markdown table in columns."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = [
-        "| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |"
-        for row in rows
-    ]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])

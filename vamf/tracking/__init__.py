@@ -1,29 +1,28 @@
-"""MLflow: the driver creates a run, rank 0 logs to it, and no point is lost or sent twice.
+"""Logs runs to MLflow: the driver creates a run, rank 0 logs to it.
 
-Every event goes through a queue on shared storage, so that a server which is down costs a line on
-stderr and no point of any curve.
+All events pass through a queue on shared storage. So a server that is down costs one warning, and
+no point of a curve is lost or sent twice.
 """
 
-from vamf.tracking.making import NotCreated
-from vamf.tracking.model import save_model
-from vamf.tracking.resending import Resent, address_of, resend
 from vamf.tracking.run import Run, address, ui_command
-from vamf.tracking.server import check, create, history, require
+from vamf.tracking.run_end import closing
+from vamf.tracking.server import check, create, history, require, view_path
 from vamf.tracking.tracker import Tracker, rejoin
+from vamf.tracking.unsent_events import Resent, address_of, resend
 
 __all__ = [
-    "NotCreated",
     "Resent",
     "Run",
     "Tracker",
     "address",
     "address_of",
     "check",
+    "closing",
     "create",
     "history",
     "rejoin",
     "require",
     "resend",
-    "save_model",
     "ui_command",
+    "view_path",
 ]

@@ -1,15 +1,15 @@
-"""An exported network as an MLflow model, for ``mlflow models serve`` and for its registry.
+"""Saves an exported network as an MLflow model, for ``mlflow models serve`` and the registry.
 
-MLflow loads this very module and calls ``_load_pyfunc``: a model holds no pickled code.
+MLflow loads this module and calls ``_load_pyfunc``: a model holds no pickled code.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vamf.data.latents import Latents
-from vamf.training import serving
-from vamf.training.export import read_export
+from vamf.data.source import LatentSource
+from vamf.inference import serving
+from vamf.inference.export import read_export
 
 EXAMPLE = {"count": [4], "seed": [0]}
 
@@ -18,7 +18,7 @@ def save_model(exported: Path, out: Path) -> None:
     """Writes a folder that MLflow serves: the exported file, this package, and the signature.
 
     The folder carries vamf's own code, so that a server needs only vamf's dependencies. Raises
-    ValueError if the folder is there already.
+    ValueError if the folder is not empty.
     """
     import pandas
     from mlflow.models import ModelSignature
@@ -31,7 +31,8 @@ def save_model(exported: Path, out: Path) -> None:
         ColSpec(kind, name, required=name == "count") for name, kind in serving.COLUMNS.items()
     ]
     needed = ["torch", "numpy", "pillow", "safetensors", "pydantic", "jaxtyping"]
-    needed += ["diffusers"] if isinstance(read_export(exported)[0].data, Latents) else []
+    data = read_export(exported)[0].data
+    needed += data.decoder_packages if isinstance(data, LatentSource) else []
     save(
         str(out),
         loader_module=__name__,
@@ -44,7 +45,7 @@ def save_model(exported: Path, out: Path) -> None:
 
 
 class Model:
-    """What MLflow asks to predict: a network whose complaints reach whoever sent the request."""
+    """The model that MLflow calls: errors of a request are returned to its sender."""
 
     def __init__(self, served: serving.Served) -> None:
         self.served = served
@@ -52,7 +53,7 @@ class Model:
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> Any:
         """The images of the rows of a table, as ``Served.images`` says.
 
-        Raises MlflowException, which a server answers with status 400, for what it refuses.
+        Raises MlflowException, which a server answers with status 400, for an invalid request.
         """
         from mlflow.exceptions import MlflowException
 
@@ -63,5 +64,5 @@ class Model:
 
 
 def _load_pyfunc(data_path: str) -> Model:
-    """What MLflow calls with the exported file."""
+    """Loads the model; MLflow calls it with the exported file."""
     return Model(serving.Served.load(Path(data_path)))

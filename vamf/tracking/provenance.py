@@ -1,4 +1,4 @@
-"""Who runs which code: what a run records about where it came from."""
+"""The user, program and git commit that a run records."""
 
 import getpass
 import os
@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 COMMIT, JOB, PROGRAM = "VAMF_GIT_COMMIT", "VAMF_JOB_ID", "VAMF_PROGRAM"
-"""Environment variables that tell on another machine what only this one knows."""
+"""Environment variables that pass these facts to processes on other machines."""
 
 
 def tags() -> dict[str, str]:
-    """The tags that say which code a run is of and, if it was submitted, as which Ray job."""
+    """MLflow tags with a run's code and, if it was submitted, its Ray job."""
     commit, job = git_commit() or "unknown", os.environ.get(JOB)
     found = {"git.commit": commit, "mlflow.source.name": program()}
     if job:
@@ -23,16 +23,16 @@ def tags() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of this code, with ``-dirty`` where its files differ or new ones are there.
+    """The commit of this code, with ``-dirty`` if there are changed or new files.
 
-    None outside git, and where git knows nothing of this file: a package may be installed inside
-    another repository.
+    None outside git, or if git does not track this file: a package may be installed inside another
+    repository.
     """
     return os.environ.get(COMMIT) or commit_of(Path(__file__))
 
 
 def commit_of(file: Path) -> str | None:
-    """The same of any file's repository."""
+    """The commit of a file's repository, as ``git_commit`` returns it."""
     try:
         _git("ls-files", "--error-unmatch", file.name, folder=file.parent)
         commit = _git("rev-parse", "HEAD", folder=file.parent)
@@ -46,19 +46,19 @@ def program() -> str:
     return os.environ.get(PROGRAM) or Path(sys.argv[0]).name
 
 
-def of_job(file: Path, job_id: str) -> Mapping[str, str]:
-    """The environment variables of a job that is submitted: its code's commit, and its id."""
+def job_variables(file: Path, job_id: str) -> Mapping[str, str]:
+    """The environment variables of a submitted job: the commit of its code, and its id."""
     return {COMMIT: commit_of(file) or "unknown", JOB: job_id}
 
 
-def of_this() -> Mapping[str, str]:
-    """The environment variables by which a process elsewhere has the tags of this one."""
+def own_variables() -> Mapping[str, str]:
+    """The environment variables that give another process the tags of this one."""
     known = {COMMIT: git_commit() or "unknown", PROGRAM: program()}
     return known | ({JOB: os.environ[JOB]} if JOB in os.environ else {})
 
 
 def user() -> str:
-    """The name of the user; "unknown" for a container's user id without one."""
+    """The name of the user; "unknown" if the user id has no name, as in a container."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

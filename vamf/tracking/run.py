@@ -1,29 +1,31 @@
-"""A run of MLflow as a value, and where runs are kept."""
+"""An MLflow run as a value, and the addresses of tracking servers."""
 
 import json
 import os
 import re
 import shlex
+import shutil
+import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote
 
+from vamf.compat.mlflow import WITHOUT_JOBS
 from vamf.files import expanded, write_whole
-from vamf.tracking.moved import ARTIFACTS
-from vamf.tracking.reasons import where
-
-SPOOL = "spool"
-"""The folder, in a run's, that holds a folder for each MLflow run."""
-
+from vamf.redact import without_credentials
+from vamf.run_layout import ARTIFACTS, DATABASE, SPOOL
 
 FILE = re.compile(r"(sqlite(?:\+\w+)?:///)(?!:memory:|file:)([^?]+)(\?[^/?]*|)")
 """The address of an SQLite file, in three parts; one in memory is none."""
 
 SQLITE = re.compile(r"sqlite(\+\w+)?:")
-"""How addresses of SQLite begin, also those that name no file."""
+"""The prefix of SQLite's addresses, also of those without a file."""
 
 QUOTED = str.maketrans({character: f"%{ord(character):02X}" for character in "%?{}"})
-"""What must not stand in the address of a file: SQLAlchemy reads the first two, Optuna braces."""
+"""Characters that a file's address must escape: two for SQLAlchemy, braces for Optuna."""
+
+UI = "http://127.0.0.1:5000"
+"""Where ``mlflow ui`` listens."""
 
 SERVICES = ("databricks", "databricks-uc", "uc")
 """Addresses that name a service without ``://``, alone or before a colon."""
@@ -34,20 +36,20 @@ class Run:
     """A run of MLflow as a value that travels to workers."""
 
     uri: str = field(repr=False)
-    """The tracking server, or database; it may hold credentials."""
+    """The address of the tracking server or database; it may hold credentials."""
     run_id: str
     experiment_id: str
     spool: str
-    """Folder, on storage that every worker sees, for what could not be sent yet."""
+    """The folder of the event queue, on storage that every worker sees."""
 
     @property
     def directory(self) -> Path:
-        """The folder of the run that was made here, or, before it was moved, elsewhere."""
+        """The run's folder when ``spool`` was written; it may have been moved since."""
         return Path(self.spool).parents[1]
 
     @classmethod
     def load(cls, file: Path, uri: str) -> "Run":
-        """Reads a run's ``run.json``, in whatever folder it lies now; the address is given anew."""
+        """Reads ``run.json`` in the run's present folder; ``uri`` replaces the address."""
         return cls(**json.loads(file.read_text()) | {"uri": uri}).kept_in(file.parent)
 
     def save(self, file: Path) -> None:
@@ -55,35 +57,35 @@ class Run:
         write_whole(file, json.dumps(asdict(self) | {"uri": ""}))
 
     def kept_in(self, directory: Path) -> "Run":
-        """The same run, with what could not be sent yet in this folder of the run."""
+        """The same run, with its event queue in this folder of the run."""
         return replace(self, spool=str(directory.resolve() / SPOOL / self.run_id))
 
 
 def address(storage: Path, given: str | None = None, before: str | None = None) -> str:
-    """Where runs are tracked: as given, else MLFLOW_TRACKING_URI, else as ``before``, else an
+    """The tracking address: as given, else MLFLOW_TRACKING_URI, else as ``before``, else an
     SQLite file in storage.
 
-    Paths in it are absolute. Raises ValueError for a ``~`` that is nobody's home.
+    Paths in it are absolute. Raises ValueError if ``~`` is not a user's home.
     """
     chosen = given or os.environ.get("MLFLOW_TRACKING_URI") or before
-    return located(chosen or sqlite(storage.resolve() / "mlflow.db"))
+    return located(chosen or sqlite(storage.resolve() / DATABASE))
 
 
 def sqlite(file: Path) -> str:
-    """The address of an SQLite file, whatever characters its folders' names hold."""
+    """The address of an SQLite file, with special characters escaped."""
     return f"sqlite:///{quoted(file)}"
 
 
 def quoted(file: Path) -> str:
-    """A path as part of an address."""
+    """A path with the special characters of an address escaped."""
     return str(file).translate(QUOTED)
 
 
 def located(uri: str) -> str:
-    """The address with an absolute path, if it names a file or folder: Ray's processes work in
-    other folders.
+    """The address with an absolute path, if it names a file or folder: Ray's processes have
+    other working folders.
 
-    Raises ValueError for a database in memory, and for one of which the file is not clear.
+    Raises ValueError for a database in memory, and for one whose file is ambiguous.
     """
     if SQLITE.match(uri) and (not FILE.fullmatch(uri) or "mode=memory" in uri):
         raise ValueError(
@@ -114,16 +116,27 @@ def database(uri: str) -> Path | None:
     return Path(unquote(match[2])).resolve() if match else None
 
 
-def ui_command(uri: str, storage: Path) -> str:
-    """The command that shows the runs in a browser, without the credentials of an address.
+def ui_command(uri: str, storage: Path, page: str = "") -> str:
+    """The command that shows the runs, or a page of the UI, in a browser.
 
-    Files that the UI itself needs go to storage.
+    Without the credentials of an address. Files that the UI itself needs go to storage. A page of a
+    UI that is yet to be started is in a second line.
     """
     if uri.startswith(("http://", "https://")):
-        return f"open {where(uri)}"
+        address = without_credentials(uri)
+        return f"open '{address.rstrip('/')}/{page}'" if page else f"open {address}"
     files = shlex.quote(str(storage.resolve() / ARTIFACTS))
-    store = shlex.quote(where(uri))
+    store = shlex.quote(without_credentials(uri))
     # MLflow's four workers take half a minute to start on a small machine; one reader needs one.
     flags = f"--backend-store-uri {store} --artifacts-destination {files} --workers 1"
-    program = "uv run mlflow" if "UV" in os.environ else "python -m mlflow"  # uv run sets it
-    return f"{program} ui {flags} --host 127.0.0.1"
+    command = f"{WITHOUT_JOBS} {_program()} ui {flags} --host 127.0.0.1"
+    return f"{command}\n           then {UI}/{page}" if page else command
+
+
+def _program() -> str:
+    """MLflow's program as a user's shell finds it: by uv, in the active environment, or nowhere."""
+    if "UV" in os.environ:  # `uv run` sets it
+        return "uv run mlflow"
+    active = shutil.which("python")
+    own = active is not None and Path(active).parent == Path(sys.executable).parent
+    return f"{'python' if own else shlex.quote(sys.executable)} -m mlflow"

@@ -1,7 +1,6 @@
-"""MLflow itself: the only module that imports it, lazily."""
+"""Creates runs in MLflow and sends events to them."""
 
 import os
-import re
 import sqlite3
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,16 +9,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vamf.redact import redacted
-from vamf.tracking import provenance
-from vamf.tracking.making import KEY, NotCreated, Wait, made, patiently
-from vamf.tracking.moved import ARTIFACTS, follow
-from vamf.tracking.reasons import failure, where
+from vamf.compat import mlflow as compat
+from vamf.errors import NotCreated
+from vamf.file_lock import locked
+from vamf.redact import redacted, without_credentials
+from vamf.run_layout import LOCK
+from vamf.tracking import provenance, shared_view
+from vamf.tracking.error_reasons import failure
+from vamf.tracking.event_queue import Event, EventQueue
+from vamf.tracking.experiments import experiment_of
+from vamf.tracking.moved_database import update_artifact_locations
 from vamf.tracking.run import Run, database, located
-from vamf.tracking.spool import Event, Spool, locked
+from vamf.tracking.run_creation import KEY, Wait, create_or_find, retried
 
-# MLflow's own choices (7 retries of up to 120 s each, logs and URLs on the terminal, telemetry)
-# suit a notebook; the tracker here retries by itself and speaks for itself.
+# MLflow's defaults (7 retries of up to 120 s each, logs and URLs on the terminal, telemetry) suit a
+# notebook; vamf.tracking has its own retries and messages.
 for _name, _value in {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -42,14 +46,14 @@ T = TypeVar("T")
 
 
 def check(uri: str, before: str = "training") -> None:
-    """Asks the server for anything at all.
+    """Sends the server a small request.
 
     Raises:
         ValueError: it did not answer, within about ten seconds, or refused.
     """
     try:
         _client(uri).search_experiments(max_results=1)
-    except Exception as error:  # any failure, of any library below, means the same to the user
+    except Exception as error:  # the libraries below raise exceptions of many kinds
         raise ValueError(f"MLflow must answer before {before}; {failure(uri, error)}") from None
 
 
@@ -73,8 +77,8 @@ def create(
     ``artifact_root`` is where a new experiment keeps files; without it the server decides, or the
     SQLite file's folder is used.
 
-    The run of a ``key`` is made once, however often it is asked for. A server that does not answer
-    is asked for 20 seconds, or with ``wait``, which hears why, until it does.
+    The run of a ``key`` is created once, however often this is called. A server that does not
+    answer is retried for 20 seconds; with ``wait``, which is called with the reason, until it does.
 
     Raises:
         NotCreated: MLflow does not answer or refuses, or the experiment was deleted.
@@ -86,37 +90,39 @@ def create(
         experiment_id = (
             parent.experiment_id
             if parent
-            else patiently(uri, lambda: _chosen(uri, experiment, artifact_root), wait)
+            else retried(
+                uri, lambda: experiment_of(_client(uri), uri, experiment, artifact_root), wait
+            )
         )
         tags = {**system, **tags, **above, KEY: key or uuid.uuid4().hex}
         everything = {k: redacted(v)[:TAG_LENGTH] for k, v in tags.items()}
-        run_id = patiently(uri, made(lambda: _client(uri), experiment_id, name, everything), wait)
-        patiently(uri, lambda: _log_params(uri, run_id, params), wait)
+        run_id = retried(
+            uri, create_or_find(lambda: _client(uri), experiment_id, name, everything), wait
+        )
+        retried(uri, lambda: _log_params(uri, run_id, params), wait)
     except NotCreated:
         raise
-    except Exception as error:  # any failure, of any library below, means the same to the user
+    except Exception as error:  # the libraries below raise exceptions of many kinds
         raise NotCreated(f"run {name!r} was not created; {failure(uri, error)}") from None
     folder = str(spool.resolve() / run_id)
     return Run(uri=uri, run_id=run_id, experiment_id=experiment_id, spool=folder)
 
 
 def require(run: Run) -> None:
-    """Raises NotCreated if MLflow answers that it lacks the run; one that is away may have it."""
+    """Raises NotCreated if MLflow answers that it lacks the run; no error without an answer."""
+    address = without_credentials(run.uri)
+    expected = f"MLflow at {address} must have run {run.run_id} of {run.directory}"
     try:
         active = _client(run.uri).get_run(run.run_id).info.lifecycle_stage == "active"
     except Exception as error:
         if getattr(error, "error_code", None) != "RESOURCE_DOES_NOT_EXIST":
-            return  # what is to be sent waits
+            return  # events are queued
         raise NotCreated(
-            f"MLflow at {where(run.uri)} must have run {run.run_id} of {run.directory}; it has "
-            "none: --tracking must name the MLflow that the run began with"
+            f"{expected}; it has none: --tracking must name the MLflow that the run began with"
         ) from None
     if not active:
         restore = f"`mlflow runs restore --run-id {run.run_id}`"
-        raise NotCreated(
-            f"MLflow at {where(run.uri)} must have run {run.run_id} of {run.directory}; it was "
-            f"deleted: {restore} brings it back"
-        )
+        raise NotCreated(f"{expected}; it was deleted: {restore} brings it back")
 
 
 def history(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
@@ -125,10 +131,20 @@ def history(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
     return sorted((point.step, point.value) for point in points)
 
 
+def sending_client(uri: str) -> Any:
+    """MLflow's client for requests that are not events."""
+    return _client(uri)
+
+
+def view_path(run: Run) -> str:
+    """The address of a run's view in the UI, as ``shared_view.path`` has it."""
+    return shared_view.path(lambda: _client(run.uri), run)
+
+
 class Server:
     """MLflow as the receiver of one run's events; each method may raise whatever MLflow does."""
 
-    def __init__(self, run: Run, spool: Spool) -> None:
+    def __init__(self, run: Run, spool: EventQueue) -> None:
         self.address = run.uri
         self._run = run
         self._spool = spool
@@ -136,14 +152,13 @@ class Server:
         self._image_steps: dict[str, int] | None = None
 
     def refresh(self) -> None:
-        """Reads the last step of each curve; of the images only once there is one to send."""
-        data = _client(self._run.uri).get_run(self._run.run_id).data.to_proto()
-        self._steps = {metric.key: metric.step for metric in data.metrics}
+        """Reads the last step of each curve; those of images only when one is sent."""
+        self._steps = compat.last_steps(_client(self._run.uri).get_run(self._run.run_id).data)
         self._image_steps = None
 
     def send(self, events: list[Event]) -> None:
-        """Sends to the server, or to an SQLite file that nobody else is writing."""
-        _ask(self._run.uri)
+        """Sends to the server, or to an SQLite file that no other process is writing."""
+        _require_unlocked(self._run.uri)
         if events[0].kind == "metrics":
             self._metrics(events)
             return
@@ -151,13 +166,15 @@ class Server:
             "image": self._image,
             "artifact": self._artifact,
             "tags": lambda event: _log_tags(self._run, event.data["values"]),
+            "view": self._view,
+            "dataset": self._dataset,
             "status": lambda event: _set_status(self._run, event),
         }
         for event in events:
             send[event.kind](event)
 
     def _metrics(self, events: list[Event]) -> None:
-        """Sends the points beyond each curve's last step, with the time at which they were made."""
+        """Sends the points beyond each curve's last step, with the time of each event."""
         from mlflow.entities import Metric
 
         last, points = dict(self._steps), []
@@ -178,7 +195,7 @@ class Server:
         if self._image_steps is None:
             self._image_steps = _last_image_steps(self._run)
         key, step = event.data["key"], event.data["step"]
-        name = key.replace("/", "~")
+        name = compat.image_key(key)
         if step <= self._image_steps.get(name, -1):
             return
         with Image.open(self._spool.file(event)) as image:
@@ -193,69 +210,42 @@ class Server:
             raise ValueError(f"a file to log must exist until it is sent; got {path}")
         _client(self._run.uri).log_artifact(self._run.run_id, str(path), event.data["folder"])
 
+    def _view(self, event: Event) -> None:
+        shared_view.save(_client(self._run.uri), self._run, event.data, event.time_ms)
+
+    def _dataset(self, event: Event) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        data, context = event.data["dataset"], InputTag("mlflow.data.context", "training")
+        found = DatasetInput(Dataset(**data), [context])
+        _client(self._run.uri).log_inputs(self._run.run_id, [found])
+
 
 @cache
 def _client(uri: str) -> Any:
-    """MLflow's client; an unusable SQLite file fails here, where MLflow would try for 100 s."""
+    """MLflow's client; fails at once for an unusable SQLite file, MLflow after 100 s."""
     from mlflow import MlflowClient
 
     if (path := database(uri)) is None:
         return MlflowClient(tracking_uri=uri)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # MLflow creates its tables without a lock: two processes that start together would collide.
-    with locked(path.with_name(f"{path.name}.lock"), wait=True):
-        _ask(uri, seconds=10.0)
-        follow(path)
+    # MLflow creates its tables without a lock: two processes that start together would fail.
+    with locked(path.with_name(f"{path.name}{LOCK}"), wait=True):
+        _require_unlocked(uri, seconds=10.0)
+        update_artifact_locations(path)
         return MlflowClient(tracking_uri=uri)
 
 
-def _ask(uri: str, seconds: float = 1.0) -> None:
-    """Fails after so long if another process holds an SQLite file; MLflow would wait for 20 s."""
+def _require_unlocked(uri: str, seconds: float = 1.0) -> None:
+    """Raises if another process has an SQLite file locked for so long; MLflow waits 20 s."""
     if (path := database(uri)) is not None:
         with closing(sqlite3.connect(path, seconds, isolation_level=None)) as file:
             file.execute("BEGIN IMMEDIATE")
             file.execute("ROLLBACK")
 
 
-def _chosen(uri: str, name: str | None, artifact_root: Path | None) -> str:
-    """The experiment that the caller or the environment asks for, as MLflow's own tools read it."""
-    name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME")
-    if not name and (known := os.environ.get("MLFLOW_EXPERIMENT_ID")):
-        return _client(uri).get_experiment(known).experiment_id
-    return _experiment(uri, name or "vamf", artifact_root)
-
-
-def _experiment(uri: str, name: str, artifact_root: Path | None) -> str:
-    """Finds or creates an experiment that MLflow's UI opens on its training runs."""
-    from mlflow.exceptions import MlflowException
-
-    client, kind = _client(uri), ("mlflow.experimentKind", "custom_model_development")
-    if (found := client.get_experiment_by_name(name)) is None:
-        try:
-            return client.create_experiment(
-                name, _file_root(uri, name, artifact_root), dict([kind])
-            )
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        found = client.get_experiment_by_name(name)
-    if found.lifecycle_stage == "deleted":
-        raise NotCreated(f"the MLflow experiment must not be deleted; got deleted {name!r}")
-    if kind[0] not in found.tags:
-        client.set_experiment_tag(found.experiment_id, *kind)
-    return found.experiment_id
-
-
-def _file_root(uri: str, experiment: str, root: Path | None) -> str | None:
-    """Where an experiment's files go; MLflow alone would put SQLite's into the current folder."""
-    if root is None and (path := database(uri)) is not None:
-        root = path.parent / ARTIFACTS
-    folder = re.sub(r"[^\w.= -]|^\.+$", "_", experiment)  # a name may hold slashes
-    return (root.resolve() / folder).as_uri() if root else None
-
-
 def _log_params(uri: str, run_id: str, params: Mapping[str, object]) -> None:
-    """Logs parameters; those too long for MLflow are cut, and whole in params_in_full.json."""
+    """Logs parameters; too long ones are cut, and complete in params_in_full.json."""
     from mlflow.entities import Param
 
     texts = {key: redacted(str(value)) for key, value in params.items()}
@@ -275,7 +265,7 @@ def _log_tags(run: Run, values: Mapping[str, str]) -> None:
 
 
 def _set_status(run: Run, event: Event) -> None:
-    """Ends a run as of the event's time, or reopens it and forgets why it ended."""
+    """Ends a run at the event's time, or reopens it and deletes its tag ``error``."""
     client, status, message = _client(run.uri), event.data["status"], event.data["message"]
     if message:
         client.set_tag(run.run_id, "error", message[:TAG_LENGTH])
@@ -288,11 +278,12 @@ def _set_status(run: Run, event: Event) -> None:
 
 
 def _last_image_steps(run: Run) -> dict[str, int]:
-    """The last step of each image key, read off the names MLflow gives the files."""
+    """The last step of each image key, from the names of the logged files."""
     last: dict[str, int] = {}
     for file in _client(run.uri).list_artifacts(run.run_id, "images"):
-        if match := re.match(r"(.+?)[+%]step[+%](\d+)[+%]timestamp[+%]", Path(file.path).name):
-            last[match[1]] = max(last.get(match[1], -1), int(match[2]))
+        if found := compat.image_step(Path(file.path).name):
+            key, step = found
+            last[key] = max(last.get(key, -1), step)
     return last
 
 

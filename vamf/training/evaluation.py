@@ -1,11 +1,11 @@
-"""What is measured of a run, on noise that all runs share."""
+"""Evaluates a run on noise that is the same for all runs."""
 
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from vamf.data.latents import Latents
+from vamf.data.source import LatentSource
 from vamf.diagnostics.variance import (
     TIMES,
     evaluation_draws,
@@ -17,27 +17,29 @@ from vamf.diagnostics.variance import (
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
 from vamf.flow.guidance import with_labels
-from vamf.flow.losses import Draws
+from vamf.flow.objectives.ddpm import DDPM
+from vamf.flow.objectives.terms import Draws
 from vamf.flow.samplers import euler, heun, sample
 from vamf.flow.tangents import boundary_velocity
 from vamf.metrics.distances import Generate, Measurement
-from vamf.random import generator, seed_of
-from vamf.training.networks import as_sampled
-from vamf.training.objective import draw
-from vamf.training.trainer import Trainer
+from vamf.rng import generator, seed_of
+from vamf.training.step.networks import as_sampled
+from vamf.training.step.objective import draw
+from vamf.training.step.precision import matmul_precision
+from vamf.training.step.trainer import Trainer
 from vamf.typing import AverageVelocity, Beta, BetaAt, Label, Sample, Scalars, Velocity
 
 Metrics = dict[str, Measurement]
 
 
 def noise(seed: int, indices: range, shape: tuple[int, ...], device: torch.device) -> Sample:
-    """Standard normal noise of the samples with these indices; each depends on its index alone."""
+    """Standard normal noise of the samples with these indices; each depends only on its index."""
     draws = [torch.randn(shape, generator=generator(seed, "noise", i)) for i in indices]
     return torch.stack(draws).to(device)
 
 
 def classes(seed: int, indices: range, number: int, device: torch.device) -> Label:
-    """Classes of the samples with these indices, uniform; each depends on its index alone."""
+    """Uniform random classes of the samples with these indices; each depends only on its index."""
     draws = [torch.randint(number, (1,), generator=generator(seed, "class", i)) for i in indices]
     return torch.cat(draws).to(device)
 
@@ -49,15 +51,15 @@ def generate_from(
     device: torch.device,
     label: int | None = None,
 ) -> Generate:
-    """A function from sample indices to generated samples, of latents to their images.
+    """A function from sample indices to generated samples; latents are decoded to images.
 
-    A network that knows classes makes all of class ``label``, or each of a random one.
+    A class-conditional network generates class ``label``, or a random class for each sample.
     """
     evaluation, number = experiment.evaluation, experiment.model.classes
     decode = experiment.decoder(device)
 
     def generate(indices: range) -> Sample:
-        with torch.inference_mode():
+        with torch.inference_mode(), matmul_precision(experiment.compute):
             e = noise(evaluation.seed, indices, shape, device)
             y = classes(evaluation.seed, indices, number, device) if number else None
             if y is not None and label is not None:
@@ -69,7 +71,7 @@ def generate_from(
 
 
 def _kappa(experiment: Experiment, e: Sample) -> Scalars | None:
-    """1 - 1 / scale of samples from noise ``e``, if the network is told of it."""
+    """1 - 1 / scale for each sample of ``e``; None if the network takes no guidance scale."""
     if not experiment.model.guided:
         return None
     return e.new_full((len(e),), 1 - 1 / experiment.evaluation.guidance_scale)
@@ -86,15 +88,15 @@ def _sampled(u: AverageVelocity, experiment: Experiment, e: Sample, indices: ran
         case "heun":
             return heun(own, e, steps)
         case denoising:
-            assert experiment.ddpm is not None
+            assert isinstance(experiment.loss, DDPM)
             if denoising == "ddim":
-                return experiment.ddpm.ddim(own, e, steps)
+                return experiment.loss.ddim(own, e, steps)
             fresh = fresh_noise(experiment.evaluation.seed, indices, e)
-            return experiment.ddpm.ancestral(own, e, fresh)
+            return experiment.loss.ancestral(own, e, fresh)
 
 
 def fresh_noise(seed: int, indices: range, like: Sample) -> Callable[[], Sample]:
-    """A function that draws noise like ``like`` again and again; a sample's by its index alone."""
+    """A function that draws new noise like ``like`` at each call, from a stream for each index."""
     streams = [generator(seed, "ancestral", i) for i in indices]
 
     def draw() -> Sample:
@@ -104,11 +106,12 @@ def fresh_noise(seed: int, indices: range, like: Sample) -> Callable[[], Sample]
 
 
 def protocol(experiment: Experiment) -> str:
-    """What two distances must share to be compared, in words: figure, steps, weights and noise."""
+    """The settings that two distances must share to be comparable, as text."""
     evaluation = experiment.evaluation
     how = "" if evaluation.sampler == "average" else f" {evaluation.sampler}"
     scale = f", guidance scale {evaluation.guidance_scale:g}" if experiment.model.guided else ""
-    decoded = f", decoded by {data.vae}" if isinstance(data := experiment.data, Latents) else ""
+    data = experiment.data
+    decoded = f", decoded by {data.decoder_name}" if isinstance(data, LatentSource) else ""
     return (
         f"{evaluation.distance.key}, {evaluation.sampling_steps}-step{how} samples{scale}, "
         f"moving average {experiment.ema}, evaluation seed {evaluation.seed}{decoded}"
@@ -116,10 +119,10 @@ def protocol(experiment: Experiment) -> str:
 
 
 def distance(u: AverageVelocity, experiment: Experiment, workers: Workers) -> Metrics:
-    """The experiment's distance of generated samples to real ones."""
+    """The experiment's distance between generated and real samples."""
     shape, measure = experiment.data.shape, experiment.evaluation.distance
     generate = generate_from(u, experiment, shape, workers.device)
-    return measure(generate, experiment.pictures, workers, experiment.evaluation.seed)
+    return measure(generate, experiment.reference_images, workers, experiment.evaluation.seed)
 
 
 def loss_variance(
@@ -131,7 +134,7 @@ def loss_variance(
 ) -> Metrics:
     """Mean over t of the variance over samples of the unweighted loss per dimension.
 
-    Samples are drawn from the test split and are the same for all runs, as is their noise.
+    Samples come from the test split; they and their noise are the same for all runs.
     """
     n, seed = experiment.evaluation.variance_samples, experiment.evaluation.seed
     losses = torch.zeros(len(TIMES), n, dtype=torch.float64, device=workers.device)
@@ -141,7 +144,8 @@ def loss_variance(
         x = experiment.data.load("test").draw(n, g).cpu()
         e = torch.randn(x.shape, generator=g)
         draws = evaluation_draws(x[mine].to(workers.device), e[mine].to(workers.device), t)
-        losses[row, mine] = sample_losses(u, draws, _at(beta, draws), v_hat)
+        with matmul_precision(experiment.compute):
+            losses[row, mine] = sample_losses(u, draws, _at(beta, draws), v_hat)
     rows = [variance_with_error(row) for row in workers.sum(losses)]
     value = sum(v for v, _ in rows) / len(rows)
     error = sum(s * s for _, s in rows) ** 0.5 / len(rows)
@@ -153,8 +157,9 @@ def gradient_variance(
 ) -> Metrics:
     """Trace of the covariance of a batch's mean gradient, per parameter, unconditional.
 
-    Over independent batches of the training's size with fresh data, noise and times; of the loss
-    that ``loss_variance`` takes, unweighted and per dimension; with the trained weights.
+    It is estimated from independent batches of the training's size with fresh data, noise and
+    times. The loss is that of ``loss_variance``, unweighted and per dimension; the weights are the
+    trained ones.
     """
     k, device = experiment.evaluation.gradient_batches, workers.device
     at = beta if callable(beta) else lambda _: beta
@@ -164,7 +169,8 @@ def gradient_variance(
         draws = _fresh(experiment, index, device)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed_of(experiment.evaluation.seed, "dropout", index))
-            gradients[index] = mean_gradient(net, draws, at, v_hat)
+            with matmul_precision(experiment.compute):
+                gradients[index] = mean_gradient(net, draws, at, v_hat)
     return {"gradient_variance": Measurement(*trace_with_error(workers.sum(gradients)))}
 
 
@@ -180,14 +186,14 @@ def _fresh(experiment: Experiment, index: int, device: torch.device) -> Draws:
 
 
 def evaluate(trainer: Trainer) -> Metrics:
-    """Everything that is measured of a run at its present step, under ``eval/...``.
+    """All metrics of a run at its current step, named ``eval/...``.
 
-    Of a DDPM that is the distance: what depends on beta it does not have.
+    A DDPM has only the distance: the other metrics depend on beta.
     """
     e, workers, beta = trainer.experiment, trainer.workers, trainer.beta
     u = as_sampled(trainer.ema)
     measured = distance(u, e, workers)
-    if e.ddpm is None:  # its own velocity is the proxy, whichever serves in training
+    if e.loss.learns_velocity:  # the network's own velocity, whichever proxy trains it
         measured |= loss_variance(u, boundary_velocity(u), beta, e, workers)
         measured |= gradient_variance(trainer.net, trainer.v_hat, beta, e, workers)
     return {f"eval/{name}": measurement for name, measurement in measured.items()}

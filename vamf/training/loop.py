@@ -21,73 +21,80 @@ from vamf.distributed import Workers
 from vamf.experiment import Experiment
 from vamf.files import write_whole
 from vamf.metrics.distances import Measurement
-from vamf.training import agreement
+from vamf.run_layout import LANDSCAPE, SAMPLES, SUMMARY, step_name
+from vamf.training import replica_consistency
+from vamf.training.checkpoints.async_saver import Saver
+from vamf.training.checkpoints.resume import NoteRecorder, checkpoints, restore
+from vamf.training.elapsed_time import Clock
 from vamf.training.evaluation import Metrics, evaluate, generate_from
-from vamf.training.landscapes import plot_landscape, save_landscape
-from vamf.training.networks import as_sampled
-from vamf.training.numerics import self_test
+from vamf.training.landscape_report import plot_landscape, save_landscape
 from vamf.training.pictures import pictured, save_picture
-from vamf.training.precision import require
-from vamf.training.restoring import Note, checkpoints, restore
-from vamf.training.saving import Saver
-from vamf.training.spent import Clock
-from vamf.training.trainer import Trainer
+from vamf.training.step.networks import as_sampled
+from vamf.training.step.precision import require
+from vamf.training.step.precision_check import self_test
+from vamf.training.step.trainer import Trainer
+
+ERROR = "_se"
+"""What follows a metric's name in the name of its standard error."""
 
 
 def _ignore(*_: object) -> None:
     pass
 
 
-class Halt(Protocol):
-    """Who may end a run before its last step."""
+class EarlyStop(Protocol):
+    """Decides whether a run ends before its last step."""
 
     @property
     def rungs(self) -> Sequence[int]:
-        """The steps at which it is asked, after an evaluation."""
+        """The steps at which it is called, after an evaluation."""
 
     def __call__(self, step: int, metrics: Metrics, seconds: float) -> str | None:
-        """Why the run ends at this step, or None; ``seconds`` is what asking cost to measure."""
+        """The reason to end the run at this step, or None.
+
+        ``seconds`` is the time of measurements that were made only for this call.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """Where a loop runs and whom it tells: all that differs between its hosts."""
+    """The environment of a training loop: its folder, workers and callbacks."""
 
     directory: Path
-    """The run's folder, on storage that all workers see, or a copy of it from an object store."""
+    """The run's folder: on storage that all workers see, or a local copy from an object store."""
     workers: Workers = field(default_factory=Workers)
-    """This process among the run's workers."""
+    """This process's rank among the run's workers."""
     wrap: Callable[[nn.Module], nn.Module] = lambda objective: objective
-    """Makes the objective a distributed one."""
+    """Wraps the objective for distributed training."""
     log: Callable[[Mapping[str, float], int], None] = _ignore
-    """Takes figures and their step; called by rank 0 only."""
+    """Receives named metrics and their step; called by rank 0 only."""
     picture: Callable[[Path, int], None] = _ignore
-    """Takes a picture file and its step; called by rank 0 only."""
-    note: Note = _ignore
-    """Takes the name and the text of something unusual; called by rank 0 only."""
+    """Receives a picture file and its step; called by rank 0 only."""
+    note: NoteRecorder = _ignore
+    """Receives the name and the text of something unusual; called by rank 0 only."""
     report: Callable[[Mapping[str, Any]], None] = _ignore
-    """Takes progress; called by every rank, equally often."""
-    halt: Halt | None = None
-    """Asked whether to end early; called by rank 0 only."""
-    ending: Callable[[], BaseException | None] = lambda: None
-    """Asked after each step: what ends the run, whose state is then saved; of one worker alone."""
-    asked: Callable[[], bool] = lambda: False
-    """Asked after each step whether the workers are about to be ended; by rank 0 only."""
-    answered: Callable[[], None] = _ignore
-    """Hears that the state was saved for that."""
-    saved: Callable[[], None] = _ignore
-    """Hears of each checkpoint that is on the disk, in another thread; called by rank 0 only."""
-    fetch: Callable[[Path], None] = _ignore
-    """Sees to it that the checkpoint at a path, which rank 0 has, is there; called by all ranks."""
+    """Receives progress; called by every rank, equally often."""
+    early_stop: EarlyStop | None = None
+    """Decides whether to end early; called by rank 0 only."""
+    interruption: Callable[[], BaseException | None] = lambda: None
+    """Called after each step; returns what to raise after a save. For one worker only."""
+    save_requested: Callable[[], bool] = lambda: False
+    """Called after each step by rank 0: whether to save before the workers are ended."""
+    save_done: Callable[[], None] = _ignore
+    """Called after a requested save."""
+    on_checkpoint: Callable[[], None] = _ignore
+    """Called by rank 0 in another thread, after each checkpoint is on disk."""
+    fetch_checkpoint: Callable[[Path], None] = _ignore
+    """Makes a checkpoint of rank 0 available at the given path; called by all ranks."""
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes files and logs."""
+        """Whether this process writes files and logs: True on rank 0."""
         return self.workers.rank == 0
 
     def at_rung(self, step: int) -> bool:
-        """Whether the run may end at a step that is not its last."""
-        return self.halt is not None and step in self.halt.rungs
+        """Whether the run may end early at a step."""
+        return self.early_stop is not None and step in self.early_stop.rungs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,18 +108,18 @@ class Summary:
     metrics: Metrics
     """The last evaluation."""
     stopped: str | None = None
-    """Why it ended before its last step, if it did."""
+    """Why the run ended before its last step; None if it did not."""
     gpu_seconds: float = 0.0
-    """The seconds of each of its processes on a GPU, added."""
+    """Seconds of each process on a GPU, summed."""
 
     def save(self, path: Path) -> None:
-        """Writes JSON, whole or not at all."""
+        """Writes JSON atomically."""
         metrics = {name: list(measurement) for name, measurement in self.metrics.items()}
         write_whole(path, json.dumps(asdict(self) | {"metrics": metrics}))
 
     @classmethod
     def load(cls, path: Path) -> "Summary":
-        """Reads what ``save`` wrote."""
+        """Reads a file that ``save`` wrote."""
         data = json.loads(path.read_text())
         data["metrics"] = {name: Measurement(*pair) for name, pair in data["metrics"].items()}
         return cls(**data)
@@ -121,15 +128,15 @@ class Summary:
 def train(experiment: Experiment, session: Session) -> Summary:
     """Trains to the experiment's last step, from the newest intact checkpoint in the run's folder.
 
-    Raises NonFiniteLoss on every worker when a loss was not finite, and WorkersDiffer when they do
-    not train the same thing; checkpoints stay as they were. OSError where one cannot be written,
-    ValueError where steps are not computed as they should be. Afterwards nothing of the run is in
-    memory, so that one process can train many.
+    Raises on all workers NonFiniteLoss if a loss is not finite, and WorkersDiffer if the workers'
+    experiment, code, data or state differ; checkpoints do not change. Raises OSError if a
+    checkpoint cannot be written, ValueError if steps deviate too far from float64. Frees the run's
+    memory at the end, so one process can train many runs.
     """
     try:
         return _train(experiment, session)
     finally:
-        # matplotlib's savefig keeps its callers' frames, with all that these hold, in a cycle.
+        # matplotlib's savefig leaves a reference cycle that holds its callers' frames.
         gc.collect()
 
 
@@ -139,15 +146,15 @@ def _train(experiment: Experiment, session: Session) -> Summary:
     if session.leads:
         session.directory.mkdir(parents=True, exist_ok=True)
     folder = checkpoints(experiment, session.directory)
-    restore(trainer, folder, session.note, session.fetch)
+    restore(trainer, folder, session.note, session.fetch_checkpoint)
     _agree(trainer)
     if trainer.step < experiment.steps:
         self_test(trainer)
     metrics: Metrics = {}
     stopped: str | None = None
-    if session.at_rung(trainer.step):  # it died before it knew the answer, or told it
+    if session.at_rung(trainer.step):  # an earlier attempt died before it reported a decision
         metrics, stopped = _asked(trainer, session, lambda: evaluate(trainer))
-    with Saver(folder, session.workers.described(), session.saved) as saver:
+    with Saver(folder, session.workers.described(), session.on_checkpoint) as saver:
         first = trainer.step + 1
         while trainer.step < experiment.steps and stopped is None:
             trainer.train_step()
@@ -159,25 +166,25 @@ def _train(experiment: Experiment, session: Session) -> Summary:
             else:
                 metrics = after() or metrics
             _end_if_asked(trainer, session, saver, clock)
-            if session.leads and session.asked():
+            if session.leads and session.save_requested():
                 _keep(trainer, saver, clock)
-                session.answered()
-    if not metrics:  # everything was done when the run was resumed
+                session.save_done()
+    if not metrics:  # the last step was done before the run was resumed
         metrics = evaluate(trainer)
     spent = clock.spent()._asdict()
     summary = Summary(step=trainer.step, metrics=metrics, stopped=stopped, **spent)
     if session.leads:
         clock.save()
-        summary.save(session.directory / "summary.json")
+        summary.save(session.directory / SUMMARY)
     return summary
 
 
 def _end_if_asked(trainer: Trainer, session: Session, saver: Saver, clock: Clock) -> None:
-    """Raises what ends the run, once its state is on the disk."""
-    end = session.ending()
+    """Raises the session's interruption, if any, once the state is on disk."""
+    end = session.interruption()
     if end is None or trainer.step == trainer.experiment.steps:
         return
-    if trainer.step % trainer.experiment.checkpoint.every:  # otherwise it is being saved
+    if trainer.step % trainer.experiment.checkpoint.every:  # else it is already being saved
         saver.save(trainer.experiment, trainer.state_dict(), trainer.collect())
     saver.drain()
     clock.save()
@@ -185,8 +192,8 @@ def _end_if_asked(trainer: Trainer, session: Session, saver: Saver, clock: Clock
 
 
 def _keep(trainer: Trainer, saver: Saver, clock: Clock) -> None:
-    """Saves the state that all workers share, by one of them alone; unless it is not finite."""
-    due = trainer.step % trainer.experiment.checkpoint.every == 0  # it is being saved
+    """Saves the state that all workers share, on one worker, unless it is not finite."""
+    due = trainer.step % trainer.experiment.checkpoint.every == 0  # already being saved
     if not due and all(p.isfinite().all() for p in trainer.net.parameters()):
         saver.save(trainer.experiment, trainer.state_dict(), {})
     saver.drain()
@@ -196,35 +203,35 @@ def _keep(trainer: Trainer, saver: Saver, clock: Clock) -> None:
 def _asked(
     trainer: Trainer, session: Session, measure: Callable[[], Metrics]
 ) -> tuple[Metrics, str | None]:
-    """What was measured at a rung, and why the run ends there, if it does, on all workers."""
+    """Measures at a rung; returns the metrics and, on all workers, the reason to end, if any."""
     start, why = time.monotonic(), None
     metrics = measure()
-    if session.leads and session.halt is not None:
+    if session.leads and session.early_stop is not None:
         due = trainer.step % trainer.experiment.evaluation.every == 0
-        why = session.halt(trainer.step, metrics, 0.0 if due else time.monotonic() - start)
+        why = session.early_stop(trainer.step, metrics, 0.0 if due else time.monotonic() - start)
     return metrics, trainer.workers.gather(why or "")[0] or None
 
 
 def _prepare(experiment: Experiment, session: Session) -> Trainer:
-    """A trainer at step 0, once all workers are known to train the same experiment."""
+    """A trainer at step 0; raises WorkersDiffer unless all workers train the same experiment."""
     workers = session.workers
     require(experiment.compute, workers.device)
     dataset = experiment.data.load("train")
     if workers.world > 1:
-        agreement.agree(workers, agreement.setting(experiment, dataset))
+        replica_consistency.agree(workers, replica_consistency.setting(experiment, dataset))
     if isinstance(dataset, ImageSet):
         dataset = dataset.to(workers.device)
     return Trainer(experiment, dataset, workers, session.wrap)
 
 
 def _agree(trainer: Trainer) -> None:
-    """Raises WorkersDiffer unless all workers hold the same state."""
+    """Raises WorkersDiffer unless all workers have the same state."""
     if trainer.workers.world > 1:
-        agreement.agree(trainer.workers, agreement.state(trainer.state_dict()))
+        replica_consistency.agree(trainer.workers, replica_consistency.state(trainer.state_dict()))
 
 
 def _after_step(trainer: Trainer, session: Session, saver: Saver, clock: Clock) -> Metrics:
-    """Logs, evaluates, saves and reports what is due after a step; returns what was measured."""
+    """Logs, evaluates, saves and reports what is due after a step; returns the metrics."""
     experiment, step = trainer.experiment, trainer.step
     last = step == experiment.steps
     log_due = last or step % experiment.log_every == 0
@@ -233,28 +240,28 @@ def _after_step(trainer: Trainer, session: Session, saver: Saver, clock: Clock) 
     checkpoint_due = last or step % experiment.checkpoint.every == 0
     if not (log_due or evaluation_due or checkpoint_due or probe_due):
         return {}
-    figures = trainer.collect()  # raises before anything is saved
+    values = trainer.collect()  # raises before a state that is not finite is saved
     if log_due:
-        figures |= _progress(trainer, clock)
+        values |= _progress(trainer, clock)
     metrics = evaluate(trainer) if evaluation_due else {}
     if experiment.probe is not None and probe_due:
         metrics |= _probe(trainer, session, experiment.probe)
-    figures |= {name: measurement.value for name, measurement in metrics.items()}
-    figures |= {f"{name}_se": measurement.error for name, measurement in metrics.items()}
+    values |= {name: measurement.value for name, measurement in metrics.items()}
+    values |= {f"{name}{ERROR}": measurement.error for name, measurement in metrics.items()}
     if session.leads:
         _note_lost(metrics, step, session.note)
-        _write(trainer, session, figures, evaluation_due)
+        _write(trainer, session, values, evaluation_due)
         clock.save()
-        if checkpoint_due:  # after logging: what a restarted worker repeats is not sent twice
-            saver.save(experiment, trainer.state_dict(), figures)
+        if checkpoint_due:  # after logging: a restarted worker must not log these steps twice
+            saver.save(experiment, trainer.state_dict(), values)
         if last:
-            saver.drain()  # who hears of the last step finds its checkpoint
-    session.report({"step": step, **figures})
+            saver.drain()  # a receiver of the last step's report can rely on its checkpoint
+    session.report({"step": step, **values})
     return metrics
 
 
-def _note_lost(metrics: Metrics, step: int, note: Note) -> None:
-    """Says which figures of an evaluation are not finite; such a checkpoint is never the best."""
+def _note_lost(metrics: Metrics, step: int, note: NoteRecorder) -> None:
+    """Records which metrics of an evaluation are not finite: its checkpoint is never the best."""
     values = {n: m.value for n, m in metrics.items() if n.startswith("eval/")}
     if lost := [f"{n} is {v}" for n, v in values.items() if not math.isfinite(v)]:
         note("evaluation.not_finite", f"step {step} is never the best: {', '.join(lost)}")
@@ -275,13 +282,13 @@ def _progress(trainer: Trainer, clock: Clock) -> dict[str, float]:
 
 
 def _waiting(trainer: Trainer) -> dict[str, float]:
-    """The share of the time since the last log that went into waiting for data from disk."""
+    """The share of the time since the last log that was spent waiting for data from disk."""
     data = trainer.dataset
     return {"time/waiting": data.waiting_share()} if isinstance(data, StreamedSet) else {}
 
 
 def _beta(trainer: Trainer) -> dict[str, float]:
-    """beta of the last step; if it depends on t, at the times of the loss variance too."""
+    """beta of the last step; if it depends on t, also at the times of the loss variance."""
     t = torch.tensor(TIMES, device=trainer.workers.device)
     beta = trainer.objective.beta(trainer.step - 1, t)
     if not isinstance(beta, torch.Tensor):
@@ -291,10 +298,10 @@ def _beta(trainer: Trainer) -> dict[str, float]:
 
 
 def _probe(trainer: Trainer, session: Session, plan: Probe) -> Metrics:
-    """Measures a landscape on all workers; rank 0 keeps its file and its plot."""
+    """Measures a landscape on all workers; rank 0 saves it and its plot."""
     landscape = trainer.probe(plan)
     if session.leads:
-        path = session.directory / "landscape" / f"step_{trainer.step:08d}.png"
+        path = session.directory / LANDSCAPE / f"{step_name(trainer.step)}.png"
         save_landscape(landscape, path.with_suffix(".json"))
         plot_landscape(landscape, path)
         session.picture(path, trainer.step)
@@ -302,13 +309,14 @@ def _probe(trainer: Trainer, session: Session, plan: Probe) -> Metrics:
 
 
 def _write(
-    trainer: Trainer, session: Session, figures: Mapping[str, float], evaluated: bool
+    trainer: Trainer, session: Session, values: Mapping[str, float], evaluated: bool
 ) -> None:
     experiment, step, shape = trainer.experiment, trainer.step, trainer.dataset.shape
-    session.directory.stat()  # raises where its file system is gone: no picture makes it anew
+    # Raises if the file system is gone: saving the picture would create the folder again.
+    session.directory.stat()
     if evaluated:
-        path = session.directory / "samples" / f"step_{step:08d}.png"
+        path = session.directory / SAMPLES / f"{step_name(step)}.png"
         generate = generate_from(as_sampled(trainer.ema), experiment, shape, session.workers.device)
         save_picture(generate(pictured(shape)).cpu(), path)
         session.picture(path, step)
-    session.log(figures, step)
+    session.log(values, step)

@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from PIL import Image
@@ -19,24 +20,29 @@ POINTS = 2048
 
 
 def pictured(shape: tuple[int, ...]) -> range:
-    """Indices of the samples that a picture shows."""
+    """Indices of the samples in a picture."""
     return range(GRID if len(shape) == 3 else POINTS)
 
 
 def save_picture(samples: Sample, path: Path) -> None:
-    """Writes images in [-1, 1] as a PNG grid, enlarged if small, or points as a scatter.
+    """Writes images in [-1, 1] as a PNG grid, enlarged if small, or points as a scatter plot.
 
-    Of points in more dimensions the first two are shown.
+    Of points with more than two dimensions, the first two are plotted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, partial(picture, samples))
+
+
+def picture(samples: Sample, file: BinaryIO) -> None:
+    """Writes ``save_picture``'s PNG to an open file."""
     if samples.ndim == 4:
-        _grid(samples, path)
+        _grid(samples, file)
     else:
-        _scatter(samples, path)
+        _scatter(samples, file)
 
 
-def _grid(images: Sample, path: Path) -> None:
-    # torchvision's make_grid does the same, but takes four CPU-seconds to import in every process.
+def _grid(images: Sample, file: BinaryIO) -> None:
+    # torchvision's make_grid does the same, but its import takes 4 CPU-seconds in every process.
     columns, size = int(len(images) ** 0.5), images.shape[-1]
     blank = -len(images) % columns
     padded = pad(to_uint8(images.cpu()), (0, 1, 0, 1, 0, 0, 0, blank))
@@ -46,7 +52,7 @@ def _grid(images: Sample, path: Path) -> None:
     scale = max(1, 32 // size)
     larger = picture.width * scale, picture.height * scale
     enlarged = picture.resize(larger, Image.Resampling.NEAREST)
-    write_whole(path, partial(enlarged.save, format="png"))
+    enlarged.save(file, format="png")
 
 
 def as_image(pixels: Tensor) -> Image.Image:
@@ -57,11 +63,11 @@ def as_image(pixels: Tensor) -> Image.Image:
     return Image.fromarray(array[:, :, 0] if array.shape[-1] == 1 else array)
 
 
-def _scatter(points: Sample, path: Path) -> None:
+def _scatter(points: Sample, file: BinaryIO) -> None:
     from matplotlib.figure import Figure  # slow to import, and only needed for points
 
     figure = Figure(figsize=(4, 4), layout="constrained")
     axes = figure.add_subplot(aspect="equal")
     x, y = torch.as_tensor(points).cpu().double()[:, :2].unbind(1)
     axes.scatter(x.numpy(), y.numpy(), s=2, alpha=0.5)
-    write_whole(path, partial(figure.savefig, dpi=120, format="png"))
+    figure.savefig(file, dpi=120, format="png")

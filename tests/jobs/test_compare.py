@@ -1,0 +1,77 @@
+"""``vamf compare``: what it prints and writes, and its one line for what it refuses."""
+
+from pathlib import Path
+
+import pytest
+from helpers.ended import write_run, write_search
+
+from jobs import compare
+
+
+def test_a_search_and_a_run_are_printed_and_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = write_search(tmp_path / "s", {0.0: [9.0, 9.5], 0.5: [4.0, 4.1]})
+    runs = [
+        write_run(tmp_path / f"r{seed}", {"proxy": "ema", "seed": seed}, distance=9.0 + seed / 2)
+        for seed in (0, 1)
+    ]
+    compare.main([str(search), *map(str, runs), "--out", str(tmp_path / "out")])
+    lines = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[:5]]
+    name = "fd_digits_cnn64_v1_n40_train"
+    assert rows[0] == ["configuration", "seeds", name, "loss_variance", "seconds", "verdict"]
+    assert rows[2][:3] == ["beta.value=0 proxy=online", "0, 1", "9.25 ± 0.25"]
+    assert [row[-1] for row in rows[2:]] == ["baseline", "better", "indistinguishable"]
+    assert [path.name for path in sorted((tmp_path / "out").iterdir())] == [
+        *("metrics.png", "samples.png", "table.md")
+    ]
+    assert lines[-3:] == [
+        f"table      {tmp_path / 'out' / 'table.md'}",
+        f"plot       {tmp_path / 'out' / 'metrics.png'}",
+        f"samples    {tmp_path / 'out' / 'samples.png'}",
+    ]
+
+
+def test_the_best_trial_alone_and_the_default_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_search(tmp_path / "s", {0.0: [9.0], 0.5: [4.0], 1.0: [5.0]})
+    write_run(tmp_path / "r", {"beta.value": 1.0}, distance=6.0)
+    compare.main(["--best", "r", "s"])
+    out = capsys.readouterr().out
+    assert "| beta.value=1 " in out and "| beta.value=0.5 " in out and "beta.value=0 " not in out
+    assert "--seeds 2" in out and (tmp_path / "comparison" / "table.md").exists()
+
+
+@pytest.mark.parametrize("wrong", ["sampling_steps", "not ended", "one", "other"])
+def test_a_refusal_is_one_line(
+    wrong: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a = write_run(tmp_path / "a", distance=1.0)
+    b = write_run(tmp_path / "b", {"evaluation.sampling_steps": 4}, distance=1.0)
+    if wrong == "not ended":
+        (b / "summary.json").unlink()
+    folders = {"one": [a], "other": [a, tmp_path]}.get(wrong, [a, b])
+    with pytest.raises(SystemExit) as ended:
+        compare.main([*map(str, folders), "--out", str(tmp_path / "out")])
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and said.err.startswith("error: ")
+    assert {
+        "sampling_steps": f"got evaluation.sampling_steps 1 and 4 of {a} and {b}",
+        "not ended": f"train --resume {b}",
+        "one": "at least two runs or searches; got 1",
+        "other": "must be a run or a search",
+    }[wrong] in said.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_help_says_what_is_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        compare.main(["--help"])
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for part in ("one row", "baseline", "better, worse or indistinguishable", "samples.png"):
+        assert part in said
+    assert "--best" in said and "have not ended" in said

@@ -1,0 +1,38 @@
+"""The time that a run took, summed over all attempts."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vamf.distributed import Workers
+from vamf.run_layout import SPENT
+from vamf.training import elapsed_time
+from vamf.training.elapsed_time import Clock, Spent, spent_in
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    clock = [100.0]
+    monkeypatch.setattr(elapsed_time.time, "monotonic", lambda: clock[0])
+    return clock
+
+
+def test_seconds_add_up_over_attempts(now: list[float], tmp_path: Path) -> None:
+    """On two GPUs, then, after a process died with ten seconds unsaved, on the CPU."""
+    (tmp_path / "run").mkdir()
+    clock = Clock(tmp_path / "run", Workers(0, 2, torch.device("cuda")))
+    now[0] += 30
+    clock.save()
+    now[0] += 10
+    assert clock.spent() == Spent(40, 80)
+    clock = Clock(tmp_path / "run", Workers())
+    now[0] += 5
+    assert clock.spent() == Spent(35, 60)
+    clock.save()
+    assert spent_in([tmp_path / "run", tmp_path / "run", tmp_path / "none"]) == Spent(70, 120)
+
+
+def test_a_damaged_file_counts_for_nothing(tmp_path: Path) -> None:
+    (tmp_path / SPENT).write_text('{"seconds": 3')
+    assert spent_in([tmp_path]) == Spent(0, 0)

@@ -1,0 +1,1 @@
+"""Measures how long steps, starts and evaluations take on this machine."""

@@ -1,0 +1,195 @@
+"""Measures the time and memory of variants of a training step on this machine."""
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from vamf.benchmarks.timing import Row, Step, Table, process_memory, synchronise, time_steps
+from vamf.data.dataset import ImageSet
+from vamf.distributed import Workers
+from vamf.experiment import Experiment
+from vamf.flow.derivatives import textbook_derivative
+from vamf.flow.objectives.terms import Draws, squared_norm
+from vamf.flow.path import interpolate
+from vamf.flow.schedules import BetaSchedule
+from vamf.training.step.precision import matmul_precision
+from vamf.training.step.trainer import Trainer
+from vamf.typing import expand_like
+
+WARM_UP = {False: 2, True: 6}
+"""Warm-up steps, eager or compiled: CUDA graphs are captured from the fourth step on."""
+
+SHARES = (0.25, 0.75)
+"""Shares of samples with r = t that are compared, in addition to the experiment's own."""
+
+ALONE = {"cuda"}
+"""Types of device on which only one variant is kept at a time, as graphs hold memory."""
+
+TOGETHER = {"cuda": 16}
+"""Steps between two synchronisations; one on the CPU, which does not run asynchronously."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The experiment that is measured, and the device."""
+
+    experiment: Experiment
+    device: torch.device
+    repeats: int
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the experiment's own step is compiled."""
+        return self.experiment.compute.compile
+
+    @property
+    def together(self) -> int:
+        """Steps that are timed together."""
+        return TOGETHER.get(self.device.type, 1)
+
+    @cached_property
+    def step_seconds(self) -> float:
+        """Seconds of one step of the experiment, to which shares of a run refer."""
+        step = trainer_of(self.experiment, self.device).train_step
+        warm_up(step, self.compiled)
+        found = time_steps({"own": step}, self.device, self.repeats, together=self.together)
+        return found["own"]
+
+
+def trainer_of(experiment: Experiment, device: torch.device) -> Trainer:
+    """A trainer as in the training loop, with images in memory moved to the device."""
+    dataset = experiment.data.load("train")
+    if isinstance(dataset, ImageSet):
+        dataset = dataset.to(device)
+    return Trainer(experiment, dataset, Workers(device=device))
+
+
+def variants(experiment: Experiment) -> dict[str, tuple[Experiment, Callable | None]]:
+    """Experiments whose steps differ in their loss, each with a function that replaces it or None.
+
+    If the experiment is compiled, compiled variants come first, then the same eagerly. Flow
+    matching is first in each group, as the others are compared with it. A DDPM has one variant.
+    """
+    eager = experiment.override({"compute.compile": False})
+    if not experiment.loss.learns_velocity:
+        losses = {"DDPM": eager}
+    else:
+        plain = replace(eager, beta=BetaSchedule(value=0.0))
+        losses = {
+            "flow matching (r = t throughout)": plain.override({"times.prob_equal": 1.0}),
+            "MeanFlow, beta = 0": plain,
+            "MeanFlow, beta = 0.5": plain.override({"beta.value": 0.5}),
+        } | {
+            f"MeanFlow, beta = 0, r = t for {share:.0%}": plain.override(
+                {"times.prob_equal": share}
+            )
+            for share in SHARES
+            if share != experiment.times.prob_equal
+        }
+    found: dict[str, tuple[Experiment, Callable | None]] = {}
+    if experiment.compute.compile:
+        on = {"compute.compile": True}
+        found = {f"{name}, compiled": (own.override(on), None) for name, own in losses.items()}
+    found |= {name: (own, None) for name, own in losses.items()}
+    if experiment.loss.learns_velocity and experiment.guidance is None:
+        found["MeanFlow, r = t through the jvp too"] = plain, _whole_batch
+        found["MeanFlow by the textbook"] = plain, _with_graph
+    return found
+
+
+def _step(
+    experiment: Experiment, device: torch.device, loss: Callable[[Trainer, Draws], Tensor] | None
+) -> Step:
+    """A training step, including optimiser and moving average."""
+    trainer = trainer_of(experiment, device)
+    if loss is None:
+        return trainer.train_step
+
+    def step() -> None:
+        draws, _ = trainer.objective.draw(trainer.step)
+        trainer.optimiser.zero_grad()
+        with matmul_precision(experiment.compute):
+            loss(trainer, draws).backward()
+        trainer.optimiser.step()
+        trainer.ema.update_parameters(trainer.net)
+        trainer.step += 1
+
+    return step
+
+
+def _whole_batch(trainer: Trainer, draws: Draws) -> Tensor:
+    objective = trainer.experiment.loss
+    return objective(trainer.net, draws._replace(n_equal=0), beta=0.0, v_hat=trainer.v_hat).loss
+
+
+def _with_graph(trainer: Trainer, draws: Draws) -> Tensor:
+    """u and du/dt of the whole batch from one differentiable ``torch.func.jvp``."""
+    z, v_cond = interpolate(draws.x, draws.e, draws.t)
+    u, du_dt = textbook_derivative(trainer.net, z, draws.r, draws.t, v_cond)
+    target = v_cond - expand_like(draws.t - draws.r, z) * du_dt.detach()
+    error = squared_norm(u - target)
+    return (trainer.experiment.loss.weight(error) * error).mean()
+
+
+def warm_up(step: Step, compiled: bool) -> None:
+    """Takes the steps that are not timed."""
+    for _ in range(WARM_UP[compiled]):
+        step()
+
+
+def steps(subject: Subject) -> Table:
+    """Milliseconds of the variants of a step, and the memory of each.
+
+    On a CPU, whose speed varies, variants take turns; on a GPU each is timed alone, as it may need
+    all memory.
+    """
+    device, alone = subject.device, subject.device.type in ALONE
+    held: dict[str, Step] = {}
+    seconds: dict[str, float] = {}
+    memory, notes = {}, []
+    for name, (experiment, loss) in variants(subject.experiment).items():
+        try:
+            held[name], memory[name] = _ready(experiment, loss, device)
+            if alone:
+                seconds |= _timed(held, subject)
+        except torch.OutOfMemoryError:
+            notes.append(f"{name}: out of memory at batch {experiment.batch}")
+        if alone:
+            held.clear()
+            gc.collect()
+            torch.cuda.empty_cache()
+    seconds |= _timed(held, subject) if held else {}
+    if not seconds:
+        raise ValueError(f"no step fits into memory at batch {subject.experiment.batch}")
+    first = next(iter(seconds.values()))
+    rows = {
+        name: Row(value=s * 1e3, unit="ms", ratio=s / first, mib=memory[name])
+        for name, s in seconds.items()
+    }
+    if device.type != "cuda":
+        rows["peak memory of the process"] = Row(value=process_memory(), unit="MiB")
+    return Table(rows=rows, notes=tuple(notes))
+
+
+def _timed(held: dict[str, Step], subject: Subject) -> dict[str, float]:
+    return time_steps(held, subject.device, subject.repeats, together=subject.together)
+
+
+def _ready(
+    experiment: Experiment, loss: Callable | None, device: torch.device
+) -> tuple[Step, float | None]:
+    """A warmed-up step, and its peak MiB of GPU memory, including weights and state."""
+    if device.type != "cuda":
+        step = _step(experiment, device, loss)
+        warm_up(step, experiment.compute.compile)
+        return step, None
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    step = _step(experiment, device, loss)
+    warm_up(step, experiment.compute.compile)
+    synchronise(device)
+    return step, (torch.cuda.max_memory_allocated(device) - before) / 2**20

@@ -1,0 +1,1 @@
+"""Connects to a Ray cluster and checks its nodes' capacity and storage."""

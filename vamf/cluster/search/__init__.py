@@ -1,0 +1,1 @@
+"""A search for beta: trials that Optuna suggests and Ray Tune runs."""

@@ -1,0 +1,1 @@
+"""Analyses a search from its files, without Ray."""

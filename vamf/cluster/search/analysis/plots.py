@@ -1,0 +1,115 @@
+"""Plots one objective of a search against the other, and each over beta."""
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vamf.cluster.search.analysis.results import Results
+from vamf.files import write_whole
+
+
+def plot(results: Results, path: Path) -> None:
+    """Draws the trials with standard errors, the front, and, for beta alone, the fitted curves."""
+    from matplotlib.figure import Figure  # slow to import
+
+    smooth, names = results.smooth, results.objectives
+    columns = 1 if smooth is None else 1 + len(names)
+    figure = Figure(figsize=(6 * columns, 5), layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    _trade(axes[0], results)
+    if smooth is not None:
+        shown = smooth.front
+        curve, last = smooth.curves[0].mean[shown], smooth.curves[-1].mean[shown]
+        axes[0].plot(curve, last, ".", ms=3, color="tab:blue", label="front of the fitted curves")
+        for axis, name in zip(axes[1:], names, strict=True):
+            _over_beta(axis, results, name)
+    if axes[0].get_legend_handles_labels()[0]:  # empty if no trial succeeded
+        axes[0].legend(fontsize=8, loc="upper right")
+    ordered = sorted(results.complete, key=lambda trial: trial.number not in results.front)
+    x, y = names[0], names[-1]
+    places = [(trial.metrics[x].value, trial.metrics[y].value) for trial in ordered]
+    label(axes[0], [trial.label for trial in ordered], places)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, partial(figure.savefig, dpi=120, format="png"))
+
+
+def _trade(axes: Any, results: Results) -> None:
+    x, y = results.objectives[0], results.objectives[-1]
+    for trial in results.complete:
+        colour = "tab:red" if trial.number in results.front else "tab:gray"
+        (a, da), (b, db) = trial.metrics[x], trial.metrics[y]
+        axes.errorbar(a, b, yerr=bar(db), xerr=bar(da), fmt="o", color=colour, capsize=2, lw=1)
+    on_front = [trial for trial in results.complete if trial.number in results.front]
+    front = sorted((t.metrics[x].value, t.metrics[y].value) for t in on_front)
+    if front:
+        line = zip(*front, strict=True)
+        axes.step(*line, where="post", color="tab:red", lw=1, label="front of the trials")
+    if wide([trial.metrics[x].value for trial in results.complete]):
+        axes.set_xscale("log")
+    axes.set(xlabel=x.removeprefix("eval/"), ylabel=y.removeprefix("eval/"))
+
+
+def _over_beta(axes: Any, results: Results, name: str) -> None:
+    assert results.smooth is not None
+    smooth, index = results.smooth, results.objectives.index(name)
+    curve = smooth.curves[index]
+    axes.plot(smooth.betas, curve.mean, color="tab:blue", label="Gaussian process")
+    axes.fill_between(smooth.betas, curve.low, curve.high, color="tab:blue", alpha=0.2)
+    for trial in results.complete:
+        value, error = trial.metrics[name]
+        beta = trial.settings["beta.value"]
+        axes.errorbar(beta, value, yerr=bar(error), fmt="o", color="tab:gray", capsize=2, lw=1)
+    if index == len(results.objectives) - 1:
+        axes.axvspan(*smooth.interval, color="tab:red", alpha=0.1)
+        axes.axvline(smooth.best, color="tab:red", label=f"best beta {smooth.best:.2f}")
+    if wide([trial.metrics[name].value for trial in results.complete]):
+        axes.set_yscale("log")
+    axes.set(xlabel="beta", ylabel=name.removeprefix("eval/"))
+    axes.legend(fontsize=8, loc="upper right")
+
+
+OFFSETS = ((5, 5), (5, -11), (-5, 5), (-5, -11), (5, 15), (5, -21), (-5, 15), (-5, -21))
+"""Where a label may stand: right or left of its point, above or below, in typographic points."""
+
+
+def label(axes: Any, labels: list[str], places: list[tuple[float, float]]) -> list[Any]:
+    """Labels points where neither labels, points nor the legend lie; those without room have none.
+
+    The first ones take precedence. Call it last, as it fixes the limits of the axes.
+    """
+    if not places:
+        return []
+    axes.figure.draw_without_rendering()  # after which positions are known
+    axes.autoscale(False)
+    centres, legend = axes.transData.transform(places), axes.get_legend()
+    taken = [] if legend is None else [legend.get_window_extent()]
+    kept = []
+    for text, place in zip(labels, places, strict=True):
+        for dx, dy in OFFSETS:
+            made = axes.annotate(
+                text,
+                place,
+                xytext=(dx, dy),
+                textcoords="offset points",
+                fontsize=8,
+                ha="left" if dx > 0 else "right",
+            )
+            box = made.get_window_extent()
+            inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1
+            if inside and not box.count_contains(centres) and not box.count_overlaps(taken):
+                taken.append(box)
+                kept.append(made)
+                break
+            made.remove()
+    return kept
+
+
+def bar(error: float) -> float | None:
+    """The error bar of a standard error; None if that is unknown, NaN."""
+    return error if math.isfinite(error) else None
+
+
+def wide(values: list[float]) -> bool:
+    """Whether positive values span more than a factor of ten, and need a logarithmic axis."""
+    return bool(values) and min(values) > 0 and max(values) > 10 * min(values)

@@ -1,0 +1,95 @@
+"""Writes a search's results to files, to MLflow and to the terminal."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from vamf.cluster.search.analysis.importances import lines as importance_lines
+from vamf.cluster.search.analysis.mlflow_view import describe, show
+from vamf.cluster.search.analysis.plots import plot
+from vamf.cluster.search.analysis.results import Results, table
+from vamf.cluster.search.search_config import Sweep
+from vamf.cluster.search.trials import Trial, trial_folder
+from vamf.files import write_whole
+from vamf.run_layout import BEST_SAMPLES, FRONT, SAMPLES, STEPS, TABLE, seed_name
+from vamf.tracking import Tracker, ui_command, view_path
+
+
+def publish(sweep: Sweep, results: Results) -> dict[str, Path]:
+    """Writes table, plot and the best trial's samples into the sweep's folder, and to MLflow."""
+    files = {"table": sweep.directory / TABLE, "front": sweep.directory / FRONT}
+    write_whole(files["table"], table(results) + "\n")
+    plot(results, files["front"])
+    tracker = Tracker(sweep.parent)
+    if results.best is not None:
+        files["samples"] = sweep.directory / BEST_SAMPLES
+        write_whole(files["samples"], _samples(sweep, results.best).read_bytes())
+        tracker.tags({"best": "; ".join(_best(results))})
+    spent = {f"search/{name}": value for name, value in results.spent._asdict().items()}
+    found = {"search/hypervolume": results.hypervolume, **spent}
+    tracker.metrics(found, step=len(results.complete))
+    if results.smooth is not None:
+        tracker.metrics({"search/best_beta": results.smooth.best}, step=len(results.complete))
+    if (saved := results.savings) is not None:
+        metrics = {"search/steps_saved": saved.steps, "search/seconds_saved": saved.seconds}
+        tracker.metrics(metrics, step=len(results.complete))
+        tracker.tags({"halving": str(saved)})
+    for name, shares in results.importances.items():
+        tracker.tags({f"explained.{name}": ", ".join(f"{p} {s:.0%}" for p, s in shares.items())})
+    for path in files.values():
+        tracker.artifact(path)
+    show(sweep)
+    describe(sweep, results, verdict(sweep, results))
+    tracker.flush()
+    return files
+
+
+def _best(results: Results) -> list[str]:
+    """The best beta of the fitted curve, if there is one, and the best trial."""
+    fit, best = results.smooth, results.best
+    name = results.objectives[-1].removeprefix("eval/")
+    curve = [] if fit is None else [f"beta {fit.best:.3g} by the fitted curve"]
+    trial = [] if best is None else [f"lowest {name} in trial {best.number}, {best.label}"]
+    return curve + trial
+
+
+def report(sweep: Sweep, results: Results, files: Mapping[str, Path]) -> str:
+    """The text that a search prints at its end."""
+    best, page = results.best, view_path(sweep.parent)
+    return "\n".join(
+        [
+            table(results),
+            "",
+            *verdict(sweep, results),
+            f"front      {files['front']}",
+            f"samples    {files.get('samples')} (trial {best.number}, {best.label})"
+            if best
+            else "",
+            f"study      {sweep.storage}",
+            f"compare    {ui_command(sweep.parent.uri, sweep.directory.parent, page)}",
+        ]
+    )
+
+
+def verdict(sweep: Sweep, results: Results) -> list[str]:
+    """Lines on what was found."""
+    lines = [f"* Pareto front; hypervolume {results.hypervolume:.4g}"]
+    if sweep.seeds == 1:
+        lines.append("± is the error of one evaluation; --seeds 2 or more tells the luck of a seed")
+    seconds, gpu_seconds = results.spent
+    on_gpus = f", {gpu_seconds:.0f} GPU-seconds" if gpu_seconds else ""
+    lines.append(f"time       {len(results.trials)} trials, {seconds:.0f} s{on_gpus}")
+    if results.savings is not None:
+        lines.append(f"halving    {results.savings}")
+    if (fit := results.smooth) is not None:
+        name = results.objectives[-1].removeprefix("eval/")
+        low, high = fit.interval
+        lines.append(
+            f"best beta  {fit.best:.2f}, 95 % [{low:.2f}, {high:.2f}], "
+            f"{name} {fit.curves[-1].mean.min():.3g}: by a Gaussian process over beta"
+        )
+    return lines + [f"explained  {line}" for line in importance_lines(results.importances)]
+
+
+def _samples(sweep: Sweep, trial: Trial) -> Path:
+    folder = trial_folder(sweep.directory, trial.number) / seed_name(sweep.experiment.seed)
+    return max((folder / SAMPLES).glob(f"{STEPS}.png"))

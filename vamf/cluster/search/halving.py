@@ -1,0 +1,114 @@
+"""Ends trials early that others dominate: asynchronous successive halving by Pareto rank.
+
+Optuna 5 and Ray Tune's schedulers prune by one objective only (optuna/optuna#3450), and trials that
+Ray Tune stops leave their workers running. So a trial decides at a rung whether it ends.
+"""
+
+import json
+import math
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vamf.cluster.search.analysis.pareto import counts_of_better, ranks
+from vamf.cluster.search.trials import trial_folder
+from vamf.experiment import Experiment
+from vamf.files import write_whole
+from vamf.run_layout import RUNGS, TRIALS, rung_name
+from vamf.training.evaluation import Metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halving:
+    """Which trials of a search end early."""
+
+    rungs: tuple[int, ...] = ()
+    """Steps of a trial's first seed at which it ends unless it is among the best that reached them;
+    by default all trials are trained to their end. The baseline, a space's first point, never ends
+    early. The first rung must not come too early: an untrained network has a small loss variance.
+    """
+    keep: float = 0.5
+    """Share of the trials that reached a rung that continue."""
+
+    def check(self, experiment: Experiment) -> None:
+        """Raises ValueError unless the rungs are steps before the last one."""
+        if not 0 < self.keep < 1:
+            raise ValueError(f"halving.keep must lie between 0 and 1; got {self.keep}")
+        wrong = [step for step in self.rungs if not 0 < step < experiment.steps]
+        if wrong:
+            raise ValueError(
+                f"halving.rungs must lie between 0 and the {experiment.steps} steps; got {wrong[0]}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParetoPruner:
+    """Decides whether a trial ends at a rung, from the files that trials write at rungs."""
+
+    halving: Halving
+    sweep: Path
+    """The search's folder."""
+    trial: int
+    """The trial's number."""
+    objectives: tuple[str, ...]
+    never_ends: bool
+    """Whether this trial is measured, but never ended early."""
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """The steps at which to call this."""
+        return self.halving.rungs
+
+    def __call__(self, step: int, metrics: Metrics, seconds: float) -> str | None:
+        """Why training ends at this step, or None; the answer is stored and returned again.
+
+        The best are those on the first fronts of non-dominated sorting, and on the last front among
+        them those with the largest crowding distance; ties continue. ``seconds`` is the time that
+        measuring ``metrics`` took.
+        """
+        path = _record(self.sweep, self.trial, step)
+        if path.exists() and "stopped" in (known := json.loads(path.read_text())):
+            return known["stopped"]
+        values = [metrics[name].value for name in self.objectives]
+        own = {"values": values, "seconds": seconds}
+        write_whole(path, json.dumps(own))  # at once, as other trials may be at the rung now
+        stopped = None if self.never_ends else self._verdict(step, values)
+        write_whole(path, json.dumps({**own, "stopped": stopped}))
+        return stopped
+
+    def _verdict(self, step: int, values: list[float]) -> str | None:
+        if not _finite(values):
+            return f"step {step}: its objectives are not finite"
+        own = _record(self.sweep, self.trial, step)
+        others = [path for path in self.sweep.glob(f"{TRIALS}/{own.name}") if path != own]
+        known = []
+        for path in others:
+            with suppress(FileNotFoundError):  # the trial has just failed
+                known.append(json.loads(path.read_text())["values"])
+        points = np.array([values, *filter(_finite, known)])
+        better, count = int(counts_of_better(points)[0]), len(points)
+        if better < math.ceil(self.halving.keep * count):
+            return None
+        return f"step {step}: place {better + 1} of {count}, on front {ranks(points)[0]}"
+
+
+def seconds_at_rungs(sweep: Path, trial: int) -> float:
+    """Seconds of a trial's measurements at rungs that it would not have made otherwise."""
+    records = trial_folder(sweep, trial).glob(RUNGS)
+    return sum(json.loads(path.read_text())["seconds"] for path in records)
+
+
+def delete_rung_records(folder: Path) -> None:
+    """Deletes a failed trial's records at rungs, so that no other is compared with them."""
+    for path in folder.glob(RUNGS):
+        path.unlink()
+
+
+def _record(sweep: Path, trial: int, step: int) -> Path:
+    return trial_folder(sweep, trial) / rung_name(step)
+
+
+def _finite(values: list[float]) -> bool:
+    return all(map(math.isfinite, values))

@@ -1,0 +1,1 @@
+"""One tracked run, on any number of Ray Train workers."""

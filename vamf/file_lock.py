@@ -1,0 +1,24 @@
+"""Locks of files that processes wait for, or find taken."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Locks a file until the block or the process ends; yields whether that succeeded.
+
+    With ``wait`` it waits for another process that has the lock. Creates the file; raises OSError
+    if it cannot. On a file system without locks it has no effect.
+    """
+    with path.open("a+b") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:
+            pass  # a file system without locks: what is locked then needs a single writer
+        yield True

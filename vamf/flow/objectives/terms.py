@@ -1,0 +1,121 @@
+"""What all objectives share: a step's random draws, the terms of a loss, weights of samples."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from vamf.typing import AverageVelocity, Beta, Sample, Scalars, Time, Velocity
+
+
+class Draws(NamedTuple):
+    """What a step draws at random; objectives are deterministic given it."""
+
+    x: Sample
+    """Data."""
+    e: Sample
+    """Standard normal noise, of the shape of ``x``."""
+    r: Time
+    """The earlier time."""
+    t: Time
+    """The later time, r <= t."""
+    n_equal: int = 0
+    """The first ``n_equal`` samples have r = t and need no derivative."""
+
+    def parts(self, size: int) -> Iterator["Draws"]:
+        """The batch in order, in parts of at most ``size`` samples."""
+        for start in range(0, len(self.x), size):
+            x, e, r, t = (a[start : start + size] for a in self[:4])
+            yield Draws(x, e, r, t, min(max(self.n_equal - start, 0), size))
+
+
+class LossTerms(NamedTuple):
+    """The loss and what is logged of it, as tensors without synchronisation."""
+
+    loss: Tensor
+    """Mean over the batch of the weighted loss, with the anchor: differentiate this."""
+    squared_error: Scalars
+    """|u - target|^2 of each sample, unweighted, summed over its axes, detached."""
+    squared_correction: Scalars
+    """|(t - r) du/dt|^2 of each sample, summed over its axes; 0 where r = t."""
+    n_equal: int
+    """The first ``n_equal`` samples have r = t."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveWeight:
+    """w = 1 / sg[l + c]^p for a sample's squared error l (arXiv 2505.13447, section 4.3)."""
+
+    p: float = 0.0
+    """Power: 0 is the plain squared error, 1 makes every sample's loss about 1, .5 pseudo-Huber."""
+    c: float = 0.01
+    """Added to the squared error, positive."""
+
+    def __post_init__(self) -> None:
+        if not (self.p >= 0 and self.c > 0):
+            raise ValueError(f"the adaptive weight needs p >= 0 and c > 0; got {self.p}, {self.c}")
+
+    def __call__(self, squared_error: Scalars) -> Scalars:
+        if self.p == 0:
+            return torch.ones_like(squared_error)
+        return (squared_error.detach() + self.c).pow(-self.p)
+
+
+@runtime_checkable
+class ObjectiveRule(Protocol):
+    """A training objective: a frozen dataclass whose fields are its hyper-parameters.
+
+    A class that inherits from this one learns a velocity, weighs all samples alike, and depends on
+    neither random signs nor training progress, unless it says otherwise.
+    """
+
+    @property
+    def weight(self) -> AdaptiveWeight:
+        """Weight of each sample by its own squared error."""
+        return AdaptiveWeight()
+
+    @property
+    def learns_velocity(self) -> bool:
+        """Whether u(z, t, t) is a velocity; otherwise the network has no beta and no landscape."""
+        return True
+
+    @property
+    def probes(self) -> int:
+        """Random signs that a sample of a step needs, as ``signs`` (probes, batch, ...)."""
+        return 0
+
+    @property
+    def moves(self) -> bool:
+        """Whether the objective depends on training progress."""
+        return False
+
+    def __call__(
+        self,
+        u: AverageVelocity,
+        draws: Draws,
+        *,
+        beta: Beta,
+        v_hat: Velocity,
+        anchor_uniform: Time | None = None,
+        signs: Tensor | None = None,
+        progress: float | None = None,
+        velocity: Sample | None = None,
+        cond_weight: Scalars | None = None,
+    ) -> LossTerms:
+        """The loss of a network ``u`` on a step's draws.
+
+        ``beta`` is the weight of the proxy ``v_hat`` in the tangent. ``anchor_uniform`` is (batch,)
+        in [0, 1], ``progress`` in [0, 1] the share of training that is done. ``velocity``, such as
+        a guided one, is used in place of v_cond in the target, in the tangent and in the anchor.
+        ``cond_weight`` is the weight, 0 where r < t, of sg[u(z, t, t)] that is added to it.
+
+        Raises ValueError if an argument that the objective needs is None.
+        """
+        ...
+
+
+def squared_norm(residual: Sample) -> Scalars:
+    """|a|^2 of each sample, summed over all data axes."""
+    return residual.square().flatten(1).sum(1)

@@ -1,0 +1,1 @@
+"""Uses trained networks: loading, measuring, sampling, export and serving."""

@@ -1,0 +1,1 @@
+"""The fast path: groups of a network's operations, with tangents, as a few kernels each."""

@@ -1,0 +1,1 @@
+"""Trains many small networks, one for each (seed, beta), as one program."""

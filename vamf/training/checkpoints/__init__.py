@@ -1,0 +1,1 @@
+"""Checkpoints: written in the background, checked when read, fetched from object stores."""

@@ -1,0 +1,52 @@
+"""The time that a run took, summed over all attempts."""
+
+import json
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from vamf.distributed import Workers
+from vamf.files import write_whole
+from vamf.run_layout import SPENT
+
+
+class Spent(NamedTuple):
+    """The time that training took."""
+
+    seconds: float = 0.0
+    """Wall-clock seconds."""
+    gpu_seconds: float = 0.0
+    """Seconds of each process on a GPU, summed."""
+
+
+class Clock:
+    """Continues the count that earlier attempts saved in a run's folder.
+
+    If a process dies, the time since its last ``save`` is not counted.
+    """
+
+    def __init__(self, directory: Path, workers: Workers) -> None:
+        self._file, self._start = directory / SPENT, time.monotonic()
+        self._devices = workers.world if workers.device.type == "cuda" else 0
+        self._before = spent_in([directory])
+
+    def spent(self) -> Spent:
+        """The run's time so far."""
+        before, now = self._before, time.monotonic() - self._start
+        return Spent(before.seconds + now, before.gpu_seconds + now * self._devices)
+
+    def save(self) -> None:
+        """Saves the time for the next attempt."""
+        write_whole(self._file, json.dumps(self.spent()._asdict()))
+
+
+def spent_in(directories: Iterable[Path]) -> Spent:
+    """The time of the runs in some folders, summed over all attempts."""
+    total = Spent()
+    for directory in directories:
+        with suppress(OSError, ValueError, TypeError):  # missing or damaged
+            one = Spent(**json.loads((directory / SPENT).read_text()))
+            total = Spent(total.seconds + one.seconds, total.gpu_seconds + one.gpu_seconds)
+    return total

@@ -1,0 +1,1 @@
+"""One training step: objective, networks, optimiser, precision, CUDA graph."""

@@ -1,0 +1,229 @@
+"""The objective as a module, which DistributedDataParallel wraps."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from vamf.data.dataset import Dataset, Labelled
+from vamf.diagnostics.adaptive import AdaptiveBeta, AdaptiveBetaState
+from vamf.distributed import Workers
+from vamf.dropout import Masks, sharing, without_dropout
+from vamf.experiment import Experiment
+from vamf.flow.guidance import Guided, Labels, drop_labels, with_augment_labels, with_labels
+from vamf.flow.objectives.terms import Draws, LossTerms, squared_norm
+from vamf.flow.path import interpolate
+from vamf.flow.tangents import boundary_velocity
+from vamf.flow.times import count_equal, draw_times
+from vamf.flow.trace import draw_signs
+from vamf.rng import generator
+from vamf.training.step.execution import Execution
+from vamf.typing import AverageVelocity, Beta, BetaAt, Sample, Time, Velocity
+
+
+class Inputs(NamedTuple):
+    """The inputs from which the loss of a step is computed."""
+
+    draws: Draws
+    uniform: Time
+    labels: Labels | None
+    augment_labels: torch.Tensor | None
+    beta: Beta
+    signs: torch.Tensor | None
+    progress: float | None
+
+
+class Objective(nn.Module):
+    """Draws a step's data, noise and times, and returns its loss.
+
+    The draws of the global batch depend only on (seed, step); worker ``rank`` takes the samples
+    rank, rank + world, ... of it, so a run gives the same result on any number of workers. The jvp
+    runs inside ``forward``, so DistributedDataParallel averages the gradients.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        net: nn.Module,
+        v_hat: Velocity,
+        dataset: Dataset,
+        workers: Workers,
+    ) -> None:
+        super().__init__()
+        self.net, self.v_hat = net, v_hat
+        self.experiment, self.dataset, self.workers = experiment, dataset, workers
+        self.execution = Execution.of(experiment.compute, workers.device)
+        rule = experiment.beta
+        # With dropout the loss's evaluation uses masks, and guidance's uses none.
+        self._steady = self.execution.duals and not getattr(experiment.model, "dropout", 0)
+        self._moves = rule.varies_over_training and self.execution.duals
+        self.adapted = (
+            AdaptiveBetaState.new(rule, workers.device) if isinstance(rule, AdaptiveBeta) else None
+        )
+
+    @property
+    def u(self) -> AverageVelocity:
+        """The network in the execution's precision."""
+        return self.execution.network(self.net)
+
+    def forward(self, step: int) -> LossTerms:
+        return self.terms(self.inputs(step))
+
+    def inputs(self, step: int) -> Inputs:
+        """All that a step's loss depends on except the weights and the dropout masks."""
+        draws, uniform = self.draw(step)
+        labels = None if self.experiment.guidance is None else self.labels(step)
+        beta = self.beta(step, draws.t)
+        if self._moves and isinstance(beta, float):  # a captured step has its numbers built in
+            beta = torch.full_like(draws.t, beta)
+        progress = step / self.experiment.steps if self.experiment.loss.moves else None
+        return Inputs(
+            draws, uniform, labels, self.augment_labels(step), beta, self.signs(step), progress
+        )
+
+    def terms(self, inputs: Inputs) -> LossTerms:
+        """The loss of a step: a function of tensors that does not wait for the device.
+
+        All evaluations of the trained network share their dropout masks, except guidance's own
+        velocity, which uses no dropout.
+        """
+        with self.execution.forward(), sharing(Masks(len(inputs.draws.x))):
+            return self._terms(*inputs)
+
+    def _terms(
+        self,
+        draws: Draws,
+        uniform: Time,
+        labels: Labels | None,
+        augment_labels: torch.Tensor | None,
+        beta: Beta,
+        signs: torch.Tensor | None,
+        progress: float | None,
+    ) -> LossTerms:
+        u, v_hat, guided = self._guided(draws, labels, augment_labels, beta)
+        terms = self.experiment.loss(
+            u,
+            draws,
+            beta=guided.beta,
+            v_hat=v_hat,
+            anchor_uniform=uniform,
+            signs=signs,
+            progress=progress,
+            velocity=guided.velocity,
+            cond_weight=guided.cond_weight,
+        )
+        if self.experiment.proxy == "head":
+            return terms._replace(loss=terms.loss + self._head_loss(draws))
+        return terms
+
+    def _head_loss(self, draws: Draws) -> torch.Tensor:
+        """Flow matching of the velocity head, weighted as the loss (arXiv 2512.02012)."""
+        z, v_cond = interpolate(draws.x, draws.e, draws.t)
+        error = squared_norm(self.net.velocity(z, draws.t) - v_cond)  # type: ignore[operator]
+        return (self.experiment.loss.weight(error) * error).mean()
+
+    def _guided(
+        self, draws: Draws, labels: Labels | None, augment_labels: torch.Tensor | None, beta: Beta
+    ) -> tuple[AverageVelocity, Velocity, Guided]:
+        """The network and the proxy with the step's labels, if any; and v_g with its beta."""
+        guidance = self.experiment.guidance
+        u, v_hat = self._informed(augment_labels)
+        if guidance is None or labels is None:
+            return u, v_hat, Guided(None, beta)
+        z, v_cond = interpolate(draws.x, draws.e, draws.t)
+        n_deferred = draws.n_equal if self._steady else 0
+        own = boundary_velocity(without_dropout(u))  # train=False in the authors' code
+        guided = guidance(own, v_hat, z, draws.t, v_cond, labels, beta, n_deferred)
+        known = labels.y, labels.kappa
+        return with_labels(u, *known), with_labels(v_hat, *known), guided
+
+    def _informed(self, augment_labels: torch.Tensor | None) -> tuple[AverageVelocity, Velocity]:
+        """The network and the proxy with the step's augment labels, if there are any."""
+        if augment_labels is None:
+            return self.u, self.v_hat
+        return with_augment_labels(self.u, augment_labels, times=2), with_augment_labels(
+            self.v_hat, augment_labels, times=1
+        )
+
+    def augment_labels(self, step: int) -> torch.Tensor | None:
+        """The augment labels of this worker's images, or None if images are not augmented."""
+        rule, strengths = self.experiment.augment, self.strengths(step)
+        return None if rule is None or strengths is None else rule.conditioning(strengths)
+
+    def strengths(self, step: int) -> torch.Tensor | None:
+        """This worker's share of the step's augmentations, if any, from their own random stream."""
+        e, (rank, world, device) = self.experiment, self.workers
+        if e.augment is None:
+            return None
+        g = generator(e.seed, "augment", step, device=device)
+        return e.augment.draw(e.batch, g)[rank::world]
+
+    def labels(self, step: int) -> Labels:
+        """This worker's share of the step's labels; its own random stream drops some of them."""
+        e, (rank, world, device) = self.experiment, self.workers
+        assert e.guidance is not None and isinstance(self.dataset, Labelled)
+        y = self.dataset.labels_of(step, e.batch, e.seed, device)
+        g = generator(e.seed, "labels", step, device=device)
+        y, dropped, _ = drop_labels(y, e.model.classes, e.guidance.dropout, g)
+        kappa = e.guidance.draw_kappa(e.batch, generator(e.seed, "scales", step, device=device))
+        mine = slice(rank, None, world)
+        if kappa is not None:
+            kappa = kappa.masked_fill(dropped, 0)[mine]
+        return Labels(y[mine], dropped[mine], kappa)
+
+    def beta(self, step: int, t: Time) -> Beta:
+        """beta of samples at times ``t`` in a step, counted from 0."""
+        return beta_at(self.experiment, step, self.adapted)(t)
+
+    def signs(self, step: int) -> torch.Tensor | None:
+        """This worker's share of the step's sign vectors for the trace weight, if it is used.
+
+        They have their own random stream, so drawing them changes no other random number.
+        """
+        e, (rank, world, device) = self.experiment, self.workers
+        if not e.loss.probes:
+            return None
+        shape = (e.loss.probes, e.batch, *self.dataset.shape)
+        signs = draw_signs(shape, generator(e.seed, "trace", step, device=device))
+        return signs[:, rank::world]
+
+    def draw(self, step: int) -> tuple[Draws, Time]:
+        """This worker's share of the step's samples, and uniform numbers for the anchor."""
+        e, (rank, world, device) = self.experiment, self.workers
+        mine = slice(rank, None, world)
+        x = self.dataset.batch(step, e.batch, e.seed, device, mine)
+        strengths = self.strengths(step)
+        if e.augment is not None and strengths is not None:
+            x = e.augment(x, strengths)
+        g = generator(e.seed, "step", step, device=device)
+        (noise, r, t, uniform), n_equal = draw_noise(e, (e.batch, *self.dataset.shape), g)
+        n_equal = len(range(rank, n_equal, world))
+        return Draws(x, noise[mine], r[mine], t[mine], n_equal), uniform[mine]
+
+
+def beta_at(experiment: Experiment, step: int, adapted: AdaptiveBetaState | None) -> BetaAt:
+    """beta in a step, counted from 0, as a function of t; ``adapted`` is its learnt state."""
+    rule = experiment.beta
+    if isinstance(rule, AdaptiveBeta):
+        assert adapted is not None
+        return adapted.at
+    return partial(rule.at, step / experiment.steps)
+
+
+def draw(experiment: Experiment, x: torch.Tensor, g: torch.Generator) -> tuple[Draws, Time]:
+    """Noise, times and anchor numbers for the data ``x``, from one generator on its device."""
+    (noise, r, t, uniform), n_equal = draw_noise(experiment, x.shape, g)
+    return Draws(x, noise, r, t, n_equal), uniform
+
+
+def draw_noise(
+    experiment: Experiment, shape: Sequence[int], g: torch.Generator
+) -> tuple[tuple[Sample, Time, Time, Time], int]:
+    """Noise of ``shape``, r, t and anchor numbers; and the number of samples with r = t."""
+    n, times = shape[0], experiment.times
+    n_equal = count_equal(times.prob_equal, n, generator(g.initial_seed(), "equal"))
+    noise = torch.randn(tuple(shape), generator=g, device=g.device)
+    r, t = draw_times(times, n, n_equal, g)
+    return (noise, r, t, torch.rand(n, generator=g, device=g.device)), n_equal
