@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers.pinned import PINS, RUNS, machine, run, run_by_two, run_ensemble
+from helpers.pinned import PINS, RUNS, run, run_by_two, run_ensemble
 
 TOLERANCE = 2e-5
 """Of a sketch relative to its norm: twenty times what other instructions of a CPU change."""
@@ -17,11 +17,9 @@ PINNED = json.loads(PINS.read_text())
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_short_training_ends_as_it_did(name, tmp_path):
-    """To the bit on the machine and with the torch that the pins are from."""
-    found, pinned = run(name, tmp_path), PINNED["runs"][name]
+    """Not to the bit: processors of one name round differently."""
+    found, pinned = run(name, tmp_path), PINNED[name]
     assert found["metrics"].keys() == pinned["metrics"].keys()
-    if machine() == PINNED["machine"]:
-        assert found == pinned
     tolerance = TOLERANCE * COARSE.get(name, 1.0)
     for part in ("weights", "average", "samples"):
         close = pytest.approx(pinned[part]["sketch"], abs=tolerance * pinned[part]["norm"])
@@ -30,16 +28,14 @@ def test_a_short_training_ends_as_it_did(name, tmp_path):
 
 
 def test_an_ensemble_ends_as_it_did(tmp_path):
-    found, pinned = run_ensemble(tmp_path), PINNED["runs"]["ensemble"]
-    if machine() == PINNED["machine"]:
-        assert found == pinned
+    found, pinned = run_ensemble(tmp_path), PINNED["ensemble"]
     for name in ("sw1", "sw2", "trace"):
         assert np.array(found[name]) == pytest.approx(np.array(pinned[name]), rel=1e-4)
 
 
 @pytest.mark.slow
 def test_two_workers_end_as_they_did(tmp_path, local_ray):
-    found, pinned = run_by_two(tmp_path), PINNED["runs"]["two workers"]
+    found, pinned = run_by_two(tmp_path), PINNED["two workers"]
     for part in ("weights", "average", "samples"):
         close = pytest.approx(pinned[part]["sketch"], abs=TOLERANCE * pinned[part]["norm"])
         assert found[part]["sketch"] == close
