@@ -14,7 +14,7 @@ from helpers.tiny import TINY
 from helpers.tree import ROOT
 
 from vamf.cluster.ray.scaling import Scaling
-from vamf.cluster.search import tune
+from vamf.cluster.search.search_monitor import SearchMonitor
 from vamf.cluster.search.trials import Trial, trial_folder
 from vamf.cluster.train.progress import add_note, notes, progress_bar
 from vamf.output import say
@@ -131,12 +131,12 @@ def test_a_searchs_callbacks_end_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     sweep: Any = SimpleNamespace(
         directory=tmp_path, objectives=(), scaling=Scaling(), experiment=TINY
     )
-    callback = tune._progress(None, sweep, None, {})  # type: ignore[arg-type]
+    monitor = SearchMonitor(None, sweep, None)  # type: ignore[arg-type]
     out = ascii_only()
     for stream in (Broken(), out):
         monkeypatch.setattr(sys, "stdout", stream)
         for number in (3, 4):  # of which the latter has left no record
-            callback._line(SimpleNamespace(config={tune.DRAWN: {"number": number}}))
+            monitor.print_line(number)
     lines = out.buffer.getvalue().decode().splitlines()  # type: ignore[attr-defined]
     assert lines[0] == "trial 3  \\u03b2=0.500  failed: it was in the way"
     assert lines[1].startswith("trial 4: its record could not be read: ")

@@ -21,8 +21,8 @@ from vamf.cluster.search.budget import BudgetClock
 from vamf.cluster.search.search_config import Sweep
 from vamf.cluster.search.space import Space, points
 from vamf.cluster.search.study import record_result, sampler
+from vamf.cluster.search.trial_runner import run_trial
 from vamf.cluster.search.trials import load_trials
-from vamf.cluster.search.tune import run_trial
 from vamf.experiment import Experiment
 
 

@@ -203,19 +203,19 @@ def test_a_seed_that_fails_later_fails_its_point(
     tracking_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A point that diverges with one seed in three is no good point."""
-    from vamf.cluster.search import tune as trials_by_ray
+    from vamf.cluster.search import trial_runner
     from vamf.errors import NonFiniteLoss
 
     sweep = begun(tmp_path / "s", tracking_uri)
     search_runner.run(SPACE, sweep)
-    train = trials_by_ray.launch
+    train = trial_runner.launch
 
     def launch(experiment: Any, start: Any, *rest: Any, **hooks: Any) -> Any:
         if start.directory.parent.name == "t001":
             raise NonFiniteLoss("the loss of step 3 is nan")
         return train(experiment, start, *rest, **hooks)
 
-    monkeypatch.setattr(trials_by_ray, "launch", launch)
+    monkeypatch.setattr(trial_runner, "launch", launch)
     more = search_runner.resumed(sweep.directory, tracking_uri, Extension(seeds=2))
     found, _ = search_runner.run(SPACE, more)
     errors = [t.error for t in found.trials]

@@ -19,8 +19,9 @@ from vamf.cluster.search.analysis.results import Results, gather, table
 from vamf.cluster.search.analysis.significance import verdicts
 from vamf.cluster.search.search_config import Sweep
 from vamf.cluster.search.study import record_results
+from vamf.cluster.search.trial_end import describe
+from vamf.cluster.search.trial_runner import run_trial
 from vamf.cluster.search.trials import Trial, load_trials, trial_folder
-from vamf.cluster.search.tune import describe, run_trial
 from vamf.cluster.train import tracked_run as launching
 from vamf.metrics.distances import Measurement
 from vamf.tracking import Run

@@ -1,0 +1,83 @@
+"""Follows the trials of a running search: its progress bar, a line for each trial, its study."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from vamf.cluster.ray.capacity_watch import CapacityWatch
+from vamf.cluster.search.search_config import Sweep
+from vamf.cluster.search.search_status import SearchStatus
+from vamf.cluster.search.space import Space
+from vamf.cluster.search.storage_failure import StorageMonitor
+from vamf.cluster.search.study import follow_landscape, record_result
+from vamf.cluster.search.trial_end import describe, described, record_failure
+from vamf.cluster.train.progress import SampleRate
+from vamf.cluster.train.start_delay import WaitingTrials
+from vamf.output import say
+
+
+class SearchMonitor:
+    """What is done when trials report, end and fail, in the process that runs the search.
+
+    Its methods raise StorageUnusable if the search's storage is full or gone.
+    """
+
+    def __init__(
+        self, space: Space, sweep: Sweep, bar: Any, added: Mapping[int, int] | None = None
+    ) -> None:
+        """``added`` is the number of new seeds of complete trials, by number."""
+        self._space, self._sweep, self._bar, self._added = space, sweep, bar, added or {}
+        self._steps: dict[int, int] = {}
+        self._status, self._rate = SearchStatus(sweep), SampleRate(sweep.experiment.batch)
+        self._capacity, self._waiting = CapacityWatch(sweep.scaling), WaitingTrials(sweep.directory)
+        self._storage = StorageMonitor(sweep.directory)
+
+    def reported(self, number: int, result: Mapping[str, Any]) -> None:
+        """A trial reported its steps, or that the storage refused to be written."""
+        self._storage.read_report(result)
+        self._move(number, result.get("steps", result.get("step", 0)))
+
+    def completed(self, number: int) -> None:
+        """A trial has ended by itself."""
+        seeds = self._added.get(number, self._sweep.seeds)
+        self._move(number, seeds * self._sweep.experiment.steps)
+        self.print_line(number)
+        with self._storage.watched():
+            record_result(self._sweep, number)
+            follow_landscape(self._space, self._sweep, number)
+
+    def failed(self, drawn: Mapping[str, Any], error: Exception | None) -> None:
+        """A trial will not be tried again; ``error`` is None if its process died."""
+        if self._storage.writable():
+            with self._storage.watched():
+                record_failure(self._sweep, drawn, error)
+            self.print_line(drawn["number"])
+
+    def restarted(self, number: int, error: Exception | None) -> None:
+        """A trial is tried again."""
+        if self._storage.writable():
+            why = "its process died" if error is None else described(error)
+            say(f"trial {number}: {why}; it resumes from its checkpoint")
+
+    def tick(self, running: int) -> None:
+        """Some time has passed; ``running`` trials run now."""
+        self._storage.require()
+        for line in (self._capacity.look(), *self._waiting.look()):
+            if line:
+                say(line)
+        speed = self._rate(int(self._bar.n), time.monotonic())
+        status = self._status.text(running)
+        self._bar.set_postfix_str(f"{speed}{', ' * bool(speed)}{status}", refresh=False)
+
+    def print_line(self, number: int) -> None:
+        """Prints how a trial ended."""
+        try:
+            say(describe(self._sweep, number))
+            self._status.read()
+        except (OSError, ValueError) as error:  # an error in printing must not end the search
+            say(f"trial {number}: its record could not be read: {error}")
+
+    def _move(self, number: int, now: int) -> None:
+        before = self._steps.get(number, 0)
+        self._bar.update(max(now - before, 0))
+        self._steps[number] = max(now, before)
