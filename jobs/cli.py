@@ -19,6 +19,7 @@ from vamf.experiment import Experiment
 from vamf.files import expanded, home
 from vamf.redact import redacted
 from vamf.store import StoragePath, Store, storage_path
+from vamf.tracking.registry import check_name
 
 from . import config_file, listing, reading
 
@@ -51,11 +52,16 @@ class Options:
     belongs, as others see command lines, or else a file in the storage."""
     name: str | None = None
     """Name of the run's folder in the storage; by default made from preset and time."""
+    register: str | None = None
+    """The name under which MLflow registers the best checkpoint at the end, of a search that of the
+    best trial; the new version gets the alias `best`."""
     dry_run: bool = False
     """Print the resolved experiment and stop."""
 
     def resolved(self) -> Experiment:
         """The experiment with all options applied and absolute paths; ValueError for wrong ones."""
+        if self.register is not None:
+            check_name(self.register)
         experiment = changed(self.experiment, self.set).located()
         self.scaling.check(experiment)
         return experiment
@@ -93,6 +99,13 @@ class Resume:
     tracking: str | None = None
     """MLflow's tracking URI; by default MLFLOW_TRACKING_URI, or else the former one, without the
     credentials of an address."""
+    register: str | None = None
+    """The name under which MLflow registers the best checkpoint at the end."""
+
+    def check(self) -> None:
+        """Raises ValueError for options that cannot be honoured, before anything is opened."""
+        if self.register is not None:
+            check_name(self.register)
 
     @property
     def location(self) -> StoragePath:

@@ -35,5 +35,6 @@ SPACES = {
     "schedules": "beta that moves in training: shape, start, end and arrival",
     "of_time": "beta as a function of the time t",
     "recipe": "beta, proxy, share of r = t and learning rate",
+    "objective": "MeanFlow or alpha-Flow, beta and the power of the adaptive weight",
     "guided": "beta and the guidance in the target, of networks with classes",
 }

@@ -16,6 +16,7 @@ from vamf.experiment import Experiment
 from vamf.training.loop import Summary
 
 from . import cli
+from .registering import register_best
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,9 @@ def main(argv: list[str]) -> None:
     if cli.resumes(argv):
         saved = cli.guarded(lambda: scaling_of(cli.resumed_location(argv)))
         again = cli.read(Resume, argv, default=Resume(resume="", scaling=saved))
-        run(*cli.guarded(lambda: resumed(again.location, again.uri)), again.scaling)
+        cli.guarded(again.check)
+        found = cli.guarded(lambda: resumed(again.location, again.uri))
+        run(*found, again.scaling, again.register)
         return
     preset, options, experiment = read(argv)
     if options.dry_run:
@@ -39,7 +42,8 @@ def main(argv: list[str]) -> None:
     start = cli.guarded(
         lambda: new(options.directory(user_modules.short(preset)), options.uri(), preset)
     )
-    run(experiment, replace(start, numbered=options.name is None), options.scaling)
+    start = replace(start, numbered=options.name is None)
+    run(experiment, start, options.scaling, options.register)
 
 
 def read(argv: list[str]) -> tuple[str, cli.Options, Experiment]:
@@ -55,12 +59,12 @@ def read(argv: list[str]) -> tuple[str, cli.Options, Experiment]:
 def check(argv: list[str]) -> None:
     """Exits with an error if the options are invalid; opens none of the files they name."""
     if cli.resumes(argv):
-        cli.read(Resume, argv)
+        cli.guarded(cli.read(Resume, argv).check)
     else:
         read(argv)
 
 
-def run(experiment: Experiment, start: Launch, scaling: Scaling) -> None:
+def run(experiment: Experiment, start: Launch, scaling: Scaling, register: str | None) -> None:
     """Trains with a progress bar, and prints the metrics and where the run is."""
     cli.guarded(experiment.prepare)
     scaling = cli.guarded(lambda: connect.prepare(scaling, start.location.parent, start.uri))
@@ -74,6 +78,9 @@ def run(experiment: Experiment, start: Launch, scaling: Scaling) -> None:
     for name, measurement in summary.metrics.items():
         print(f"{name:44} {measurement}")
     print(f"run        {start.location}")
+    if register is not None:
+        where = (start.directory, start.uri, register, start.location)
+        print(f"model      {cli.guarded(lambda: register_best(*where))}")
     print(f"compare    {tracking.ui_command(start.uri, cli.files(start.location.parent))}")
 
 

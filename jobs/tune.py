@@ -12,13 +12,14 @@ import tyro
 
 from vamf import presets, user_modules
 from vamf.cluster.search import search_runner
-from vamf.cluster.search.analysis.report import report
+from vamf.cluster.search.analysis.report import report, seed_folder
 from vamf.cluster.search.budget import Budget
 from vamf.cluster.search.halving import Halving
 from vamf.cluster.search.search_config import Sweep
 from vamf.experiment import Experiment
 
 from . import cli, named
+from .registering import register_best
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +53,17 @@ class Options(cli.Options):
 def main(argv: list[str]) -> None:
     if cli.resumes(argv):
         again = cli.read(Resume, argv)
+        cli.guarded(again.check)
         sweep = cli.guarded(
             lambda: search_runner.resumed(cli.folder(again.location), again.uri, again.extension)
         )
-        run(sweep, failed=again.retry_failed)
-    elif (fresh := new(argv)) is not None:
-        run(fresh)
+        run(sweep, again.register, failed=again.retry_failed)
+        return
+    plan, options, experiment = read(argv)
+    if options.dry_run:
+        cli.show(experiment)
+        return
+    run(new(plan, options, experiment), options.register)
 
 
 def read(argv: list[str]) -> tuple[search_runner.Plan, Options, Experiment]:
@@ -85,17 +91,13 @@ def read(argv: list[str]) -> tuple[search_runner.Plan, Options, Experiment]:
 def check(argv: list[str]) -> None:
     """Exits with an error if the options are invalid; opens none of the files they name."""
     if cli.resumes(argv):
-        cli.read(Resume, argv)
+        cli.guarded(cli.read(Resume, argv).check)
     else:
         read(argv)
 
 
-def new(argv: list[str]) -> Sweep | None:
-    """A new search; None if its experiment was only to be shown."""
-    plan, options, experiment = read(argv)
-    if options.dry_run:
-        cli.show(experiment)
-        return None
+def new(plan: search_runner.Plan, options: Options, experiment: Experiment) -> Sweep:
+    """A new search, with its folder and its MLflow run."""
     locations = cli.guarded(
         lambda: (options.folder(f"beta-{user_modules.short(plan.name)}"), options.uri())
     )
@@ -106,14 +108,18 @@ def new(argv: list[str]) -> Sweep | None:
     )
 
 
-def run(sweep: Sweep, *, failed: bool = False) -> None:
+def run(sweep: Sweep, register: str | None, *, failed: bool = False) -> None:
     """Searches, and prints the results and where they are."""
     print(sweep.announcement, flush=True)
     space = cli.guarded(lambda: named.space(sweep.space))
-    found = cli.guarded(
+    found, files = cli.guarded(
         lambda: search_runner.run(space, sweep, failed=failed), sweep.resume_command
     )
-    print(report(sweep, *found))
+    print(report(sweep, found, files))
+    if register is not None and found.best is not None:
+        folder = seed_folder(sweep, found.best)
+        where = (folder, sweep.parent.uri, register, folder)
+        print(f"model      {cli.guarded(lambda: register_best(*where))}")
 
 
 if __name__ == "__main__":

@@ -119,6 +119,9 @@ TABLE = "trials.md"
 FRONT = "pareto.png"
 """The picture of the Pareto front."""
 
+SLICES = "slices.png"
+"""The picture of the objectives along each parameter."""
+
 BEST_SAMPLES = "best_samples.png"
 """A copy of the samples of the best trial."""
 

@@ -154,7 +154,7 @@ def test_a_searchs_trials_are_in_the_searchs_database_and_find_the_data(
     shutil.copy(tracking_uri.removeprefix("sqlite:///"), start / "x.db")  # tables take seconds
     monkeypatch.setattr(connect, "prepare", lambda scaling, *_, **__: scaling)
     argv = ["constant", "mnist", "--tracking", "sqlite:///x.db", "--storage", "runs"]
-    sweep = tune.new([*argv, "--set", "evaluation.distance.samples=40"])
+    sweep = tune.new(*tune.read([*argv, "--set", "evaluation.distance.samples=40"]))
     assert sweep is not None
     tracking.rejoin(sweep.parent)
     monkeypatch.chdir(elsewhere)  # as a trial's process works in Ray's folders

@@ -44,7 +44,9 @@ def check_runs(uri, folder, found):
     assert run.data.params["beta"] == "1.0" and run.data.params["data.name"] == "two_moons"
     mean = (found["sw1"][0][1] + found["sw1"][1][1]) / 2
     assert run.data.metrics["eval/sw1_n128"] == pytest.approx(mean)
-    assert run.data.metrics["eval/sw1_n128_se"] >= 0
+    assert not [name for name in run.data.metrics if name.endswith("_se")]
+    error = abs(found["sw1"][0][1] - found["sw1"][1][1]) / 2  # of the mean of two
+    assert f"sw1_n128 ± {error:.2g}" in run.data.tags["error.eval"]
     assert run.data.tags["verdict.sw1"] in ("better", "worse", "indistinguishable")
 
 

@@ -118,7 +118,7 @@ def test_searches_of_one_second_have_a_folder_each(
     same_second: None, launched: list, tracking_uri: str, tmp_path: Path
 ) -> None:
     argv = ["--storage", str(tmp_path), "--tracking", tracking_uri]
-    sweeps = [tune.new(argv) for _ in range(2)]
+    sweeps = [tune.new(*tune.read(argv)) for _ in range(2)]
     names = [f"beta-constant-20260101-000000{end}" for end in ("", "-2")]
     assert [sweep.name for sweep in sweeps if sweep] == names
     assert all(sweep.directory.is_dir() for sweep in sweeps if sweep)

@@ -15,6 +15,7 @@ from vamf.run_layout import LOCK, RUN, SPOOL
 from vamf.serialization import flatten
 from vamf.tracking import Run, Tracker
 from vamf.tracking.run_end import closing
+from vamf.training.evaluation import Metrics
 
 TABLE = "reproduction.md"
 
@@ -100,7 +101,7 @@ def publish_cells(result: Result, parent: Run, folder: Path) -> None:
             parent.uri,
             name=f"{result.set} β={beta:.3f}",
             params=parameters(result, beta),
-            tags={"set": result.set, "beta": f"β={beta:.3f}", **verdict_tags(result, column)},
+            tags={"set": result.set, "beta": f"β={beta:.3f}", **tags(result, column)},
             spool=folder / SPOOL,
             parent=parent,
             key=f"{parent.run_id}/{result.set}/{beta}",
@@ -116,7 +117,11 @@ def parameters(result: Result, beta: float) -> dict[str, object]:
 
 
 def metrics(result: Result, column: int) -> dict[str, float]:
-    """A cell's means over seeds and their standard errors."""
+    """A cell's means over seeds."""
+    return {name: measured.value for name, measured in _measured(result, column).items()}
+
+
+def _measured(result: Result, column: int) -> Metrics:
     found = {
         f"eval/sw{order}_n{result.experiment['evaluation']['distance']['samples']}": over_seeds(
             result.grid(f"sw{order}")[:, column]
@@ -125,15 +130,16 @@ def metrics(result: Result, column: int) -> dict[str, float]:
     }
     found["eval/gradient_trace"] = over_seeds(result.grid("trace")[:, column])
     found["eval/gradient_trace_ratio"] = ratio(result, column)
-    values = {name: measured.value for name, measured in found.items()}
-    return values | {f"{name}_se": measured.error for name, measured in found.items()}
+    return found
 
 
-def verdict_tags(result: Result, column: int) -> dict[str, str]:
-    """Tags that say how a cell compares with beta = 0."""
-    if result.betas[column] == 0:
-        return {}
-    return {f"verdict.{name}": verdicts(result, name)[column] for name in ("sw1", "sw2")}
+def tags(result: Result, column: int) -> dict[str, str]:
+    """Tags with a cell's standard errors, and with how it compares with beta = 0."""
+    measured = _measured(result, column).items()
+    found = tracking.error_tags({name: known.error for name, known in measured})
+    if result.betas[column] != 0:
+        found |= {f"verdict.{name}": verdicts(result, name)[column] for name in ("sw1", "sw2")}
+    return found
 
 
 def render(folder: Path) -> Path:

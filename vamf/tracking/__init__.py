@@ -4,10 +4,10 @@ All events pass through a queue on shared storage. So a server that is down cost
 no point of a curve is lost or sent twice.
 """
 
-from vamf.tracking.run import Run, address, ui_command
+from vamf.tracking.run import Run, address, page_address, ui_command
 from vamf.tracking.run_end import closing
 from vamf.tracking.server import check, create, history, require, view_path
-from vamf.tracking.tracker import Tracker, rejoin
+from vamf.tracking.tracker import Tracker, error_tags, rejoin
 from vamf.tracking.unsent_events import Resent, address_of, resend
 
 __all__ = [
@@ -19,7 +19,9 @@ __all__ = [
     "check",
     "closing",
     "create",
+    "error_tags",
     "history",
+    "page_address",
     "rejoin",
     "require",
     "resend",

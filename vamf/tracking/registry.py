@@ -15,12 +15,25 @@ ALIAS = "best"
 """The alias of the version that was registered last."""
 
 
+FORBIDDEN = "/:.%\"'"
+"""The characters that MLflow takes in no name of a model."""
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError for a name of a model that MLflow does not take."""
+    if not name.strip() or any(character in FORBIDDEN for character in name):
+        raise ValueError(
+            f"a model's name must have none of {FORBIDDEN} and not be empty; got {name!r}"
+        )
+
+
 def register(run: Run, exported: Path, step: int, name: str) -> str:
     """Logs the network of a run's step as a model, and registers it; returns the model's address.
 
-    The new version of ``name`` gets the alias ``best``. Raises ValueError if MLflow has no such
-    run, does not answer or refuses.
+    The new version of ``name`` gets the alias ``best``. Raises ValueError for a name that MLflow
+    does not take, and if it has no such run, does not answer or refuses.
     """
+    check_name(name)
     require(run)
     with tempfile.TemporaryDirectory() as folder:
         save_model(exported, Path(folder) / "model")

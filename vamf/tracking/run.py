@@ -116,6 +116,12 @@ def database(uri: str) -> Path | None:
     return Path(unquote(match[2])).resolve() if match else None
 
 
+def page_address(uri: str, page: str) -> str:
+    """The address of a page of the UI, without credentials: the server's, or `mlflow ui`'s here."""
+    ui = without_credentials(uri) if uri.startswith(("http://", "https://")) else UI
+    return f"{ui.rstrip('/')}/{page}"
+
+
 def ui_command(uri: str, storage: Path, page: str = "") -> str:
     """The command that shows the runs, or a page of the UI, in a browser.
 
@@ -123,14 +129,13 @@ def ui_command(uri: str, storage: Path, page: str = "") -> str:
     UI that is yet to be started is in a second line.
     """
     if uri.startswith(("http://", "https://")):
-        address = without_credentials(uri)
-        return f"open '{address.rstrip('/')}/{page}'" if page else f"open {address}"
+        return f"open '{page_address(uri, page)}'" if page else f"open {without_credentials(uri)}"
     files = shlex.quote(str(storage.resolve() / ARTIFACTS))
     store = shlex.quote(without_credentials(uri))
     # MLflow's four workers take half a minute to start on a small machine; one reader needs one.
     flags = f"--backend-store-uri {store} --artifacts-destination {files} --workers 1"
     command = f"{WITHOUT_JOBS} {_program()} ui {flags} --host 127.0.0.1"
-    return f"{command}\n           then {UI}/{page}" if page else command
+    return f"{command}\n           then {page_address(uri, page)}" if page else command
 
 
 def _program() -> str:

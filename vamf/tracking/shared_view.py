@@ -1,7 +1,6 @@
 """Saves a view of MLflow's UI, with its runs and charts arranged, and gives the links to it."""
 
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from typing import Any
 
 from vamf.compat import mlflow as compat
@@ -47,7 +46,9 @@ def path(client: Callable[[], Any], run: Run) -> str:
 def _version(client: Any, uri: str) -> str:
     """The version of the MLflow that shows the runs; empty if it is not known."""
     if not uri.startswith(HTTP):
-        return version("mlflow")
+        from mlflow.version import VERSION  # also of mlflow-skinny
+
+        return VERSION
     from mlflow.utils.rest_utils import http_request
 
     answer = http_request(compat.host_credentials(client), "/version", "GET")

@@ -105,3 +105,12 @@ def rejoin(run: Run) -> None:
     """
     require(run)
     Tracker(run).reopen()
+
+
+def error_tags(errors: Mapping[str, float]) -> dict[str, str]:
+    """Standard errors of metrics, by the metrics' names, as a tag for each group of metrics."""
+    groups: dict[str, list[str]] = {}
+    for name, error in errors.items():
+        group, _, rest = name.partition("/")
+        groups.setdefault(f"error.{group}", []).append(f"{rest} ± {error:.2g}")
+    return {name: ", ".join(parts) for name, parts in groups.items()}

@@ -6,6 +6,7 @@ Ray Tune stops leave their workers running. So a trial decides at a rung whether
 
 import json
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,9 +65,7 @@ class ParetoPruner:
     def __call__(self, step: int, metrics: Metrics, seconds: float) -> str | None:
         """Why training ends at this step, or None; the answer is stored and returned again.
 
-        The best are those on the first fronts of non-dominated sorting, and on the last front among
-        them those with the largest crowding distance; ties continue. ``seconds`` is the time that
-        measuring ``metrics`` took.
+        See ``beaten``. ``seconds`` is the time that measuring ``metrics`` took.
         """
         path = _record(self.sweep, self.trial, step)
         if path.exists() and "stopped" in (known := json.loads(path.read_text())):
@@ -79,19 +78,30 @@ class ParetoPruner:
         return stopped
 
     def _verdict(self, step: int, values: list[float]) -> str | None:
-        if not _finite(values):
-            return f"step {step}: its objectives are not finite"
         own = _record(self.sweep, self.trial, step)
         others = [path for path in self.sweep.glob(f"{TRIALS}/{own.name}") if path != own]
         known = []
         for path in others:
             with suppress(FileNotFoundError):  # the trial has just failed
                 known.append(json.loads(path.read_text())["values"])
-        points = np.array([values, *filter(_finite, known)])
-        better, count = int(counts_of_better(points)[0]), len(points)
-        if better < math.ceil(self.halving.keep * count):
-            return None
-        return f"step {step}: place {better + 1} of {count}, on front {ranks(points)[0]}"
+        why = beaten(values, known, self.halving.keep)
+        return None if why is None else f"step {step}: {why}"
+
+
+def beaten(values: Sequence[float], others: Sequence[Sequence[float]], keep: float) -> str | None:
+    """Why a trial ends at a rung; None if it is among the best ``keep`` of all that reached it.
+
+    ``values`` are its objectives, ``others`` those of the trials that reached the rung before. The
+    best are those on the first fronts of non-dominated sorting, and on the last front among them
+    those with the largest crowding distance; ties continue.
+    """
+    if not _finite(values):
+        return "its objectives are not finite"
+    points = np.array([values, *filter(_finite, others)])
+    better, count = int(counts_of_better(points)[0]), len(points)
+    if better < math.ceil(keep * count):
+        return None
+    return f"place {better + 1} of {count}, on front {ranks(points)[0]}"
 
 
 def seconds_at_rungs(sweep: Path, trial: int) -> float:
@@ -110,5 +120,5 @@ def _record(sweep: Path, trial: int, step: int) -> Path:
     return trial_folder(sweep, trial) / rung_name(step)
 
 
-def _finite(values: list[float]) -> bool:
+def _finite(values: Sequence[float]) -> bool:
     return all(map(math.isfinite, values))

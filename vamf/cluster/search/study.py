@@ -9,11 +9,12 @@ from vamf.cluster.search.halving import delete_rung_records
 from vamf.cluster.search.search_config import Sweep
 from vamf.cluster.search.space import Space
 from vamf.cluster.search.trials import Trial, checked, load_trials, trial_folder
+from vamf.compat.mlflow_view import run_path
 from vamf.compat.optuna import describe, requeue
 from vamf.errors import one_line
 from vamf.rng import seed_of
 from vamf.run_layout import FAILED_TRIAL, RUN, TRIAL
-from vamf.tracking import Run
+from vamf.tracking import Run, page_address
 
 BETA_STAR = "beta_star/gradient/mse"
 """The metric with the beta of the lowest gradient error in a trial's last landscape, if any."""
@@ -93,19 +94,26 @@ def _tell(study: optuna.Study, sweep: Sweep, record: Trial) -> None:
 
 
 def _attributes(sweep: Sweep, record: Trial) -> dict[str, Any]:
-    """What Optuna's dashboard shows of a trial: its runs in MLflow, its errors and its time."""
+    """What Optuna's dashboard shows of a trial: links to its runs, its errors and its time.
+
+    Optuna takes none of a trial that has ended, and so none of seeds that are added later.
+    """
     files = sorted(trial_folder(sweep.directory, record.number).glob(f"*/{RUN}"))
     errors = {
         f"{name} ±": m.error for name, m in record.metrics.items() if name.startswith("eval/")
     }
     ended = {"error": record.error, "stopped": record.stopped}
     return {
-        "mlflow runs": [Run.load(file, "").run_id for file in files],
+        **{file.parent.name: _page(Run.load(file, sweep.parent.uri)) for file in files},
         "label": record.label,
         **{name: error for name, error in errors.items() if math.isfinite(error)},
         "seconds": round(record.seconds, 1),
         **{name: why for name, why in ended.items() if why is not None},
     }
+
+
+def _page(run: Run) -> str:
+    return page_address(run.uri, run_path(run.experiment_id, run.run_id))
 
 
 def requeue_unfinished(sweep: Sweep) -> list[int]:

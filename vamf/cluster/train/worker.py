@@ -24,7 +24,7 @@ from vamf.experiment import Experiment
 from vamf.files import write_whole
 from vamf.run_layout import CHECKPOINTS, EXPERIMENT, NOTES, PROGRESS
 from vamf.store import Store
-from vamf.tracking import Run, Tracker
+from vamf.tracking import Run, Tracker, error_tags
 from vamf.training.checkpoints.remote_checkpoints import fetch_alone, working_copy
 from vamf.training.checkpoints.resume import NoteRecorder
 from vamf.training.loop import ERROR, Session, train
@@ -164,14 +164,10 @@ def _log(tracker: Tracker) -> Callable[[Mapping[str, float], int], None]:
     """Logs metrics as curves, and their errors, the latest, as a tag for each group of metrics."""
 
     def log(values: Mapping[str, float], step: int) -> None:
-        errors: dict[str, list[str]] = {}
-        for name, value in values.items():
-            if name.endswith(ERROR):
-                group, _, rest = name.removesuffix(ERROR).partition("/")
-                errors.setdefault(f"error.{group}", []).append(f"{rest} ± {value:.2g}")
+        errors = {n.removesuffix(ERROR): v for n, v in values.items() if n.endswith(ERROR)}
         tracker.metrics({n: v for n, v in values.items() if not n.endswith(ERROR)}, step)
         if errors:
-            tracker.tags({name: ", ".join(parts) for name, parts in errors.items()})
+            tracker.tags(error_tags(errors))
 
     return log
 

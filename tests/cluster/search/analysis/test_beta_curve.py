@@ -83,9 +83,9 @@ def test_the_plot_is_drawn_with_and_without_curves(tmp_path: Path, n: int) -> No
     )
     plot(found, tmp_path / "pareto.png")
     assert (tmp_path / "pareto.png").stat().st_size > 5000
-    panels = 1 if n == 2 else 1 + len(NAMES)  # each 720 pixels wide
+    rows = 1 if n == 2 else 2  # of two panels: trials, growth of their front, two curves
     with Image.open(tmp_path / "pareto.png") as picture:
-        assert picture.size == (720 * panels, 600)
+        assert picture.size == (1440, 600 * rows)
 
 
 @pytest.mark.parametrize(

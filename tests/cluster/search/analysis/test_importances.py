@@ -26,7 +26,7 @@ def study_of(count: int, *names: str) -> optuna.Study:
 
 def test_shares_are_those_of_the_variance() -> None:
     """Var(3 a) / Var(3 a + b) = 9 / 10."""
-    found = importances(study_of(200, "a", "b", "c"), ["eval/x", "eval/y"])
+    found = importances(study_of(200, "a", "b", "c"), {}, ["eval/x", "eval/y"])
     assert found["eval/x"]["a"] == pytest.approx(0.9, abs=0.05)
     assert found["eval/x"]["b"] == pytest.approx(0.1, abs=0.05)
     assert found["eval/y"]["b"] > 0.95
@@ -37,5 +37,13 @@ def test_shares_are_those_of_the_variance() -> None:
 
 @pytest.mark.parametrize(("count", "names"), [(9, "ab"), (10, "a")])
 def test_nothing_is_said_of_few_trials_or_one_parameter(count: int, names: str) -> None:
-    assert importances(study_of(count, *names), ["x", "y"]) == {}
-    assert importances(study_of(10, "a", "b"), ["x", "y"]).keys() == {"x", "y"}
+    assert importances(study_of(count, *names), {}, ["x", "y"]) == {}
+    assert importances(study_of(10, "a", "b"), {}, ["x", "y"]).keys() == {"x", "y"}
+
+
+def test_the_values_over_all_seeds_count() -> None:
+    """The study has those of the first seeds, here 3 a + b; those of all are b alone."""
+    study = study_of(60, "a", "b")
+    values = {trial.number: (trial.params["b"], trial.params["b"]) for trial in study.trials}
+    assert importances(study, values, ["x", "y"])["x"]["b"] > 0.95
+    assert importances(study, {}, ["x", "y"])["x"]["a"] > 0.8

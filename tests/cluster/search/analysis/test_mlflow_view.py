@@ -175,7 +175,9 @@ def test_optuna_leads_to_mlflow(ended: Ended) -> None:
     sweep, found, _ = ended
     runs = children(sweep)
     for trial, record in zip(open_study(sweep).trials, found.trials, strict=True):
-        assert trial.user_attrs["mlflow runs"] == [runs[str(trial.number)].info.run_id]
+        run = runs[str(trial.number)].info
+        page = f"http://127.0.0.1:5000/#/experiments/{run.experiment_id}/runs/{run.run_id}?"
+        assert trial.user_attrs["seed_0"].startswith(page)
         assert trial.user_attrs["seconds"] == pytest.approx(record.seconds, abs=0.1)
         error = record.metrics["eval/loss_variance"].error
         assert trial.user_attrs["eval/loss_variance ±"] == error

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from vamf import commands
+from vamf import commands, serialization
 from vamf.cluster.search.trials import Trial, checked, load_trials, trial_folder
 from vamf.experiment import Experiment
 from vamf.run_layout import EXPERIMENT, META, SAMPLES, STEPS, SUMMARY, SWEEP
@@ -37,7 +37,11 @@ def ended_runs(folder: Path, *, best: bool = False) -> list[EndedRun]:
     if (folder / SWEEP).exists():
         return _of_search(folder, best)
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder")
+        beside = {
+            p.parent.name for name in (EXPERIMENT, SWEEP) for p in folder.parent.glob(f"*/{name}")
+        }
+        hint = serialization.nearest(folder.name, sorted(beside)) if beside else ""
+        raise ValueError(f"{folder} is not a folder{hint}")
     if (folder / META).exists():
         raise ValueError(f"{folder} is a checkpoint; give the folder of its run")
     if not (folder / EXPERIMENT).exists():

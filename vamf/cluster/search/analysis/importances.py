@@ -12,13 +12,16 @@ FEWEST = 10
 
 
 @quiet_optuna()
-def importances(study: optuna.Study, objectives: Sequence[str]) -> dict[str, Mapping[str, float]]:
+def importances(
+    study: optuna.Study, values: Mapping[int, Sequence[float]], objectives: Sequence[str]
+) -> dict[str, Mapping[str, float]]:
     """For each objective the share of its variance that each parameter explains, largest first.
 
     By fANOVA (Hutter et al., 2014): a random forest is fitted to the trials, and its variance is
     decomposed; shares sum to 1. Only parameters that all trials have are compared. Empty with fewer
     than ``FEWEST`` complete trials, with fewer than two such parameters, and for an objective that
-    is the same in all trials.
+    is the same in all trials. ``values`` are the objectives by trial, over all of its seeds; the
+    study has those of the first ones.
     """
     done = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     if len(done) < FEWEST:
@@ -28,19 +31,21 @@ def importances(study: optuna.Study, objectives: Sequence[str]) -> dict[str, Map
         return {}
     found: dict[str, Mapping[str, float]] = {}
     for index, name in enumerate(objectives):
-        if len({trial.values[index] for trial in done}) > 1:
+        target = partial(_value, values, index)
+        if len({target(trial) for trial in done}) > 1:
             found[name] = optuna.importance.get_param_importances(
                 study,
                 evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0),
                 params=sorted(common),
-                target=partial(_value, index),
+                target=target,
             )
     return found
 
 
-def _value(index: int, trial: optuna.trial.FrozenTrial) -> float:
-    value: float = trial.values[index]
-    return value
+def _value(
+    values: Mapping[int, Sequence[float]], index: int, trial: optuna.trial.FrozenTrial
+) -> float:
+    return float(values.get(trial.number, trial.values)[index])
 
 
 def lines(found: Mapping[str, Mapping[str, float]]) -> list[str]:

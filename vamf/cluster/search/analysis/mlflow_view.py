@@ -13,7 +13,7 @@ from vamf.cluster.search.search_config import Sweep
 from vamf.cluster.search.trials import load_trials, trial_folder
 from vamf.compat import mlflow as compat
 from vamf.compat import mlflow_view as view
-from vamf.run_layout import BEST_SAMPLES, FRONT, LANDSCAPE, RUN, SAMPLES, TABLE
+from vamf.run_layout import BEST_SAMPLES, FRONT, LANDSCAPE, RUN, SAMPLES, SLICES, TABLE
 from vamf.serialization import KIND
 from vamf.tracking import Run, Tracker, view_path
 
@@ -131,7 +131,8 @@ def _item(line: str) -> str:
 
 
 def _plots(results: Results) -> list[str]:
-    return [FRONT] if results.best is None else [FRONT, BEST_SAMPLES]
+    cuts = [] if results.slices is None else [SLICES]
+    return [FRONT, *cuts] if results.best is None else [FRONT, *cuts, BEST_SAMPLES]
 
 
 def _plot(run: Run, name: str) -> str:

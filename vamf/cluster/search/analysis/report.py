@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from vamf.cluster.search.analysis.importances import lines as importance_lines
 from vamf.cluster.search.analysis.mlflow_view import describe, show
-from vamf.cluster.search.analysis.plots import plot
+from vamf.cluster.search.analysis.plots import plot, plot_slices
 from vamf.cluster.search.analysis.results import Results, table
 from vamf.cluster.search.search_config import Sweep
 from vamf.cluster.search.trials import Trial, trial_folder
 from vamf.files import write_whole
-from vamf.run_layout import BEST_SAMPLES, FRONT, SAMPLES, STEPS, TABLE, seed_name
+from vamf.run_layout import BEST_SAMPLES, FRONT, SAMPLES, SLICES, STEPS, TABLE, seed_name
 from vamf.tracking import Tracker, ui_command, view_path
 
 
@@ -19,6 +20,9 @@ def publish(sweep: Sweep, results: Results) -> dict[str, Path]:
     files = {"table": sweep.directory / TABLE, "front": sweep.directory / FRONT}
     write_whole(files["table"], table(results) + "\n")
     plot(results, files["front"])
+    if results.slices is not None:
+        files["slices"] = sweep.directory / SLICES
+        plot_slices(results, results.slices, files["slices"])
     tracker = Tracker(sweep.parent)
     if results.best is not None:
         files["samples"] = sweep.directory / BEST_SAMPLES
@@ -61,6 +65,7 @@ def report(sweep: Sweep, results: Results, files: Mapping[str, Path]) -> str:
             "",
             *verdict(sweep, results),
             f"front      {files['front']}",
+            *([f"slices     {files['slices']}"] if "slices" in files else []),
             f"samples    {files.get('samples')} (trial {best.number}, {best.label})"
             if best
             else "",
@@ -87,9 +92,29 @@ def verdict(sweep: Sweep, results: Results) -> list[str]:
             f"best beta  {fit.best:.2f}, 95 % [{low:.2f}, {high:.2f}], "
             f"{name} {fit.curves[-1].mean.min():.3g}: by a Gaussian process over beta"
         )
+    if (cut := results.slices) is not None:
+        distance_name = results.objectives[-1].removeprefix("eval/")
+        best = " ".join(f"{_leaf(name)}={_shown(value)}" for name, value in cut.best.items())
+        distance, low, high = cut.distance
+        lines.append(
+            f"best point {best}, {distance_name} {distance:.3g}, 95 % [{low:.3g}, {high:.3g}]: "
+            f"by a Gaussian process over {len(cut.best)} parameters"
+        )
     return lines + [f"explained  {line}" for line in importance_lines(results.importances)]
 
 
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def seed_folder(sweep: Sweep, trial: Trial) -> Path:
+    """The folder of the run of a trial's first seed."""
+    return trial_folder(sweep.directory, trial.number) / seed_name(sweep.experiment.seed)
+
+
 def _samples(sweep: Sweep, trial: Trial) -> Path:
-    folder = trial_folder(sweep.directory, trial.number) / seed_name(sweep.experiment.seed)
-    return max((folder / SAMPLES).glob(f"{STEPS}.png"))
+    return max((seed_folder(sweep, trial) / SAMPLES).glob(f"{STEPS}.png"))

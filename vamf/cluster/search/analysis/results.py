@@ -13,6 +13,7 @@ from vamf.cluster.search.analysis.importances import importances
 from vamf.cluster.search.analysis.pareto import front, hypervolume
 from vamf.cluster.search.analysis.pruning_savings import Savings, savings
 from vamf.cluster.search.analysis.significance import verdicts
+from vamf.cluster.search.analysis.slices import Slices, slices
 from vamf.cluster.search.extra_seeds import rate
 from vamf.cluster.search.search_config import Sweep
 from vamf.cluster.search.trials import Trial, checked, load_trials
@@ -39,6 +40,8 @@ class Results:
     """What ending trials early saved, if the search does that."""
     importances: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """The share of each objective's variance that each parameter explains, from ten trials on."""
+    slices: Slices | None = None
+    """The objectives along each parameter, where several were searched, from ten trials on."""
     rate: float = significance.RATE
     """The expected share of false ones among the verdicts better and worse."""
 
@@ -64,6 +67,13 @@ class Results:
         return smooth(self.complete, self.objectives)
 
     @property
+    def hypervolumes(self) -> list[float]:
+        """The hypervolume after each complete trial, in the order of their numbers."""
+        rows = [[t.metrics[name].value for name in self.objectives] for t in self.complete]
+        reference = np.array(self.reference)
+        return [hypervolume(np.array(rows[: n + 1]), reference) for n in range(len(rows))]
+
+    @property
     def best(self) -> Trial | None:
         """The trial of the front with the smallest last objective, the distance."""
         on_front = [trial for trial in self.complete if trial.number in self.front]
@@ -78,7 +88,8 @@ def gather(sweep: Sweep) -> Results:
     rows = [[trial.metrics[name].value for name in names] for trial in done]
     values = np.array(rows, dtype=float).reshape(-1, len(names))
     reference = _beyond(values) if done else np.zeros(len(names))
-    full = sweep.seeds * sweep.experiment.steps
+    full, study = sweep.seeds * sweep.experiment.steps, _study(sweep)
+    known = {trial.number: row for trial, row in zip(done, rows, strict=True)}
     return Results(
         objectives=names,
         trials=trials,
@@ -86,17 +97,18 @@ def gather(sweep: Sweep) -> Results:
         hypervolume=hypervolume(values, reference) if done else 0.0,
         reference=tuple(float(value) for value in reference),
         savings=savings(trials, full) if sweep.halving.rungs else None,
-        importances=_importances(sweep),
+        importances={} if study is None else importances(study, known, names),
+        slices=None if study is None else slices(study, done, names),
         rate=rate(sweep),
     )
 
 
-def _importances(sweep: Sweep) -> Mapping[str, Mapping[str, float]]:
+def _study(sweep: Sweep) -> optuna.Study | None:
+    """The sweep's study, if it has one already."""
     exists = (sweep.directory / STUDY).exists()
     if not exists or sweep.name not in optuna.get_all_study_names(sweep.storage):
-        return {}
-    study = optuna.load_study(study_name=sweep.name, storage=sweep.storage)
-    return importances(study, sweep.objectives)
+        return None
+    return optuna.load_study(study_name=sweep.name, storage=sweep.storage)
 
 
 def _beyond(values: np.ndarray) -> np.ndarray:
