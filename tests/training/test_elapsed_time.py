@@ -33,6 +33,22 @@ def test_seconds_add_up_over_attempts(now: list[float], tmp_path: Path) -> None:
     assert spent_in([tmp_path / "run", tmp_path / "run", tmp_path / "none"]) == Spent(70, 120)
 
 
+def test_runs_that_share_a_gpu_share_its_seconds(now: list[float], tmp_path: Path) -> None:
+    """Four trials side by side on one GPU for 100 s take 100 GPU-seconds, and not 400."""
+    clocks = []
+    for name in "abcd":
+        (tmp_path / name).mkdir()
+        clocks.append(Clock(tmp_path / name, Workers(device=torch.device("cuda")), gpus=0.25))
+    now[0] += 100
+    for clock in clocks:
+        clock.save()
+    assert spent_in(tmp_path.iterdir()) == Spent(400, 100)
+    both = Clock(tmp_path, Workers(0, 2, torch.device("cuda")), gpus=2.0)
+    now[0] += 10
+    assert both.spent() == Spent(10, 40)
+    assert Clock(tmp_path, Workers(), gpus=0.25).spent().gpu_seconds == 0
+
+
 def test_a_damaged_file_counts_for_nothing(tmp_path: Path) -> None:
     (tmp_path / SPENT).write_text('{"seconds": 3')
     assert spent_in([tmp_path]) == Spent(0, 0)

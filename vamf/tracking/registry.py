@@ -22,9 +22,7 @@ FORBIDDEN = "/:.%\"'"
 def check_name(name: str) -> None:
     """Raises ValueError for a name of a model that MLflow does not take."""
     if not name.strip() or any(character in FORBIDDEN for character in name):
-        raise ValueError(
-            f"a model's name must have none of {FORBIDDEN} and not be empty; got {name!r}"
-        )
+        raise ValueError(f"a model's name must be some text without {FORBIDDEN}; got {name!r}")
 
 
 def register(run: Run, exported: Path, step: int, name: str) -> str:

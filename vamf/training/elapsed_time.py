@@ -18,7 +18,7 @@ class Spent(NamedTuple):
     seconds: float = 0.0
     """Wall-clock seconds."""
     gpu_seconds: float = 0.0
-    """Seconds of each process on a GPU, summed."""
+    """Seconds of each process on a GPU times the GPUs that it has reserved, summed."""
 
 
 class Clock:
@@ -27,15 +27,16 @@ class Clock:
     If a process dies, the time since its last ``save`` is not counted.
     """
 
-    def __init__(self, directory: Path, workers: Workers) -> None:
+    def __init__(self, directory: Path, workers: Workers, gpus: float = 1.0) -> None:
+        """``gpus`` are those of each worker: a share, if others use the same one."""
         self._file, self._start = directory / SPENT, time.monotonic()
-        self._devices = workers.world if workers.device.type == "cuda" else 0
+        self._gpus = workers.world * gpus if workers.device.type == "cuda" else 0.0
         self._before = spent_in([directory])
 
     def spent(self) -> Spent:
         """The run's time so far."""
         before, now = self._before, time.monotonic() - self._start
-        return Spent(before.seconds + now, before.gpu_seconds + now * self._devices)
+        return Spent(before.seconds + now, before.gpu_seconds + now * self._gpus)
 
     def save(self) -> None:
         """Saves the time for the next attempt."""

@@ -64,6 +64,8 @@ class Session:
     """The run's folder: on storage that all workers see, or a local copy from an object store."""
     workers: Workers = field(default_factory=Workers)
     """This process's rank among the run's workers."""
+    gpus: float = 1.0
+    """The GPUs that are reserved for each worker that is on one: a share, if runs share it."""
     wrap: Callable[[nn.Module], nn.Module] = lambda objective: objective
     """Wraps the objective for distributed training."""
     log: Callable[[Mapping[str, float], int], None] = _ignore
@@ -110,7 +112,7 @@ class Summary:
     stopped: str | None = None
     """Why the run ended before its last step; None if it did not."""
     gpu_seconds: float = 0.0
-    """Seconds of each process on a GPU, summed."""
+    """Seconds of each process on a GPU times the GPUs that it has reserved, summed."""
 
     def save(self, path: Path) -> None:
         """Writes JSON atomically."""
@@ -141,7 +143,7 @@ def train(experiment: Experiment, session: Session) -> Summary:
 
 
 def _train(experiment: Experiment, session: Session) -> Summary:
-    clock = Clock(session.directory, session.workers)
+    clock = Clock(session.directory, session.workers, session.gpus)
     trainer = _prepare(experiment, session)
     if session.leads:
         session.directory.mkdir(parents=True, exist_ok=True)

@@ -100,6 +100,7 @@ def _session(
     session = Session(
         directory=directory,
         workers=workers,
+        gpus=config["gpus"] or 1.0,
         wrap=_distributed(workers),
         report=_report(config, workers),
         early_stop=config["early_stop"],

@@ -60,6 +60,11 @@ def labels(experiments: Sequence[Experiment]) -> list[str]:
     return short if len(set(short)) == len(short) else [_text(s, rounded=False) for s in told]
 
 
+def leaf(name: str) -> str:
+    """The last part of a setting's name that says what it is: ``beta``, ``lr``."""
+    return name.removesuffix(".value").rpartition(".")[2]
+
+
 def value_text(value: Any, *, rounded: bool = True) -> str:
     """A setting's value as it is given to `--set`; numbers with six digits if ``rounded``."""
     if isinstance(value, float) and rounded:

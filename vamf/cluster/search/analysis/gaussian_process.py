@@ -82,10 +82,14 @@ class Process:
         low, mean, high = np.quantile(draws, [0.025, 0.5, 0.975], axis=1)
         return Curve(mean, low, high), draws
 
-    def centre(self, at: np.ndarray) -> np.ndarray:
-        """The posterior mean at many points, (n,); of logarithms, where they are fitted."""
-        means = [count * fit.predict(at) for fit, count in self._fits]
-        return self._in_units(np.sum(means, axis=0) / DRAWS)
+    def upper(self, at: np.ndarray) -> np.ndarray:
+        """The upper end of the 95 % band at many points, (n,), as that of a normal distribution."""
+        means, squares = np.zeros(len(at)), np.zeros(len(at))
+        for fit, count in self._fits:
+            mean, deviation = fit.predict(at, return_std=True)
+            means += count / DRAWS * mean
+            squares += count / DRAWS * (mean**2 + deviation**2)
+        return self._in_units(means + 1.96 * np.sqrt(np.maximum(squares - means**2, 0)))
 
     def _in_units(self, standard: np.ndarray) -> np.ndarray:
         values = self._centre + self._scale * standard

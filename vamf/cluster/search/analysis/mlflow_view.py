@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vamf import commands, presets
-from vamf.cluster.search.analysis.configurations import value_text
+from vamf.cluster.search.analysis.configurations import leaf, value_text
 from vamf.cluster.search.analysis.results import Results, table
 from vamf.cluster.search.search_config import Sweep
 from vamf.cluster.search.trials import load_trials, trial_folder
@@ -74,9 +74,9 @@ def axes(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _comparison(varied: Sequence[str], names: Sequence[str]) -> list[view.Card]:
     first, last = names[0], names[-1]
-    together = f"{', '.join(_leaf(n) for n in varied)} against {' and '.join(map(_short, names))}"
+    together = f"{', '.join(leaf(n) for n in varied)} against {' and '.join(map(_short, names))}"
     over = [
-        view.scatter(f"{_short(name)} over {_leaf(setting)}", ("PARAM", setting), ("METRIC", name))
+        view.scatter(f"{_short(name)} over {leaf(setting)}", ("PARAM", setting), ("METRIC", name))
         for setting in varied[:2]
         for name in reversed(names)
     ]
@@ -184,10 +184,6 @@ def repeat_command(sweep: Sweep) -> str | None:
     values = (f"{n}={value_text(own[n], rounded=False)}" for n in changes if n in own)
     settings = ["--set", *map(shlex.quote, values)] if changes else []
     return commands.shown("tune", sweep.space, sweep.preset, *sizes, *rungs, *settings)
-
-
-def _leaf(name: str) -> str:
-    return name.removesuffix(".value").rpartition(".")[2]
 
 
 def _short(name: str) -> str:

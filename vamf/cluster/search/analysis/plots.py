@@ -118,8 +118,12 @@ def _trade(axes: Any, results: Results) -> None:
     if front:
         line = zip(*front, strict=True)
         axes.step(*line, where="post", color="tab:red", lw=1, label="front of the trials")
-    if wide([trial.metrics[x].value for trial in results.complete]):
-        _logarithmic(axes.set_xscale, axes.xaxis)
+    for name, set_scale, axis in (
+        (x, axes.set_xscale, axes.xaxis),
+        (y, axes.set_yscale, axes.yaxis),
+    ):
+        if wide([trial.metrics[name].value for trial in results.complete]):
+            _logarithmic(set_scale, axis)
     axes.set(xlabel=x.removeprefix("eval/"), ylabel=y.removeprefix("eval/"))
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vamf.cluster.search.analysis.configurations import leaf
 from vamf.cluster.search.analysis.importances import lines as importance_lines
 from vamf.cluster.search.analysis.mlflow_view import describe, show
 from vamf.cluster.search.analysis.plots import plot, plot_slices
@@ -94,17 +95,13 @@ def verdict(sweep: Sweep, results: Results) -> list[str]:
         )
     if (cut := results.slices) is not None:
         distance_name = results.objectives[-1].removeprefix("eval/")
-        best = " ".join(f"{_leaf(name)}={_shown(value)}" for name, value in cut.best.items())
+        best = " ".join(f"{leaf(name)}={_shown(value)}" for name, value in cut.best.items())
         distance, low, high = cut.distance
         lines.append(
             f"best point {best}, {distance_name} {distance:.3g}, 95 % [{low:.3g}, {high:.3g}]: "
             f"by a Gaussian process over {len(cut.best)} parameters"
         )
     return lines + [f"explained  {line}" for line in importance_lines(results.importances)]
-
-
-def _leaf(name: str) -> str:
-    return name.rpartition(".")[2]
 
 
 def _shown(value: Any) -> str:

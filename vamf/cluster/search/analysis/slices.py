@@ -38,7 +38,7 @@ class Slices(NamedTuple):
     """The slices through the best point."""
 
     best: Mapping[str, Any]
-    """The parameters with the lowest last objective, the distance, by the fit."""
+    """The parameters where the last objective, the distance, is lowest with some certainty."""
     distance: tuple[float, float, float]
     """The distance there: median, and the ends of the 95 % band."""
     slices: tuple[Slice, ...]
@@ -53,8 +53,9 @@ def slices(
     ``trials`` are complete ones of the study; parameters that some of them lack are left out. Each
     objective is a Gaussian process whose length scales differ between parameters, over their ranges
     as the study draws them: logarithms where it does, and choices all at the same distance. The
-    noise is that of a seed. The best point is the one with the lowest median of the last objective,
-    of the trials' own and of others that fill the ranges.
+    noise is that of a seed. The best point is the one where the band of the last objective ends
+    lowest, of the trials' own and of others that fill the ranges: where the least is known a median
+    may be low by chance.
     """
     drawn = study.get_trials(deepcopy=False)
     rows = [drawn[trial.number] for trial in trials]
@@ -72,8 +73,8 @@ def slices(
         for name in objectives
     ]
     candidates = [{name: row.params[name] for name in ranges} for row in rows] + _spread(ranges)
-    centres = processes[-1].centre(coordinates(ranges, candidates))
-    best = candidates[int(centres.argmin())]
+    upper = processes[-1].upper(coordinates(ranges, candidates))
+    best = candidates[int(upper.argmin())]
     curve, _ = processes[-1].curve(coordinates(ranges, [best]))
     return Slices(
         best=best,
