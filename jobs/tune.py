@@ -11,7 +11,7 @@ if __name__ == "__main__":
 import tyro
 
 from vamf import presets, user_modules
-from vamf.cluster.search import search_runner
+from vamf.cluster.search import search_runner, study_database
 from vamf.cluster.search.analysis.report import report, seed_folder
 from vamf.cluster.search.budget import Budget
 from vamf.cluster.search.halving import Halving
@@ -30,6 +30,9 @@ class Resume(cli.Resume):
         default_factory=search_runner.Extension
     )
     """More trials, more seeds, another budget."""
+    study: str | None = None
+    """The address of the study's database, with its password, if it is not a file; by default
+    VAMF_STUDY, or else the former one."""
     retry_failed: bool = False
     """Also try the points of failed trials again."""
 
@@ -48,6 +51,10 @@ class Options(cli.Options):
     """When the search stops starting trials."""
     halving: Halving = field(default_factory=Halving)
     """Which trials end early."""
+    study: str | None = None
+    """The address of a database for the study, postgresql://USER@HOST/NAME or mysql://..., which
+    optuna-dashboard can show from anywhere; by default VAMF_STUDY, which is where one with a
+    password belongs, or else a file in the search's folder."""
 
 
 def main(argv: list[str]) -> None:
@@ -55,7 +62,9 @@ def main(argv: list[str]) -> None:
         again = cli.read(Resume, argv)
         cli.guarded(again.check)
         sweep = cli.guarded(
-            lambda: search_runner.resumed(cli.folder(again.location), again.uri, again.extension)
+            lambda: search_runner.resumed(
+                cli.folder(again.location), again.uri, again.extension, again.study
+            )
         )
         run(sweep, again.register, failed=again.retry_failed)
         return
@@ -103,7 +112,12 @@ def new(plan: search_runner.Plan, options: Options, experiment: Experiment) -> S
     )
     return cli.guarded(
         lambda: search_runner.new(
-            plan, experiment, *locations, options.scaling, numbered=options.name is None
+            plan,
+            experiment,
+            *locations,
+            options.scaling,
+            numbered=options.name is None,
+            study=study_database.address(options.study),
         )
     )
 

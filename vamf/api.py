@@ -20,7 +20,7 @@ from torch import Tensor
 from vamf import commands, tracking, user_modules
 from vamf.cluster.ray import connect
 from vamf.cluster.ray.scaling import Scaling
-from vamf.cluster.search import search_runner
+from vamf.cluster.search import search_runner, study_database
 from vamf.cluster.search.analysis import comparison
 from vamf.cluster.search.analysis.comparison import Comparison
 from vamf.cluster.search.analysis.results import Results, gather
@@ -185,14 +185,16 @@ def tune(
     directory: str | Path | None = None,
     scaling: Scaling | None = None,
     tracking_uri: str | None = None,
+    study: str | None = None,
 ) -> Search:
     """Searches a space, and returns its trials.
 
     ``space`` is the name of one of vamf's, ``path/file.py`` or a module's name; ``experiment`` is
     what it varies, by default the space's own preset. ``trials`` are by default 6, or as many as
     ``hours`` or ``gpu_hours`` allow; with ``seeds="auto"`` points whose verdict is open get more
-    seeds; ``halving`` ends trials early. The other arguments are as for ``train``. Raises
-    ValueError for a wrong choice, NothingFound if no trial succeeds.
+    seeds; ``halving`` ends trials early; ``study`` is the address of a database for the study, by
+    default a file in the folder. The other arguments are as for ``train``. Raises ValueError for a
+    wrong choice, NothingFound if no trial succeeds.
     """
     name = space if isinstance(space, str) else getattr(space, "__name__", "space")
     found = _space(space) if isinstance(space, str) else space
@@ -212,7 +214,15 @@ def tune(
     folder, uri = _new(directory, "beta", tracking_uri)
     scaling = scaling or Scaling()
     scaling.check(chosen)
-    sweep = search_runner.new(plan, chosen, folder, uri, scaling, numbered=directory is None)
+    sweep = search_runner.new(
+        plan,
+        chosen,
+        folder,
+        uri,
+        scaling,
+        numbered=directory is None,
+        study=study_database.address(study),
+    )
     ended, _ = search_runner.run(found, sweep)
     return Search(sweep.directory, ended)
 

@@ -79,6 +79,6 @@ def test_a_refusal_names_the_command_that_tries_again(
     monkeypatch.setattr(registering, "export", lambda *_: 6)
     monkeypatch.setattr(registering, "register", refuse)
     Run(uri="", run_id="1", experiment_id="2", spool="3").save(tmp_path / "run.json")
-    again = rf"does not answer; to try again: .*vamf export {tmp_path} --register x$"
+    again = rf"does not answer; to try again: .*(vamf |jobs\.)export {tmp_path} --register x$"
     with pytest.raises(RunFailed, match=again):
         registering.register_best(tmp_path, "", "x", tmp_path)

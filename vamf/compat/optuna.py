@@ -4,11 +4,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 
-def requeue(storage: str, study: str, numbers: Iterable[int]) -> None:
+def requeue(storage: Any, study: str, numbers: Iterable[int]) -> None:
     """Sets trials that no process runs any more to waiting: ``ask`` returns them first.
 
-    ``storage`` is the database's address and ``study`` the study's name. Unstable: the methods of
-    ``BaseStorage``, which Optuna does not mean for users. Without them a search that was
+    ``storage`` is the database or its address, and ``study`` the study's name. Unstable: the
+    methods of ``BaseStorage``, which Optuna does not mean for users. Without them a search that was
     interrupted starts its trials anew instead of resuming them.
     """
     import optuna
@@ -20,7 +20,7 @@ def requeue(storage: str, study: str, numbers: Iterable[int]) -> None:
         database.set_trial_state_values(trial, optuna.trial.TrialState.WAITING)
 
 
-def describe(storage: str, study: str, number: int, attributes: Mapping[str, Any]) -> None:
+def describe(storage: Any, study: str, number: int, attributes: Mapping[str, Any]) -> None:
     """Sets user attributes of a trial that has not ended; Optuna's dashboard shows them.
 
     Unstable, as ``requeue``: a trial can describe itself only in the process that asked for it.

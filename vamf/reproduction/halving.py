@@ -51,11 +51,11 @@ def _nearest(steps: Sequence[int], place: float) -> int:
     return min(steps[:-1], key=lambda step: abs(step - place))
 
 
-def table(curves: Curves, *, together: int = 1) -> str:
-    """What each rule would have lost and saved, in Markdown; ``together`` trials run at a time."""
+def table(curves: Curves) -> str:
+    """What each rule would have lost and saved, in Markdown."""
     rows = []
     for rule in rules(curves.steps):
-        found = risk(curves, rule, together=together)
+        found = risk(curves, rule)
         rows.append(
             [
                 f"{rule.keep:.0%}",

@@ -45,6 +45,8 @@ class Sweep:
     """Trainings for each point that is on or next to the front, see `extra_seeds`."""
     baseline: Mapping[str, Any] | None = None
     """The settings of the space's first point, with which others are compared; None if older."""
+    study: str = field(default="", repr=False)
+    """The address of the study's database, perhaps with a password; empty for a file."""
     name: str = ""
     """The sweep's name, in the study too: by default its folder's, which may be moved later."""
 
@@ -89,7 +91,7 @@ class Sweep:
     @property
     def storage(self) -> str:
         """The study's database, as Optuna and optuna-dashboard take it."""
-        return storage(self.directory)
+        return self.study or storage(self.directory)
 
 
 def storage(directory: Path) -> str:

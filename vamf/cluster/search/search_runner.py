@@ -11,6 +11,7 @@ from vamf import commands, serialization, tracking
 from vamf.cluster.ray import connect
 from vamf.cluster.ray.scaling import Scaling
 from vamf.cluster.search import space as spaces
+from vamf.cluster.search import study_database
 from vamf.cluster.search.analysis.mlflow_view import show
 from vamf.cluster.search.analysis.report import publish
 from vamf.cluster.search.analysis.results import Results, gather
@@ -18,10 +19,10 @@ from vamf.cluster.search.budget import Budget, BudgetClock
 from vamf.cluster.search.extra_seeds import LEVELS, extra_seeds
 from vamf.cluster.search.halving import Halving
 from vamf.cluster.search.mlflow_outage import send_unsent
-from vamf.cluster.search.search_config import Sweep, storage
+from vamf.cluster.search.search_config import Sweep
 from vamf.cluster.search.space import Space
 from vamf.cluster.search.storage_failure import as_storage_unusable
-from vamf.cluster.search.study import requeue_unfinished, require_study, retry_failed
+from vamf.cluster.search.study import requeue_unfinished, retry_failed
 from vamf.cluster.search.trial_end import BUDGET_ENDED, postponed
 from vamf.cluster.search.trials import load_trials, trial_folder
 from vamf.cluster.search.tune import add_seeds, search
@@ -32,7 +33,7 @@ from vamf.errors import NothingFound, RunFailed, StorageUnusable
 from vamf.experiment import Experiment
 from vamf.files import claimed, write_whole
 from vamf.output import say
-from vamf.run_layout import RUN, SPOOL, SWEEP
+from vamf.run_layout import RUN, SPOOL, STUDY, SWEEP
 from vamf.tracking import Run, Tracker
 from vamf.tracking.run import located
 from vamf.tracking.run_end import closing
@@ -74,14 +75,17 @@ def new(
     scaling: Scaling,
     *,
     numbered: bool = False,
+    study: str = "",
 ) -> Sweep:
     """Connects to Ray and creates the folder and the MLflow run of a new search.
 
     If the folder exists, ``numbered`` chooses another name; otherwise ValueError is raised.
+    ``study`` is the address of the study's database, by default a file in the folder.
 
-    Raises ValueError if the space does not fit the experiment, weights are missing, or Ray or
-    MLflow refuses.
+    Raises ValueError if the space does not fit the experiment, weights are missing, or Ray, MLflow
+    or the database refuses.
     """
+    study_database.require_free(study, directory.name)
     objectives, experiment = check(plan, experiment), experiment.located()
     experiment.prepare()
     scaling = connect.prepare(scaling, directory.parent, uri, cluster=True)
@@ -119,6 +123,7 @@ def new(
         budget=plan.budget,
         front_seeds="auto" if plan.seeds == "auto" else None,
         baseline=baseline,
+        study=study,
     )
     _save(sweep)
     return sweep
@@ -177,19 +182,25 @@ class Extension:
         )
 
 
-def resumed(directory: Path, uri: str, extension: Extension | None = None) -> Sweep:
+def resumed(
+    directory: Path, uri: str, extension: Extension | None = None, study: str | None = None
+) -> Sweep:
     """The search in a folder, to be resumed, and perhaps extended, on the present cluster.
 
-    Raises ValueError if there is none, it is still running, Ray or MLflow does not answer, or the
-    extension is not one.
+    ``study`` is the address of its study's database with a password, if it has one.
+
+    Raises ValueError if there is none, it is still running, Ray, MLflow or the study's database
+    does not answer, the study is another search's, or the extension is not one.
     """
     directory = directory.resolve()
     if not (directory / SWEEP).exists():
         raise ValueError(f"no search in {directory}: {SWEEP} is missing")
     require_not_running(directory)
     tracking.check(uri := located(uri))
-    require_study(storage(directory))
+    study_database.require_readable(directory / STUDY)
     sweep = saved(directory, uri)
+    sweep = replace(sweep, study=study_database.address_again(study, sweep.study))
+    study_database.require_own(sweep)
     tracking.require(sweep.parent)
     sweep = (extension or Extension()).of(sweep)
     scaling = connect.prepare(sweep.scaling, directory.parent, uri, cluster=True)
@@ -221,6 +232,7 @@ def _save(sweep: Sweep) -> None:
         "directory": None,
         "experiment": sweep.experiment.to_dict(),
         "parent": asdict(replace(sweep.parent, uri="")),  # it may hold credentials
+        "study": study_database.without_password(sweep.study),
     }
     write_whole(sweep.directory / SWEEP, json.dumps(data, indent=2) + "\n")
 

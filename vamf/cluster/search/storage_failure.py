@@ -6,8 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from optuna.exceptions import StorageInternalError
+
 from vamf.cluster.train.failures import is_full, storage_full
-from vamf.errors import StorageUnusable
+from vamf.errors import StorageUnusable, one_line
+from vamf.redact import redacted
 from vamf.run_layout import SWEEP, WRITE_TEST
 
 UNUSABLE = "storage_unusable"
@@ -29,6 +32,9 @@ def unusable(error: BaseException | None) -> StorageUnusable | None:
             return storage_full(error)
         if found := DATABASE.search(str(error)):
             return StorageUnusable(f"the search's study cannot be written: {found[0]}")
+        if isinstance(error, StorageInternalError):
+            why = redacted(one_line(error.__cause__ or error))
+            return StorageUnusable(f"the search's study cannot be used: {why}")
         error = error.__cause__ or error.__context__
     return None
 

@@ -8,10 +8,10 @@ import optuna
 from vamf.cluster.search.halving import delete_rung_records
 from vamf.cluster.search.search_config import Sweep
 from vamf.cluster.search.space import Space
+from vamf.cluster.search.study_database import database
 from vamf.cluster.search.trials import Trial, checked, load_trials, trial_folder
 from vamf.compat.mlflow_view import run_path
 from vamf.compat.optuna import describe, requeue
-from vamf.errors import one_line
 from vamf.rng import seed_of
 from vamf.run_layout import FAILED_TRIAL, RUN, TRIAL
 from vamf.tracking import Run, page_address
@@ -22,16 +22,7 @@ BETA_STAR = "beta_star/gradient/mse"
 
 def open_study(sweep: Sweep) -> optuna.Study:
     """The sweep's study, which must exist."""
-    return optuna.load_study(study_name=sweep.name, storage=sweep.storage)
-
-
-def require_study(storage: str) -> None:
-    """Raises ValueError if the study's database is damaged, or of another version of Optuna."""
-    try:
-        optuna.get_all_study_names(storage)
-    except Exception as error:  # Optuna's, SQLAlchemy's, SQLite's
-        why = one_line(error).replace("$STORAGE_URL", storage)
-        raise ValueError(f"the search's study, {storage}, must be readable; got {why}") from None
+    return optuna.load_study(study_name=sweep.name, storage=database(sweep))
 
 
 def sampler(space: Space, sweep: Sweep) -> optuna.samplers.BaseSampler:
@@ -53,7 +44,7 @@ def sampler(space: Space, sweep: Sweep) -> optuna.samplers.BaseSampler:
 
 def _length(sweep: Sweep) -> int:
     """The number of trials in the study, in any state; 0 if there is no study."""
-    studies = optuna.get_all_study_summaries(sweep.storage)
+    studies = optuna.get_all_study_summaries(database(sweep))
     return next((study.n_trials for study in studies if study.study_name == sweep.name), 0)
 
 
@@ -63,7 +54,7 @@ def record_results(sweep: Sweep) -> list[int]:
     A finished trial is completed with its objectives, one that ended early becomes pruned, and one
     that failed becomes failed.
     """
-    if sweep.name not in optuna.get_all_study_names(sweep.storage):
+    if sweep.name not in optuna.get_all_study_names(database(sweep)):
         return []
     study = open_study(sweep)
     records = {trial.number: trial for trial in load_trials(sweep.directory)}
@@ -84,7 +75,7 @@ def record_result(sweep: Sweep, number: int) -> None:
 
 def _tell(study: optuna.Study, sweep: Sweep, record: Trial) -> None:
     record = checked(record, sweep.objectives)
-    describe(sweep.storage, sweep.name, record.number, _attributes(sweep, record))
+    describe(database(sweep), sweep.name, record.number, _attributes(sweep, record))
     if record.complete:
         study.tell(record.number, [record.metrics[name].value for name in sweep.objectives])
         return
@@ -122,7 +113,7 @@ def requeue_unfinished(sweep: Sweep) -> list[int]:
     They keep their numbers and their parameters.
     """
     left = record_results(sweep)
-    requeue(sweep.storage, sweep.name, left)
+    requeue(database(sweep), sweep.name, left)
     return left
 
 

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from vamf.cluster.search.search_monitor import SearchMonitor
 from vamf.cluster.search.space import Space, points
 from vamf.cluster.search.storage_failure import as_storage_unusable, reported_to_the_search
 from vamf.cluster.search.study import open_study, record_results, sampler
+from vamf.cluster.search.study_database import OWNER, database, require_own
 from vamf.cluster.search.trial_runner import objective_name, run_trial
 from vamf.cluster.search.trials import load_trials
 from vamf.cluster.train.progress import step_bar
@@ -41,8 +42,10 @@ def search(space: Space, sweep: Sweep, clock: BudgetClock) -> None:
     ``scaling.max_failures`` times, from its checkpoint. Raises KeyboardInterrupt if it is
     interrupted, StorageUnusable if the storage is full or gone.
     """
-    storage = optuna.storages.RDBStorage(sweep.storage)
+    known = database(sweep)
+    storage = optuna.storages.RDBStorage(known) if isinstance(known, str) else known
     exists = sweep.name in optuna.get_all_study_names(storage)
+    require_own(sweep)
     left = None if sweep.trials is None else sweep.trials - len(load_trials(sweep.directory))
     if left is not None and left <= 0:
         return
@@ -56,7 +59,9 @@ def search(space: Space, sweep: Sweep, clock: BudgetClock) -> None:
         study_name=sweep.name,
         storage=storage,
     )
-    open_study(sweep).set_metric_names(list(sweep.objectives))
+    study = open_study(sweep)
+    study.set_metric_names(list(sweep.objectives))
+    study.set_user_attr(OWNER, sweep.parent.run_id)
     total = None if left is None else left * sweep.seeds * sweep.experiment.steps
     with step_bar(total, scale=True) as bar:
         chosen = {"search_alg": algorithm, "num_samples": -1 if left is None else left}
@@ -165,6 +170,7 @@ def _trainable(sweep: Sweep, end: float) -> Any:
     from ray import tune
 
     variables = provenance.own_variables()
+    sweep = replace(sweep, study="")  # trials do without, and its address may hold a password
 
     def run(config: dict[str, Any]) -> None:
         os.environ.update(variables)

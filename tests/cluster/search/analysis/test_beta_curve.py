@@ -113,7 +113,7 @@ def test_an_unknown_error_has_no_bar() -> None:
 def test_the_landscapes_beta_star_is_tried_next(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path / 'study.db'}"
     study = optuna.create_study(study_name="s", storage=storage, directions=["minimize"] * 2)
-    sweep = SimpleNamespace(directory=tmp_path, name="s", storage=storage)
+    sweep = SimpleNamespace(directory=tmp_path, name="s", storage=storage, study="")
     space = SimpleNamespace(POINTS=({}, {}), constant=lambda beta: {"beta.value": beta})
     stars = {0: 0.834, 1: 0.831, 2: 0.4}  # the second is the same point, the third is no first one
     for number, star in stars.items():
@@ -131,7 +131,7 @@ def test_the_landscapes_beta_star_is_tried_next(tmp_path: Path) -> None:
 def test_a_landscape_without_a_minimum_adds_no_point(tmp_path: Path, star: float | None) -> None:
     storage = f"sqlite:///{tmp_path / 'study.db'}"
     study = optuna.create_study(study_name="s", storage=storage, directions=["minimize"] * 2)
-    sweep = SimpleNamespace(directory=tmp_path, name="s", storage=storage)
+    sweep = SimpleNamespace(directory=tmp_path, name="s", storage=storage, study="")
     space = SimpleNamespace(POINTS=({},), constant=lambda beta: {"beta.value": beta})
     metrics = {} if star is None else {BETA_STAR: Measurement(star, 0.0)}
     Trial(number=0, settings={}, label="", metrics=metrics).save(trial_folder(tmp_path, 0))

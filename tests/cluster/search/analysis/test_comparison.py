@@ -239,7 +239,7 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     storage = tmp_path / "storage"
     for folder, line in (
         (storage, "must be a run or a search; it has neither experiment.json nor sweep.json"),
-        (tmp_path / "absent", "absent is not a folder; known: ended, storage"),
+        (tmp_path / "absent", "absent is not a folder; known: ended"),
         (tmp_path / "endd", "endd is not a folder; did you mean 'ended'?"),
         (storage / "run" / "checkpoints" / "step_00000004", "is a checkpoint; give the folder of"),
         ("s3://bucket/run", "runs and searches must be in folders; got s3://bucket/run"),

@@ -48,17 +48,6 @@ def test_the_baseline_never_ends() -> None:
     assert replay(replace(beaten, baseline=1), RULE, [0, 1]).complete == {0, 1}
 
 
-def test_trials_that_run_together_know_less_of_each_other() -> None:
-    """Of four at once each is compared with those that came to the rung before it."""
-    alone = replay(constant(0, 1, 2, 3), RULE, [0, 1, 2, 3])
-    assert alone.complete == {0}
-    mixed = curves(np.array([[[1, 1]] * 3, [[2, 2], [0, 0], [0, 0]]], dtype=float))
-    # At the first rung the second is beaten, whether the first has gone on by then or not.
-    assert replay(mixed, RULE, [0, 1], together=2).complete == {0}
-    assert replay(mixed, RULE, [1, 0], together=2).complete == {1}
-    assert replay(mixed, RULE, [1, 0], together=1).complete == {1}
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_it_is_the_rule_that_searches_obey(tmp_path: Path, seed: int) -> None:
     """Trials one after the other, by the files that they write in a real search."""

@@ -1,6 +1,5 @@
 """Replays recorded training curves under a rule of halving: what it would have lost and saved."""
 
-import heapq
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -56,42 +55,29 @@ class Replay(NamedTuple):
     """The steps that all trials take together."""
 
 
-def replay(curves: Curves, halving: Halving, order: Sequence[int], together: int = 1) -> Replay:
-    """Runs the trials in an order, ``together`` at a time and each as fast as any other.
+def replay(curves: Curves, halving: Halving, order: Sequence[int]) -> Replay:
+    """Runs the trials in an order.
 
-    Raises ValueError for a rung at which nothing was measured.
+    It does not matter how many run at a time, if all are equally fast: at a rung each is compared
+    with those that were started before it and came so far. Raises ValueError for a rung at which
+    nothing was measured.
     """
     if wrong := [rung for rung in halving.rungs if rung not in curves.steps[:-1]]:
         raise ValueError(f"rungs must be of {curves.steps[:-1]}; got {wrong[0]}")
-    marks = (*halving.rungs, curves.steps[-1])
     reached: dict[int, list[list[float]]] = {rung: [] for rung in halving.rungs}
-    waiting, complete, spent, started = list(reversed(order)), set[int](), 0, 0
-    running: list[tuple[int, int, int, int]] = []  # time, order of the start, trial, next mark
-
-    def start(now: int) -> None:
-        nonlocal started
-        if waiting:
-            heapq.heappush(running, (now + marks[0], started, waiting.pop(), 0))
-            started += 1
-
-    for _ in range(together):
-        start(0)
-    while running:
-        now, place, trial, index = heapq.heappop(running)
-        step = marks[index]
-        ended = index == len(marks) - 1
-        if ended:
+    complete, spent = set[int](), 0
+    for trial in order:
+        step = curves.steps[-1]
+        for rung in halving.rungs:
+            values = curves.values[trial][curves.steps.index(rung)]
+            why = beaten(values, reached[rung], halving.keep)
+            reached[rung].append(values)
+            if why is not None and trial != curves.baseline:
+                step = rung
+                break
+        else:
             complete.add(trial)
-        else:
-            values = curves.values[trial][curves.steps.index(step)]
-            why = beaten(values, reached[step], halving.keep)
-            reached[step].append(values)
-            ended = why is not None and trial != curves.baseline
-        if ended:
-            spent += step
-            start(now)
-        else:
-            heapq.heappush(running, (now + marks[index + 1] - step, place, trial, index + 1))
+        spent += step
     return Replay(frozenset(complete), spent)
 
 
@@ -108,7 +94,7 @@ class Risk(NamedTuple):
     """The share of the steps that is not trained."""
 
 
-def risk(curves: Curves, halving: Halving, *, together: int = 1, orders: int = 200) -> Risk:
+def risk(curves: Curves, halving: Halving, *, orders: int = 200) -> Risk:
     """What a rule would have lost and saved.
 
     The baseline comes first, as in a search, and the other trials in random orders.
@@ -121,7 +107,7 @@ def risk(curves: Curves, halving: Halving, *, together: int = 1, orders: int = 2
     volume, whole = hypervolume(ends, reference), len(ends) * curves.steps[-1]
     found = []
     for _ in range(orders):
-        left = replay(curves, halving, [*first, *random.permutation(others).tolist()], together)
+        left = replay(curves, halving, [*first, *random.permutation(others).tolist()])
         kept = ends[sorted(left.complete)]
         found.append(
             [

@@ -12,6 +12,7 @@ from vamf.cluster.search.analysis.results import Results, table
 from vamf.cluster.search.search_config import Sweep
 from vamf.cluster.search.trials import Trial, trial_folder
 from vamf.files import write_whole
+from vamf.redact import redacted
 from vamf.run_layout import BEST_SAMPLES, FRONT, SAMPLES, SLICES, STEPS, TABLE, seed_name
 from vamf.tracking import Tracker, ui_command, view_path
 
@@ -70,7 +71,7 @@ def report(sweep: Sweep, results: Results, files: Mapping[str, Path]) -> str:
             f"samples    {files.get('samples')} (trial {best.number}, {best.label})"
             if best
             else "",
-            f"study      {sweep.storage}",
+            f"study      {redacted(sweep.storage)}",
             f"compare    {ui_command(sweep.parent.uri, sweep.directory.parent, page)}",
         ]
     )

@@ -16,6 +16,8 @@ from vamf.cluster.search.analysis.significance import verdicts
 from vamf.cluster.search.analysis.slices import Slices, slices
 from vamf.cluster.search.extra_seeds import rate
 from vamf.cluster.search.search_config import Sweep
+from vamf.cluster.search.study import open_study
+from vamf.cluster.search.study_database import database
 from vamf.cluster.search.trials import Trial, checked, load_trials
 from vamf.metrics import significance
 from vamf.run_layout import STUDY
@@ -105,10 +107,10 @@ def gather(sweep: Sweep) -> Results:
 
 def _study(sweep: Sweep) -> optuna.Study | None:
     """The sweep's study, if it has one already."""
-    exists = (sweep.directory / STUDY).exists()
-    if not exists or sweep.name not in optuna.get_all_study_names(sweep.storage):
+    exists = bool(sweep.study) or (sweep.directory / STUDY).exists()
+    if not exists or sweep.name not in optuna.get_all_study_names(database(sweep)):
         return None
-    return optuna.load_study(study_name=sweep.name, storage=sweep.storage)
+    return open_study(sweep)
 
 
 def _beyond(values: np.ndarray) -> np.ndarray:

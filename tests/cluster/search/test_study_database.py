@@ -1,0 +1,228 @@
+"""A study on a database server: a real PostgreSQL, if it is installed, and bad addresses."""
+
+import os
+import pickle
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import optuna
+import pytest
+from helpers.machine import free_ports
+from helpers.searching import begun
+from helpers.tiny import TINY
+from optuna.trial import TrialState
+
+from tune_spaces import constant
+from vamf.cluster.ray.scaling import Scaling
+from vamf.cluster.search import search_runner, study_database
+from vamf.cluster.search.analysis.report import report
+from vamf.cluster.search.space import Space
+from vamf.errors import StorageUnusable
+
+PASSWORD = "hush-hush-5417"
+
+
+def program(name: str) -> str | None:
+    """A program of PostgreSQL, which Debian keeps in a folder of each version."""
+    places = [str(path.parent) for path in Path("/usr/lib/postgresql").glob(f"*/bin/{name}")]
+    return shutil.which(name, path=os.pathsep.join([*places, os.environ["PATH"]]))
+
+
+class Server(NamedTuple):
+    """A PostgreSQL that can be stopped and started again."""
+
+    folder: Path
+    port: int
+
+    @property
+    def address(self) -> str:
+        return f"postgresql://vamf:{PASSWORD}@127.0.0.1:{self.port}/postgres"
+
+    @property
+    def shown(self) -> str:
+        return f"postgresql://...@127.0.0.1:{self.port}/postgres"
+
+    def run(self, name: str, *arguments: str) -> None:
+        """As another user, as PostgreSQL refuses to be root."""
+        user = "nobody" if os.getuid() == 0 else None
+        executable = program(name)
+        assert executable is not None
+        log = (self.folder.parent / "log").open("ab")
+        with log:
+            subprocess.run(
+                [executable, *arguments],
+                check=True,
+                stdout=log,
+                stderr=log,
+                user=user,
+                cwd="/",
+                env={"PATH": os.environ["PATH"], "LC_ALL": "C", "HOME": "/"},
+            )
+
+    def start(self) -> None:
+        options = f"-k {self.folder.parent} -h 127.0.0.1 -p {self.port} -c fsync=off"
+        self.run("pg_ctl", "-D", str(self.folder), "-w", "-o", options, "start")
+
+    def stop(self) -> None:
+        self.run("pg_ctl", "-D", str(self.folder), "-w", "-m", "immediate", "stop")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    if program("initdb") is None or program("pg_ctl") is None:
+        pytest.skip("PostgreSQL is not installed (Debian's package postgresql)")
+    with tempfile.TemporaryDirectory() as name:  # pytest's folders are closed to other users
+        folder = Path(name)
+        password = folder / "password"
+        password.write_text(PASSWORD)
+        found = Server(folder / "data", *free_ports(1))
+        if os.getuid() == 0:
+            for path in (folder, password):
+                shutil.chown(path, "nobody")
+        identity = [
+            "-U",
+            "vamf",
+            "--pwfile",
+            str(password),
+            "--auth",
+            "scram-sha-256",
+            "-E",
+            "UTF8",
+        ]
+        found.run("initdb", "-D", str(found.folder), "-N", "-E", "UTF8", *identity)
+        found.start()
+        yield found
+        found.stop()
+
+
+def plan(trials: int) -> search_runner.Plan:
+    return search_runner.Plan(cast(Space, constant), "test", trials, 1, preset="tiny")
+
+
+@pytest.mark.slow
+def test_a_search_on_a_server_is_seen_by_others_and_goes_on(
+    server: Server,
+    local_ray: None,
+    tracking_uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(study_database.VARIABLE, server.address)
+    space, directory = cast(Space, constant), tmp_path / "shared"
+    address = study_database.address(None)
+    sweep = search_runner.new(
+        plan(2), TINY, directory, tracking_uri, Scaling(gpus=0), study=address
+    )
+    found, files = search_runner.run(space, sweep)
+    assert len(found.complete) == 2 and not (directory / "study.db").exists()
+    assert f"study      {server.shown}" in report(sweep, found, files)
+
+    # Others reach it by its address alone.
+    seen = optuna.load_study(study_name="shared", storage=server.address)
+    assert [trial.state for trial in seen.trials] == [TrialState.COMPLETE] * 2
+    for trial, record in zip(seen.trials, found.trials, strict=True):
+        assert trial.values == [record.metrics[name].value for name in sweep.objectives]
+
+    # It goes on after the server was restarted; a lost server ends it with one line.
+    server.stop()
+    with pytest.raises(ValueError, match=r"study, postgresql://...@.*, must be readable; got"):
+        search_runner.resumed(directory, tracking_uri)
+    with pytest.raises(StorageUnusable, match="the search's study cannot be used: "):
+        search_runner.run(space, sweep)
+    server.start()
+    extension = search_runner.Extension(trials=3)
+    again = search_runner.resumed(directory, tracking_uri, extension)
+    assert len(search_runner.run(space, again)[0].complete) == 3
+    assert len(optuna.load_study(study_name="shared", storage=server.address).trials) == 3
+
+    # The password is nowhere.
+    written = [path for path in directory.rglob("*") if path.is_file()]
+    assert not [path for path in written if PASSWORD.encode() in path.read_bytes()]
+    said = capfd.readouterr()
+    assert PASSWORD not in said.out + said.err + repr(sweep)
+
+    # Another search cannot take its name, and its folder not another's study.
+    other = tmp_path / "other" / "shared"
+    with pytest.raises(ValueError, match="has a study shared already; choose another --name"):
+        search_runner.new(plan(2), TINY, other, tracking_uri, Scaling(gpus=0), study=address)
+    optuna.load_study(study_name="shared", storage=server.address).set_user_attr(
+        study_database.OWNER, "another"
+    )
+    with pytest.raises(
+        ValueError, match=r"must be that of the search with MLflow's run .* another"
+    ):
+        search_runner.resumed(directory, tracking_uri)
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("study.db", "study.db"),
+        ("sqlite:///study.db", "sqlite:///study.db"),
+        ("https://me:hush-hush@host/db", "https://...@host/db"),
+        ("postgresql", "postgresql"),
+    ],
+)
+def test_what_is_no_server_is_refused(address: str, shown: str) -> None:
+    expected = r"a study's address must be postgresql://USER@HOST/NAME or mysql://USER@HOST/NAME; "
+    with pytest.raises(ValueError, match=f"^{expected}got {shown}$"):
+        study_database.address(address)
+
+
+def test_a_missing_driver_is_named_in_one_line() -> None:
+    expected = r"^a study at postgresql\+pg8000://\.\.\. needs a Python driver, such as "
+    with pytest.raises(ValueError, match=expected):
+        study_database.require_free("postgresql+pg8000://me:hush-hush@127.0.0.1/db", "a")
+
+
+def test_the_environment_names_the_database_of_new_searches_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert study_database.address(None) == ""
+    monkeypatch.setenv(study_database.VARIABLE, "postgresql://me:a@host/db")
+    assert study_database.address(None) == "postgresql://me:a@host/db"
+    assert study_database.address("mysql://host/db") == "mysql://host/db"
+    again = study_database.address_again
+    assert again(None, "") == ""  # a search with a file keeps it
+    assert again(None, "postgresql://me@host/db") == "postgresql://me:a@host/db"
+    with pytest.raises(ValueError, match="keeps its study in its folder: it takes no --study"):
+        again("postgresql://me@host/db", "")
+    monkeypatch.delenv(study_database.VARIABLE)
+    assert again(None, "postgresql://me@host/db") == "postgresql://me@host/db"
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("", ""),
+        ("postgresql://me:secret@host:5/db", "postgresql://me@host:5/db"),
+        (
+            "postgresql://host/db?password=secret&sslmode=require",
+            "postgresql://host/db?sslmode=require",
+        ),
+        ("mysql+pymysql://me@host/db", "mysql+pymysql://me@host/db"),
+    ],
+)
+def test_an_address_is_kept_without_its_password(address: str, expected: str) -> None:
+    assert study_database.without_password(address) == expected
+
+
+def test_a_search_with_a_file_takes_no_server(tracking_uri: str, tmp_path: Path) -> None:
+    sweep = begun(tmp_path / "s", tracking_uri)
+    with pytest.raises(ValueError, match="it takes no --study"):
+        search_runner.resumed(sweep.directory, tracking_uri, study="postgresql://host/db")
+
+
+def test_ray_keeps_the_database_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fake(study_database.Database):
+        def __init__(self, address: str) -> None:
+            self.url = address
+
+    kept = Fake("postgresql://me:secret@host/db").__reduce__()
+    assert kept == (study_database.Database, ("postgresql://me@host/db",))
+    assert b"secret" not in pickle.dumps(kept[1])
