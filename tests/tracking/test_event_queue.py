@@ -104,6 +104,19 @@ def test_a_copy_that_a_killed_process_left_half_made_is_made_again(
     assert queue.file(event) != picture and queue.file(event).read_bytes() == b"whole"
 
 
+def test_half_a_copied_folder_is_copied_again(queue: EventQueue, tmp_path: Path) -> None:
+    model = tmp_path / "run" / "model"
+    model.mkdir(parents=True)
+    (model / "a").write_bytes(b"whole")
+    event = Event(kind="artifact", data={"path": str(model)})
+    half = queue.folder / "files" / event.id / "half"
+    half.mkdir(parents=True)
+    (half / "of another time").touch()
+    queue.copy_file(event)
+    copy = queue.file(event)
+    assert copy != model and [file.name for file in copy.iterdir()] == ["a"]
+
+
 def test_a_process_killed_while_it_empties_the_queue_hides_no_later_event(
     queue: EventQueue,
 ) -> None:

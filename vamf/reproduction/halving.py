@@ -51,18 +51,18 @@ def _nearest(steps: Sequence[int], place: float) -> int:
     return min(steps[:-1], key=lambda step: abs(step - place))
 
 
+def row(curves: Curves, rule: Halving) -> list[str]:
+    """What a rule would have lost and saved, as the cells of the table."""
+    found = risk(curves, rule)
+    return [
+        f"{rule.keep:.0%}",
+        ", ".join(map(str, rule.rungs)),
+        *(f"{share:.0%}" for share in (found.saved, found.best_lost, found.front_lost)),
+        f"{found.hypervolume:.3f}",
+    ]
+
+
 def table(curves: Curves) -> str:
     """What each rule would have lost and saved, in Markdown."""
-    rows = []
-    for rule in rules(curves.steps):
-        found = risk(curves, rule)
-        rows.append(
-            [
-                f"{rule.keep:.0%}",
-                ", ".join(map(str, rule.rungs)),
-                *(f"{share:.0%}" for share in (found.saved, found.best_lost, found.front_lost)),
-                f"{found.hypervolume:.3f}",
-            ]
-        )
     header = ["kept", "rungs", "steps saved", "best ended", "front ended", "hypervolume left"]
-    return markdown.table(header, rows)
+    return markdown.table(header, [row(curves, rule) for rule in rules(curves.steps)])

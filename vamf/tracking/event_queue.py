@@ -149,6 +149,7 @@ class EventQueue:
             # Copied under another name first, so that an incomplete copy is not used.
             half = copy.parent / "half"
             half.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(half, ignore_errors=True)  # a killed process may have left a folder
             (shutil.copytree if path.is_dir() else shutil.copyfile)(path, half)
             half.rename(copy)
 

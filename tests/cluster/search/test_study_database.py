@@ -16,6 +16,7 @@ from helpers.searching import begun
 from helpers.tiny import TINY
 from optuna.trial import TrialState
 
+import vamf
 from tune_spaces import constant
 from vamf.cluster.ray.scaling import Scaling
 from vamf.cluster.search import search_runner, study_database
@@ -132,6 +133,8 @@ def test_a_search_on_a_server_is_seen_by_others_and_goes_on(
     server.stop()
     with pytest.raises(ValueError, match=r"study, postgresql://...@.*, must be readable; got"):
         search_runner.resumed(directory, tracking_uri)
+    assert len(vamf.results(directory).results.complete) == 2
+    assert "neither importances nor slices: the search's study, " in capfd.readouterr().err
     with pytest.raises(StorageUnusable, match="the search's study cannot be used: "):
         search_runner.run(space, sweep)
     server.start()

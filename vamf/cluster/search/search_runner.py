@@ -199,7 +199,8 @@ def resumed(
     tracking.check(uri := located(uri))
     study_database.require_readable(directory / STUDY)
     sweep = saved(directory, uri)
-    sweep = replace(sweep, study=study_database.address_again(study, sweep.study))
+    if study:
+        sweep = replace(sweep, study=study_database.address_again(study, sweep.study))
     study_database.require_own(sweep)
     tracking.require(sweep.parent)
     sweep = (extension or Extension()).of(sweep)
@@ -223,6 +224,7 @@ def saved(directory: Path, uri: str = "") -> Sweep:
         "scaling": Scaling(**data["scaling"]),
         "halving": serialization.from_dict(Halving, halving),
         "budget": serialization.from_dict(Budget, budget),
+        "study": study_database.address_again(None, data.get("study", "")),
     }
     return Sweep(**fields)
 

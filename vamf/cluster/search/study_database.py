@@ -86,6 +86,11 @@ def database(sweep: Sweep) -> str | Database:
     return _on_a_server(sweep.study) if sweep.study else sweep.storage
 
 
+def study_names(sweep: Sweep) -> list[str]:
+    """The names of all studies in a sweep's database; ValueError if it does not answer."""
+    return _names(sweep.storage)
+
+
 def require_free(address: str, name: str) -> None:
     """Raises ValueError if a database does not answer, or has a study of this name."""
     if address and name in _names(address):

@@ -17,9 +17,10 @@ from vamf.cluster.search.analysis.slices import Slices, slices
 from vamf.cluster.search.extra_seeds import rate
 from vamf.cluster.search.search_config import Sweep
 from vamf.cluster.search.study import open_study
-from vamf.cluster.search.study_database import database
+from vamf.cluster.search.study_database import study_names
 from vamf.cluster.search.trials import Trial, checked, load_trials
 from vamf.metrics import significance
+from vamf.output import say
 from vamf.run_layout import STUDY
 from vamf.training.elapsed_time import Spent
 
@@ -106,11 +107,14 @@ def gather(sweep: Sweep) -> Results:
 
 
 def _study(sweep: Sweep) -> optuna.Study | None:
-    """The sweep's study, if it has one already."""
-    exists = bool(sweep.study) or (sweep.directory / STUDY).exists()
-    if not exists or sweep.name not in optuna.get_all_study_names(database(sweep)):
+    """The sweep's study, if it has one already; without its database results lack what it tells."""
+    if not sweep.study and not (sweep.directory / STUDY).exists():
         return None
-    return open_study(sweep)
+    try:
+        return open_study(sweep) if sweep.name in study_names(sweep) else None
+    except ValueError as error:
+        say(f"neither importances nor slices: {error}", error=True)
+        return None
 
 
 def _beyond(values: np.ndarray) -> np.ndarray:
