@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -109,17 +110,19 @@ def imports_of(module: str) -> set[str]:
 
 def users(*prefixes: str) -> set[str]:
     """The modules that import something of these names, or reach it by its dotted name."""
-    found = set()
-    for module, file in MODULES.items():
-        reached = {
-            ast.unparse(node)
-            for node in ast.walk(ast.parse(file.read_text()))
-            if isinstance(node, ast.Attribute)
-        }
-        names = imports_of(module) | reached
-        if any(name == p or name.startswith(f"{p}.") for name in names for p in prefixes):
-            found.add(module)
-    return found
+    return {
+        module
+        for module in MODULES
+        if any(n == p or n.startswith(f"{p}.") for n in reached(module) for p in prefixes)
+    }
+
+
+@cache
+def reached(module: str) -> set[str]:
+    """The dotted names that a module imports or reaches."""
+    tree = ast.parse(MODULES[module].read_text())
+    attributes = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return imports_of(module) | attributes
 
 
 def test_the_walk_sees_the_project():

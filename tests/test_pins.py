@@ -12,10 +12,15 @@ TOLERANCE = 2e-5
 COARSE = {"bfloat16": 500.0, "latents": 100.0}
 """By how much more the rounding of some runs shows."""
 
+QUICK = ("digits", "toy", "oracle", "guided", "alpha", "ddpm")
+"""The runs that are not left to the slow suite."""
+
 PINNED = json.loads(PINS.read_text())
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in RUNS]
+)
 def test_a_short_training_ends_as_it_did(name, tmp_path):
     """Not to the bit: processors of one name round differently."""
     found, pinned = run(name, tmp_path), PINNED[name]
