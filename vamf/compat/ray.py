@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -154,6 +155,32 @@ def require_same_versions(metadata: dict[str, Any]) -> None:
     from ray._private.utils import check_version_info
 
     check_version_info(metadata, "this machine")
+
+
+@contextmanager
+def cluster_named() -> Iterator[None]:
+    """Within the block, the processes that Ray Train starts are told which cluster is theirs.
+
+    Private: ``ENV_VARS_TO_PROPAGATE``. Without it the process that frees the resources of a run
+    whose own process died looks for "the" cluster on its machine: where there are two it fails, and
+    the run that is to resume waits for ever.
+    """
+    import ray
+    from ray.train.v2._internal import constants
+
+    if is_client():  # the trainer's own processes are started elsewhere
+        yield
+        return
+    name = "RAY_ADDRESS"
+    before = os.environ.get(name)
+    constants.ENV_VARS_TO_PROPAGATE.add(name)
+    os.environ[name] = ray.get_runtime_context().gcs_address
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 def progress_callback() -> Any:

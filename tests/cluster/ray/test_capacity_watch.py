@@ -77,16 +77,18 @@ def test_missing_nodes_are_reported_once_and_so_is_their_return(
 
 @pytest.fixture
 def nodes(warm_workers: None) -> Iterator[list[Node]]:
-    """A head and a node of one CPU each."""
+    """A head and a node of one CPU each, beside another cluster on the same machine."""
     started: list[Node] = []
+    other = Node(cpus=1)
     try:
+        other.wait()
         started.append(Node(cpus=1))
         started[0].wait()
         started.append(Node(cpus=1, head=started[0]))
         started[1].wait()
         yield started
     finally:
-        for node in reversed(started):
+        for node in [*reversed(started), other]:
             node.stop()
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from vamf.cluster.train.failures import (
 from vamf.cluster.train.save_request import SAVE_S, SaveRequest
 from vamf.cluster.train.store_sync import StoreSync
 from vamf.cluster.train.worker import Report
+from vamf.compat import ray as compat
 from vamf.errors import StoreError
 from vamf.experiment import Experiment
 from vamf.files import write_whole
@@ -75,6 +76,7 @@ def fit(
         with (
             _shared_files(directory, mirror, scaling) as probe,
             _saving_before_signals(directory, config),
+            compat.cluster_named() if scaling.workers else nullcontext(),
         ):
             TorchTrainer(
                 worker.work,

@@ -50,8 +50,7 @@ def plot_slices(results: Results, slices: Slices, path: Path) -> None:
         values = [trial.metrics[name].value for trial in results.complete]
         for axis, cut in zip(axes[row], cuts, strict=True):
             _slice(axis, results, cut, name)
-            if cut.parameter in slices.best:
-                axis.axvline(_place(cut, slices.best[cut.parameter]), color="tab:red", lw=1)
+            axis.axvline(_place(cut, slices.best[cut.parameter]), color="tab:red", lw=1)
             if wide(values):
                 _logarithmic(axis.set_yscale, axis.yaxis)
         axes[row][0].set_ylabel(name.removeprefix("eval/"))
