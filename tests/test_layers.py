@@ -248,7 +248,10 @@ def test_torch_fidelity_is_imported_by_its_compat_module_only():
                 for name in ("server", "experiments", "shared_view", "model", "registry")
             },
         ),
-        (("ray.train",), {"vamf.cluster.train.fit", "vamf.cluster.train.worker"}),
+        (
+            ("ray.train",),
+            {"vamf.cluster.train.fit", "vamf.cluster.train.worker", "vamf.compat.ray"},
+        ),
         (
             ("ray.tune",),
             {"vamf.cluster.search.tune", "vamf.cluster.search.trial_runner", "vamf.compat.ray"},

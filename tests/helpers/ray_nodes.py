@@ -42,11 +42,12 @@ class Node:
         *,
         cpus: int,
         head: "Node | None" = None,
+        memory: int | None = None,
         hidden: Path | None = None,
         env: Mapping[str, str] | None = None,
     ) -> None:
-        """``hidden`` is a folder in whose place this node sees an empty one of its own; ``env`` are
-        environment variables of this node alone."""
+        """``memory`` is what Ray may give away, in bytes; ``hidden`` is a folder in whose place this
+        node sees an empty one of its own; ``env`` are environment variables of this node alone."""
         # A short path: Ray keeps its sockets in it, and theirs may have 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="vr"))
         self.log = self.folder / "start.log"
@@ -63,6 +64,7 @@ class Node:
             own += [f"--address=127.0.0.1:{head.port}"]
         fixed = f"--block --num-cpus={cpus} --num-gpus=0 --node-ip-address=127.0.0.1"
         fixed += " --disable-usage-stats --object-store-memory=100000000"
+        own += [] if memory is None else [f"--memory={memory}"]
         self._options = [*fixed.split(), *own]
         self._hidden, self._env = hidden, dict(env or {})
         self.process = self._start(self._options, hidden)
