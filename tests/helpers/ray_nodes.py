@@ -46,8 +46,8 @@ class Node:
         hidden: Path | None = None,
         env: Mapping[str, str] | None = None,
     ) -> None:
-        """``memory`` is what Ray may give away, in bytes; ``hidden`` is a folder in whose place this
-        node sees an empty one of its own; ``env`` are environment variables of this node alone."""
+        """``memory`` is what Ray may give away, in bytes. ``hidden`` is a folder in whose place
+        this node sees an empty one. ``env`` are environment variables of this node alone."""
         # A short path: Ray keeps its sockets in it, and theirs may have 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="vr"))
         self.log = self.folder / "start.log"
