@@ -108,6 +108,7 @@ def test_a_check_without_data_is_one_line(untrained, tmp_path, capsys):
     assert line.startswith("CIFAR-10 must lie in")
 
 
+@pytest.mark.slow
 def test_figures_that_are_not_the_published_ones_fail(untrained, tmp_path, capsys, monkeypatch):
     trust_cifar10(monkeypatch)
     random = np.random.RandomState(0)
