@@ -9,6 +9,7 @@ import optuna
 import sqlalchemy
 
 from vamf.cluster.search.search_config import Sweep
+from vamf.cluster.search.trials import load_trials
 from vamf.errors import one_line
 from vamf.redact import redacted
 from vamf.tracking.run import sqlite
@@ -104,8 +105,14 @@ def require_readable(file: Path) -> None:
 
 
 def require_own(sweep: Sweep) -> None:
-    """Raises ValueError if a database does not answer, or has a study of another search."""
-    if not sweep.study or sweep.name not in _names(sweep.study):
+    """Raises ValueError if a database does not answer, or lacks the study, or has another's."""
+    if not sweep.study:
+        return
+    if sweep.name not in _names(sweep.study):
+        if load_trials(sweep.directory):  # whose numbers a new study would give again
+            raise ValueError(
+                f"{redacted(sweep.study)} must have the study {sweep.name}; it has not"
+            )
         return
     study = optuna.load_study(study_name=sweep.name, storage=database(sweep))
     owner = study.user_attrs.get(OWNER)
