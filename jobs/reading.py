@@ -16,8 +16,11 @@ from vamf.files import expanded
 
 T = TypeVar("T")
 
-OLD = re.compile(r"^--ddpm\.")
-"""Options that were renamed: a DDPM is a kind of loss."""
+OTHER_NAMES = {
+    re.compile(r"^--ddpm\."): "--loss.",
+    re.compile(r"^--accumulate\b"): "--compute.accumulate",
+}
+"""Options that were renamed, as a DDPM is a kind of loss, and short names."""
 
 
 def read(
@@ -29,7 +32,8 @@ def read(
     options have a field ``set``, dotted options that they lack are added to it as settings. Raises
     ValueError for an unknown option, or if ``~`` is not a user's home.
     """
-    argv = [OLD.sub("--loss.", word) for word in argv]
+    for other, name in OTHER_NAMES.items():
+        argv = [other.sub(name, word) for word in argv]
     known = set(dotted(options if default is None else default))
     if "set" in known:
         argv = with_settings(argv, known)

@@ -21,13 +21,13 @@ PRESETS = {
     "toy": "points in the plane (--data.name), MLP of 0.04 M: a minute on a CPU",
     "mnist": "MNIST, U-Net of 7 M: 6 minutes on an H200; distance 0.47, real 0.02, noise 379",
     "mnist_ddpm": "the same network as a DDPM: 3 minutes; distance 0.22 with 50 steps of DDIM",
-    "cifar10": "CIFAR-10, U-Net of 56 M, Mean Flows' own recipe, batch 1,024: GPUs",
+    "cifar10": "CIFAR-10, U-Net of 56 M, Mean Flows' own recipe: 44 GiB, in 4 micro-batches 12",
     "cifar10_cond": "the same with classes and guidance",
     "cifar10_ddpm": "the same network as a DDPM, batch 128: a GPU",
-    "imagenet_dit_b4": "latents of ImageNet (jobs.encode), DiT-B/4 of 131 M, Mean Flows' recipe",
+    "imagenet_dit_b4": "latents of ImageNet (jobs.encode), DiT-B/4 of 131 M, their recipe: 8 GiB",
     "imagenet_dit_b2": "the same with DiT-B/2 of 131 M",
     "imagenet_dit_l2": "the same with DiT-L/2 of 459 M",
-    "imagenet_dit_xl2": "the same with DiT-XL/2 of 676 M: 112 GiB at batch 256",
+    "imagenet_dit_xl2": "the same with DiT-XL/2 of 676 M: 112 GiB, in 4 micro-batches 34",
 }
 
 SPACES = {

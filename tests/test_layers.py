@@ -237,6 +237,7 @@ def test_torch_fidelity_is_imported_by_its_compat_module_only():
             ("torch.func",),
             {
                 "vamf.flow.derivatives",
+                "vamf.models.recomputation",
                 "vamf.reproduction.ensemble.stacked_networks",
                 "vamf.training.step.precision",
             },

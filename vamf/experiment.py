@@ -20,7 +20,14 @@ from vamf.data.toys import Toy
 from vamf.diagnostics.adaptive import AdaptiveBeta
 from vamf.diagnostics.probe import Probe
 from vamf.experiment_schema import SCHEMA, migrated, present_names
-from vamf.experiment_settings import Checkpoints, Compute, Evaluation, Optimiser, require_at_least
+from vamf.experiment_settings import (
+    Checkpoints,
+    Compute,
+    Evaluation,
+    Optimiser,
+    require_at_least,
+    require_divisor,
+)
 from vamf.files import write_whole
 from vamf.flow.guidance import Guidance
 from vamf.flow.objectives.alpha_flow import AlphaFlowLoss
@@ -129,6 +136,13 @@ class Experiment:
             )
 
     def _check_compute(self) -> None:
+        if self.compute.accumulate != "auto":
+            require_divisor(self.compute.accumulate, self.batch, 1)
+        if self.compute.checkpointing and not isinstance(self.model, UNetConfig | DiTConfig):
+            raise ValueError(
+                "compute.checkpointing needs a network of blocks, a UNetConfig or a DiTConfig; got "
+                f"{type(self.model).__name__}"
+            )
         if self.compute.precision == "bfloat16" and self.proxy == "head":
             raise ValueError(
                 "bfloat16 needs a proxy other than head; got proxy head: use another, or "

@@ -15,6 +15,24 @@ def require_at_least(minimum: float, **numbers: float) -> None:
             raise ValueError(f"{name} must be at least {minimum}; got {number}")
 
 
+def divisors(number: int) -> list[int]:
+    """The divisors of a positive number, ascending."""
+    return [k for k in range(1, number + 1) if number % k == 0]
+
+
+def require_divisor(parts: int, share: int, workers: int) -> None:
+    """Raises ValueError unless ``parts`` divides a worker's ``share`` of the batch."""
+    if share % parts == 0:
+        return
+    known = divisors(share)
+    below = max(k for k in known if k < parts)
+    near = [str(below), *(str(k) for k in known if k > parts)][:2]
+    raise ValueError(
+        f"compute.accumulate must divide a worker's share of the batch, {share} samples of "
+        f"{workers} worker{'s' * (workers > 1)}; got {parts}: the nearest are {' and '.join(near)}"
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Optimiser:
     """Adam with linear warm-up and cosine decay."""
@@ -96,3 +114,14 @@ class Compute:
     compile: bool = False
     """Compute values and tangents together, tangents only for samples with r < t, with fused
     kernels; on a GPU a step is replayed as one CUDA graph from the fourth step on."""
+    accumulate: int | Literal["auto"] = 1
+    """Micro-batches into which each worker splits its share of a batch, one after the other: a step
+    needs the memory of one of them. auto: as few as fit into a GPU, by two small passes before the
+    first step. With dropout, each has masks of its own."""
+    checkpointing: bool = False
+    """Keep only the inputs of a network's blocks for the backward pass, which computes each block
+    again: less memory, more time."""
+
+    def __post_init__(self) -> None:
+        if self.accumulate != "auto":
+            require_at_least(1, **{"compute.accumulate": self.accumulate})

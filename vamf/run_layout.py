@@ -21,7 +21,7 @@ ERROR_DETAILS = "error.txt"
 """The traceback of the workers that ended the run."""
 
 PROGRESS = "progress"
-"""The last reported step."""
+"""The last reported step, and remarks for the progress bar."""
 
 NOTES = "notes"
 """Notes on anything unusual in the run, one on each line."""

@@ -43,13 +43,17 @@ def test_variants_are_those_of_the_preset():
     assert [e.beta.value for e in own] == [0, 0, 0.5, 0]
     assert [e.times.prob_equal for e in own] == [1, 0.25, 0.25, 0.75]
     compiled = variants(TOY.override({"compute.compile": True}))
-    assert [*compiled][4:] == [*plain]
+    parts = "own objective, 4 micro-batches, compiled"
+    assert [*compiled][5:] == [*plain]
     assert [name for name, (e, _) in compiled.items() if e.compute.compile] == [
-        f"{name}, compiled" for name in [*plain][:4]
+        *(f"{name}, compiled" for name in [*plain][:4]),
+        parts,
     ]
+    assert compiled[parts][0].compute.accumulate == 4
     # Those that know no labels are left out; a DDPM has no beta.
-    assert len(variants(PRESETS["cifar10_cond"])) == 8
-    assert [*variants(PRESETS["cifar10_ddpm"])] == ["DDPM, compiled", "DDPM"]
+    again = "own objective, checkpointing, compiled"
+    assert len(variants(PRESETS["cifar10_cond"])) == 10
+    assert [*variants(PRESETS["cifar10_ddpm"])] == ["DDPM, compiled", parts, again, "DDPM"]
 
 
 @pytest.mark.parametrize("alone", [False, True])

@@ -45,6 +45,12 @@ def test_copy_all_copies_every_tensor():
     assert torch.equal(to[0], tensors[0]) and torch.equal(to[1], tensors[1].float())
 
 
+def test_add_all_adds_every_tensor():
+    to, tensors = [torch.ones(3).double(), torch.ones(2, 2)], [randn(3), randn(2, 2)]
+    compat.add_all_(to, tensors)
+    assert torch.equal(to[0], 1 + tensors[0]) and torch.equal(to[1], 1 + tensors[1].float())
+
+
 def test_recompilations_are_allowed_and_never_fewer():
     from torch.compiler import config
 

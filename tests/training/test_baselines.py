@@ -90,7 +90,7 @@ def test_a_ddpm_is_trained_by_two_workers_as_by_one():
 
     def gradient(workers):
         trainer = Trainer(DENOISING, DENOISING.data.load("train"), workers)
-        trainer.objective(3).loss.backward()
+        trainer.objective(trainer.objective.inputs(3)).loss.backward()
         return torch.cat([p.grad.flatten() for p in trainer.net.parameters()])
 
     halves = [gradient(Workers(rank=rank, world=2)) for rank in range(2)]

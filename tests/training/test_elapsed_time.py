@@ -49,6 +49,18 @@ def test_runs_that_share_a_gpu_share_its_seconds(now: list[float], tmp_path: Pat
     assert Clock(tmp_path, Workers(), gpus=0.25).spent().gpu_seconds == 0
 
 
+def test_the_speed_of_steps_is_theirs_alone(now: list[float], tmp_path: Path) -> None:
+    """Four steps in 2 s after an evaluation of 60 s."""
+    clock = Clock(tmp_path, Workers())
+    clock.begin_steps(0)
+    now[0] += 10
+    assert clock.seconds_of_step(5) == 2
+    now[0] += 60
+    clock.begin_steps(5)
+    now[0] += 2
+    assert clock.seconds_of_step(9) == 0.5
+
+
 def test_a_damaged_file_counts_for_nothing(tmp_path: Path) -> None:
     (tmp_path / SPENT).write_text('{"seconds": 3')
     assert spent_in([tmp_path]) == Spent(0, 0)

@@ -16,6 +16,8 @@ from vamf.flow.derivatives import textbook_derivative
 from vamf.flow.objectives.terms import Draws, squared_norm
 from vamf.flow.path import interpolate
 from vamf.flow.schedules import BetaSchedule
+from vamf.models.dit import DiTConfig
+from vamf.models.unet import UNetConfig
 from vamf.training.step.precision import matmul_precision
 from vamf.training.step.trainer import Trainer
 from vamf.typing import expand_like
@@ -25,6 +27,9 @@ WARM_UP = {False: 2, True: 6}
 
 SHARES = (0.25, 0.75)
 """Shares of samples with r = t that are compared, in addition to the experiment's own."""
+
+PARTS = 4
+"""Micro-batches that are compared with the whole batch."""
 
 ALONE = {"cuda"}
 """Types of device on which only one variant is kept at a time, as graphs hold memory."""
@@ -94,11 +99,22 @@ def variants(experiment: Experiment) -> dict[str, tuple[Experiment, Callable | N
     if experiment.compute.compile:
         on = {"compute.compile": True}
         found = {f"{name}, compiled": (own.override(on), None) for name, own in losses.items()}
+        found |= {name: (own.override(on), None) for name, own in _with_less_memory(eager).items()}
     found |= {name: (own, None) for name, own in losses.items()}
     if experiment.loss.learns_velocity and experiment.guidance is None:
         found["MeanFlow, r = t through the jvp too"] = plain, _whole_batch
         found["MeanFlow by the textbook"] = plain, _with_graph
     return found
+
+
+def _with_less_memory(experiment: Experiment) -> dict[str, Experiment]:
+    """The experiment itself with the settings that save memory, as far as it has them."""
+    found = {}
+    if experiment.batch % PARTS == 0:
+        found[f"own objective, {PARTS} micro-batches, compiled"] = {"compute.accumulate": PARTS}
+    if isinstance(experiment.model, UNetConfig | DiTConfig):
+        found["own objective, checkpointing, compiled"] = {"compute.checkpointing": True}
+    return {name: experiment.override(changes) for name, changes in found.items()}
 
 
 def _step(

@@ -61,6 +61,14 @@ def copy_all_(to: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
     torch._foreach_copy_(list(to), list(tensors))
 
 
+def add_all_(to: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+    """Adds each tensor to another one, in few kernels on a GPU.
+
+    ``torch._foreach_add_`` is private; a loop over ``add_`` is the same, a launch for each.
+    """
+    torch._foreach_add_(list(to), list(tensors))
+
+
 def cudnn_convolution_into(out: Tensor, x: Tensor, conv: nn.Conv2d) -> None:
     """Writes a convolution without its bias into ``out``, by cuDNN on a GPU.
 

@@ -24,6 +24,7 @@ from vamf.models.layers import (
     refuse_labels,
     sinusoid,
 )
+from vamf.models.recomputation import again_backward
 from vamf.typing import Label, Sample, Scalars, Time
 
 Values = Sequence[Any]
@@ -289,7 +290,7 @@ class DiT(nn.Module):
             self._placed, self.patches(apply_with_tangent(lambda v: v.to(dtype), z))
         )
         for block in self.blocks:
-            x = block(x, condition)
+            x = again_backward(block, TransformerBlock.__call__, x, condition)
         return x, condition
 
     def _condition(self, t: Time, r: Time, y: Label | None, kappa: Scalars | None) -> Tensor:

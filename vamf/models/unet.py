@@ -28,6 +28,7 @@ from vamf.models.layers import (
     upsample,
     with_rows,
 )
+from vamf.models.recomputation import again_backward
 from vamf.typing import Label, Sample, Scalars, Time
 
 OUT_GAIN = 1e-5
@@ -230,10 +231,11 @@ class UNet(nn.Module):
         x = self.conv_in(z.to(self.conv_in.weight.dtype))
         skips = [x]
         for block in self.down:
-            x = block(x, emb)
+            x = again_backward(block, Block.__call__, x, emb)
             skips.append(x)
         for block, join in zip(self.up, self.joins, strict=True):
-            x = block(torch.cat([x, skips.pop()], 1) if join else x, emb)
+            x = torch.cat([x, skips.pop()], 1) if join else x
+            x = again_backward(block, Block.__call__, x, emb)
         return silu(self.norm_out(x))
 
     def as_input(self, z: Sample) -> Sample:

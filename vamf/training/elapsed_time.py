@@ -32,11 +32,21 @@ class Clock:
         self._file, self._start = directory / SPENT, time.monotonic()
         self._gpus = workers.world * gpus if workers.device.type == "cuda" else 0.0
         self._before = spent_in([directory])
+        self._pass = (0, self._start)
 
     def spent(self) -> Spent:
         """The run's time so far."""
         before, now = self._before, time.monotonic() - self._start
         return Spent(before.seconds + now, before.gpu_seconds + now * self._gpus)
+
+    def begin_steps(self, step: int) -> None:
+        """Notes that the next steps begin now, after this one."""
+        self._pass = step, time.monotonic()
+
+    def seconds_of_step(self, step: int) -> float:
+        """Mean seconds of the steps from ``begin_steps`` to this one, which has just ended."""
+        first, then = self._pass
+        return (time.monotonic() - then) / max(step - first, 1)
 
     def save(self) -> None:
         """Saves the time for the next attempt."""

@@ -14,9 +14,7 @@ import torch
 from torch import nn
 
 from vamf.data.dataset import ImageSet
-from vamf.data.streaming import StreamedSet
 from vamf.diagnostics.probe import Probe
-from vamf.diagnostics.variance import TIMES
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
 from vamf.files import write_whole
@@ -28,7 +26,9 @@ from vamf.training.checkpoints.resume import NoteRecorder, checkpoints, restore
 from vamf.training.elapsed_time import Clock
 from vamf.training.evaluation import Metrics, evaluate, generate_from
 from vamf.training.landscape_report import plot_landscape, save_landscape
+from vamf.training.logged_values import logged_values
 from vamf.training.pictures import pictured, save_picture
+from vamf.training.step.memory import choose_micro_batches, make_room, out_of_memory
 from vamf.training.step.networks import as_sampled
 from vamf.training.step.precision import require
 from vamf.training.step.precision_check import self_test
@@ -151,15 +151,16 @@ def _train(experiment: Experiment, session: Session) -> Summary:
     restore(trainer, folder, session.note, session.fetch_checkpoint)
     _agree(trainer)
     if trainer.step < experiment.steps:
-        self_test(trainer)
+        _require_memory(trainer, lambda: _prepare_step(trainer, session))
     metrics: Metrics = {}
     stopped: str | None = None
     if session.at_rung(trainer.step):  # an earlier attempt died before it reported a decision
-        metrics, stopped = _asked(trainer, session, lambda: evaluate(trainer))
+        metrics, stopped = _asked(trainer, session, lambda: _evaluated(trainer))
     with Saver(folder, session.workers.described(), session.on_checkpoint) as saver:
         first = trainer.step + 1
+        clock.begin_steps(trainer.step)
         while trainer.step < experiment.steps and stopped is None:
-            trainer.train_step()
+            _require_memory(trainer, trainer.train_step)
             if trainer.step == first:
                 _agree(trainer)
             after = partial(_after_step, trainer, session, saver, clock)
@@ -172,7 +173,7 @@ def _train(experiment: Experiment, session: Session) -> Summary:
                 _keep(trainer, saver, clock)
                 session.save_done()
     if not metrics:  # the last step was done before the run was resumed
-        metrics = evaluate(trainer)
+        metrics = _evaluated(trainer)
     spent = clock.spent()._asdict()
     summary = Summary(step=trainer.step, metrics=metrics, stopped=stopped, **spent)
     if session.leads:
@@ -219,11 +220,32 @@ def _prepare(experiment: Experiment, session: Session) -> Trainer:
     workers = session.workers
     require(experiment.compute, workers.device)
     dataset = experiment.data.load("train")
+    if workers.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(workers.device)  # of the run before it in this process
     if workers.world > 1:
         replica_consistency.agree(workers, replica_consistency.setting(experiment, dataset))
     if isinstance(dataset, ImageSet):
         dataset = dataset.to(workers.device)
     return Trainer(experiment, dataset, workers, session.wrap)
+
+
+def _prepare_step(trainer: Trainer, session: Session) -> None:
+    """Chooses the micro-batches, if that is asked for, and tests a step's numbers."""
+    choose_micro_batches(trainer)
+    if session.leads and (parts := trainer.micro_batches) > 1:
+        size = trainer.experiment.batch // trainer.workers.world // parts
+        session.note("memory.micro_batches", f"a step has {parts} micro-batches of {size} samples")
+    self_test(trainer)
+
+
+def _require_memory(trainer: Trainer, action: Callable[[], None]) -> None:
+    """Runs ``action``; raises ValueError, with settings that fit, if the GPU's memory is full."""
+    try:
+        action()
+        return
+    except torch.OutOfMemoryError:
+        pass  # outside of it: the error holds the memory
+    raise ValueError(out_of_memory(trainer))
 
 
 def _agree(trainer: Trainer) -> None:
@@ -244,8 +266,8 @@ def _after_step(trainer: Trainer, session: Session, saver: Saver, clock: Clock) 
         return {}
     values = trainer.collect()  # raises before a state that is not finite is saved
     if log_due:
-        values |= _progress(trainer, clock)
-    metrics = evaluate(trainer) if evaluation_due else {}
+        values |= logged_values(trainer, clock)
+    metrics = _evaluated(trainer) if evaluation_due else {}
     if experiment.probe is not None and probe_due:
         metrics |= _probe(trainer, session, experiment.probe)
     values |= {name: measurement.value for name, measurement in metrics.items()}
@@ -259,7 +281,13 @@ def _after_step(trainer: Trainer, session: Session, saver: Saver, clock: Clock) 
         if last:
             saver.drain()  # a receiver of the last step's report can rely on its checkpoint
     session.report({"step": step, **values})
+    clock.begin_steps(step)
     return metrics
+
+
+def _evaluated(trainer: Trainer) -> Metrics:
+    make_room(trainer)
+    return evaluate(trainer)
 
 
 def _note_lost(metrics: Metrics, step: int, note: NoteRecorder) -> None:
@@ -269,38 +297,9 @@ def _note_lost(metrics: Metrics, step: int, note: NoteRecorder) -> None:
         note("evaluation.not_finite", f"step {step} is never the best: {', '.join(lost)}")
 
 
-def _progress(trainer: Trainer, clock: Clock) -> dict[str, float]:
-    spent = clock.spent()
-    on_gpus = {"time/gpu_seconds": spent.gpu_seconds} if spent.gpu_seconds else {}
-    return {
-        "grad/norm": trainer.gradient_norm(),
-        **_beta(trainer),
-        "schedule/lr": trainer.optimiser.param_groups[0]["lr"],
-        "time/seconds": spent.seconds,
-        **on_gpus,
-        "time/workers": trainer.workers.world,
-        **_waiting(trainer),
-    }
-
-
-def _waiting(trainer: Trainer) -> dict[str, float]:
-    """The share of the time since the last log that was spent waiting for data from disk."""
-    data = trainer.dataset
-    return {"time/waiting": data.waiting_share()} if isinstance(data, StreamedSet) else {}
-
-
-def _beta(trainer: Trainer) -> dict[str, float]:
-    """beta of the last step; if it depends on t, also at the times of the loss variance."""
-    t = torch.tensor(TIMES, device=trainer.workers.device)
-    beta = trainer.objective.beta(trainer.step - 1, t)
-    if not isinstance(beta, torch.Tensor):
-        return {"schedule/beta": beta}
-    at = {f"schedule/beta_t{time}": b for time, b in zip(TIMES, beta.tolist(), strict=True)}
-    return {"schedule/beta": float(beta.mean())} | at
-
-
 def _probe(trainer: Trainer, session: Session, plan: Probe) -> Metrics:
     """Measures a landscape on all workers; rank 0 saves it and its plot."""
+    make_room(trainer)
     landscape = trainer.probe(plan)
     if session.leads:
         path = session.directory / LANDSCAPE / f"{step_name(trainer.step)}.png"

@@ -14,6 +14,7 @@ from vamf.cluster.train.progress import (
     COMPILING,
     SampleRate,
     add_note,
+    described,
     notes,
     progress,
     progress_bar,
@@ -85,11 +86,12 @@ def test_a_log_says_the_speed_and_the_time_left(
     monkeypatch.setattr(module, "LINE_S", 0.0)
     monkeypatch.setattr(module.time, "monotonic", lambda: next(now))
     with progress_bar(tmp_path, 10, 100):
-        for step in ("2", "4"):
-            (tmp_path / "progress").write_text(step)
+        for report in ({"step": 2}, {"step": 4, "memory/peak_gib": 13.2, "time/waiting": 0.03}):
+            (tmp_path / "progress").write_text(described(report))
             time.sleep(0.7)
     last = log.getvalue().splitlines()[-1]
-    assert "4/10 [" in last and "step/s, " in last and last.endswith(" samples/s]")
+    assert "4/10 [" in last and "step/s, " in last
+    assert last.endswith(" samples/s, 13.2 GiB, 3% waiting for data]")
     assert "<00:" in last  # the time left
 
 

@@ -39,22 +39,22 @@ def trained(monkeypatch, warm_up, experiment):
 class Usual:
     """Replaces a captured step by the same step without a graph."""
 
-    def __init__(self, objective):
-        self._objective = objective
+    def __init__(self, objective, share=1.0):
+        self._objective, self._share = objective, share
 
     def __call__(self, inputs):
         terms = self._objective.terms(inputs)
-        terms.loss.backward()
+        (terms.loss * self._share).backward()
         return terms
 
 
-def halves(rank, folder, precision):
+def halves(rank, folder, precision, parts):
     """One of two workers: three steps averaged by DistributedDataParallel, then as captured."""
     torch.set_num_threads(1)
-    compute = {"compute.compile": True, "compute.precision": precision}
+    compute = {"compute.compile": True, "compute.precision": precision, "compute.accumulate": parts}
     experiment = PRESETS["digits"].override(SMALL | compute)
     with member(rank, folder):
-        for name, captured in (("hooks", lambda _: None), ("afterwards", Usual)):
+        for name, captured in (("hooks", lambda *_: None), ("afterwards", Usual)):
             trainer.captured = captured
             data, workers = experiment.data.load("train"), Workers(rank, 2)
             own = Trainer(experiment, data, workers, DistributedDataParallel)
@@ -62,15 +62,16 @@ def halves(rank, folder, precision):
                 own.train_step()
             if captured is Usual:
                 gradients = [p.grad for p in own.net.parameters()]
-                assert (memory_of(gradients) is not None) == (precision == "bfloat16")
+                adjacent = precision == "bfloat16" or parts > 1
+                assert (memory_of(gradients) is not None) == adjacent
             torch.save(own.state_dict(), folder / f"{name}{rank}.pt")
 
 
 @pytest.mark.slow  # two processes that each import torch
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_gradients_of_captured_steps_are_averaged(tmp_path, precision):
+@pytest.mark.parametrize(("precision", "parts"), [("float32", 2), ("bfloat16", 1)])
+def test_gradients_of_captured_steps_are_averaged(tmp_path, precision, parts):
     """To the bit: a half of each is exact. Those of rounded weights are not copied for it."""
-    torch.multiprocessing.spawn(halves, (tmp_path, precision), nprocs=2)
+    torch.multiprocessing.spawn(halves, (tmp_path, precision, parts), nprocs=2)
     names = ("hooks0", "hooks1", "afterwards0", "afterwards1")
     first, *others = (torch.load(tmp_path / f"{name}.pt")["net"] for name in names)
     for other in others:

@@ -47,6 +47,11 @@ def objective(workers=Workers(), experiment=EXPERIMENT, net=None):  # noqa: B008
     return Objective(experiment, net, boundary_velocity(net), dataset, workers)
 
 
+def loss_of(own, step):
+    """The terms of a step's loss."""
+    return own(own.inputs(step))
+
+
 def shares(world, step, experiment=EXPERIMENT):
     return [objective(Workers(rank, world), experiment).draw(step) for rank in range(world)]
 
@@ -81,11 +86,11 @@ def test_equal_times_come_first_in_every_share(world):
 def test_mean_gradient_of_shares_is_the_joined_batchs(world):
     """The same computation as DistributedDataParallel, without processes."""
     single = objective()
-    single(3).loss.backward()
+    loss_of(single, 3).loss.backward()
     expected = [p.grad for p in single.net.parameters()]
     workers = [objective(Workers(rank, world)) for rank in range(world)]
-    losses = [worker(3).loss for worker in workers]
-    torch.testing.assert_close(sum(losses) / world, single(3).loss, rtol=1e-6, atol=0)
+    losses = [loss_of(worker, 3).loss for worker in workers]
+    torch.testing.assert_close(sum(losses) / world, loss_of(single, 3).loss, rtol=1e-6, atol=0)
     for loss in losses:
         loss.backward()
     gradients = zip(*([p.grad for p in worker.net.parameters()] for worker in workers), strict=True)
@@ -95,7 +100,7 @@ def test_mean_gradient_of_shares_is_the_joined_batchs(world):
 
 def test_a_step_is_a_function_of_seed_and_step():
     first, again = objective(), objective()
-    first.draw(0), first(1)  # neither earlier steps nor the global stream have an effect
+    first.draw(0), loss_of(first, 1)  # neither earlier steps nor the global stream have an effect
     torch.manual_seed(5)
     for a, b in zip((*first.draw(4)[0][:4],), (*again.draw(4)[0][:4],), strict=True):
         assert torch.equal(a, b)
@@ -140,7 +145,7 @@ def test_forward_is_the_experiments_loss_of_its_draws():
     expected = EXPERIMENT.loss(
         own.net, draws, beta=0.2 + 0.6 * 2 / 10, v_hat=own.v_hat, anchor_uniform=uniform
     )
-    terms = own(2)
+    terms = loss_of(own, 2)
     assert torch.equal(terms.squared_error, expected.squared_error)
     assert torch.equal(terms.loss, expected.loss)
 
@@ -173,8 +178,8 @@ def test_signs_change_no_other_number():
     for a, b in zip(plain.draw(2)[0], traced.draw(2)[0], strict=True):
         assert (a == b) if isinstance(a, int) else torch.equal(a, b)
     assert torch.equal(plain.draw(2)[1], traced.draw(2)[1])
-    assert torch.equal(plain(2).squared_error, traced(2).squared_error)
-    assert not torch.equal(plain(2).loss, traced(2).loss)
+    assert torch.equal(loss_of(plain, 2).squared_error, loss_of(traced, 2).squared_error)
+    assert not torch.equal(loss_of(plain, 2).loss, loss_of(traced, 2).loss)
 
 
 def test_signs_are_drawn_only_when_needed():
@@ -188,11 +193,13 @@ def test_alpha_follows_the_share_of_steps_taken():
         {"loss.alpha.finish": 1.0, "beta.value": 0.2, "loss.anchor": None}
     )
     for step, alpha in ((0, 1.0), (5, 0.5), (9, 0.0)):
-        own = objective(experiment=curriculum)
         constant = curriculum.override({"loss.alpha": None, "loss.alpha.value": alpha})
-        assert torch.equal(own(step).loss, objective(experiment=constant)(step).loss)
         plain = curriculum.override({"loss.alpha": None})
-        assert torch.equal(own(step).loss, objective(experiment=plain)(step).loss) == (alpha == 0)
+        curve, fixed, mean_flow = (
+            loss_of(objective(experiment=e), step).loss for e in (curriculum, constant, plain)
+        )
+        assert torch.equal(curve, fixed)
+        assert torch.equal(curve, mean_flow) == (alpha == 0)
 
 
 def guided(**changes):
@@ -216,7 +223,7 @@ def test_the_velocity_head_learns_by_flow_matching_weighted_as_the_loss():
         for layer in (net.head, net.velocity_head):
             layer.weight.normal_()
     own, head = objective(experiment=experiment, net=net), list(net.velocity_head.parameters())
-    found = torch.autograd.grad(own(2).loss, head)
+    found = torch.autograd.grad(loss_of(own, 2).loss, head)
     draws, _ = own.draw(2)
     z, v_cond = interpolate(draws.x, draws.e, draws.t)
     error = (net.velocity(z, draws.t) - v_cond).square().sum(1)
@@ -228,7 +235,7 @@ def test_the_velocity_head_learns_by_flow_matching_weighted_as_the_loss():
 
 def test_what_is_collected_of_a_step_keeps_no_graph():
     """Or the activations of all steps between two logs would stay in memory."""
-    terms = objective()(2)
+    terms = loss_of(objective(), 2)
     assert terms.loss.requires_grad and not watched(terms).requires_grad
     assert watched(terms)[0] == terms.loss
 
@@ -264,7 +271,7 @@ def test_guided_forward_is_the_guided_loss_of_its_draws(mixing):
         anchor_uniform=uniform,
         velocity=velocity,
     )
-    assert torch.equal(own(2).loss, expected.loss)
+    assert torch.equal(loss_of(own, 2).loss, expected.loss)
 
 
 @pytest.mark.parametrize("mixing", ["tangent", "parameters"])

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vamf.experiment import Experiment
+from vamf.experiment_settings import require_divisor
 
 Placement = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
 """How Ray spreads workers over nodes."""
@@ -66,9 +67,12 @@ class Scaling:
 
     def check(self, experiment: Experiment) -> None:
         """Raises ValueError unless the batch divides among the workers, however many there are."""
+        parts = experiment.compute.accumulate
         for workers in range(max(self.fewest, 1), self.workers + 1):
             if experiment.batch % workers:
                 raise ValueError(
                     f"batch must be divisible by the number of workers; "
                     f"got {experiment.batch} for {workers} workers"
                 )
+            if parts != "auto":
+                require_divisor(parts, experiment.batch // workers, workers)

@@ -18,6 +18,7 @@ from vamf.cluster.train.failures import (
     storage_full,
     too_many_failures,
 )
+from vamf.cluster.train.progress import described
 from vamf.cluster.train.save_request import SAVE_S, SaveRequest
 from vamf.cluster.train.store_sync import StoreSync
 from vamf.cluster.train.worker import Report
@@ -180,7 +181,7 @@ def _forwarded_progress(directory: Path) -> Any:
 
     class ForwardedProgress(UserCallback):
         def after_report(self, run_context: Any, metrics: list[dict], checkpoint: Any) -> None:
-            write_whole(directory / PROGRESS, str(metrics[0]["step"]))
+            write_whole(directory / PROGRESS, described(metrics[0]))
             write_whole(directory / NOTES, metrics[0][NOTES])
 
     return ForwardedProgress()

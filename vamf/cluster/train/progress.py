@@ -3,10 +3,10 @@
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -78,8 +78,9 @@ def progress_bar(directory: Path, steps: int, batch: int) -> Iterator[None]:
 
     def update() -> None:
         nonlocal printed
-        step = progress(directory)
-        shown.set_postfix_str(rate(step, time.monotonic()), refresh=False)
+        step, also = progress(directory), remarks(directory)
+        parts = [part for part in (rate(step, time.monotonic()), also) if part]
+        shown.set_postfix_str(", ".join(parts), refresh=False)
         shown.update(step - shown.n)
         for line in notes(directory)[printed:]:
             say(line, error=True)
@@ -100,12 +101,31 @@ def progress_bar(directory: Path, steps: int, batch: int) -> Iterator[None]:
             thread.join()
 
 
+def described(progress: Mapping[str, Any]) -> str:
+    """What is kept of a report: the step, and what the bar shows beside it."""
+    remarks = []
+    if (peak := progress.get("memory/peak_gib")) is not None:
+        remarks.append(f"{peak:.1f} GiB")
+    if (waiting := progress.get("time/waiting")) is not None:
+        remarks.append(f"{waiting:.0%} waiting for data")
+    return " ".join([str(progress["step"]), ", ".join(remarks)]).rstrip()
+
+
 def progress(directory: Path) -> int:
     """The step that the run in ``directory`` last reported."""
+    return int(_last_report(directory)[0] or 0)
+
+
+def remarks(directory: Path) -> str:
+    """What the run in ``directory`` last reported of its memory and its data, or nothing."""
+    return _last_report(directory)[2]
+
+
+def _last_report(directory: Path) -> tuple[str, str, str]:
     try:
-        return int((directory / PROGRESS).read_text() or 0)
+        return (directory / PROGRESS).read_text().partition(" ")
     except OSError:  # not written yet, or the file system is gone
-        return 0
+        return "", "", ""
 
 
 def notes(directory: Path) -> list[str]:

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vamf import output, signals
 from vamf.cluster.ray.storage_check import not_shared
 from vamf.cluster.train import system_metrics
-from vamf.cluster.train.progress import COMPILING, add_note, notes
+from vamf.cluster.train.progress import COMPILING, add_note, described, notes
 from vamf.cluster.train.save_request import SaveRequest
 from vamf.cluster.train.store_sync import StoreSync
 from vamf.distributed import Workers
@@ -149,7 +149,7 @@ def _report(config: dict[str, Any], workers: Workers) -> Report:
 
     def report(progress: Mapping[str, Any]) -> None:
         if workers.rank == 0:
-            write_whole(directory / PROGRESS, str(progress["step"]))
+            write_whole(directory / PROGRESS, described(progress))
         if config["workers"] > 0:
             import ray.train
 

@@ -30,6 +30,11 @@ class Draws(NamedTuple):
             x, e, r, t = (a[start : start + size] for a in self[:4])
             yield Draws(x, e, r, t, min(max(self.n_equal - start, 0), size))
 
+    def every(self, count: int, first: int = 0) -> "Draws":
+        """The samples first, first + count, ..., which begin with those of r = t, too."""
+        x, e, r, t = (a[first::count] for a in self[:4])
+        return Draws(x, e, r, t, len(range(first, self.n_equal, count)))
+
 
 class LossTerms(NamedTuple):
     """The loss and what is logged of it, as tensors without synchronisation."""

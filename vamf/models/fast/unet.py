@@ -15,6 +15,7 @@ from vamf.flow.derivatives import apply_with_tangent
 from vamf.flow.duals import Dual, linearly, value_of
 from vamf.models.fast import attention, fused
 from vamf.models.fast.concat_buffer import BufferSlot, ConcatBuffer
+from vamf.models.recomputation import again_backward
 from vamf.typing import Time
 
 if TYPE_CHECKING:
@@ -73,6 +74,14 @@ def _resize(layer: "Block", x: Any) -> Any:
     return x if layer.resample is None else fused.resample(x, up=layer.resample == "up")
 
 
+def _block(
+    layer: "Block", x: Images, emb: Images, slot: BufferSlot | None
+) -> tuple[Images, Images]:
+    """The block; in the backward pass without the slot, which others may have written since."""
+    alone = partial(block, slot=None)
+    return again_backward(layer, partial(block, slot=slot), x, emb, again=alone)
+
+
 def hidden(net: "UNet", z: Images, r: Time, t: Images, *known: Tensor | None) -> Images:
     """The input of the output convolutions.
 
@@ -84,13 +93,13 @@ def hidden(net: "UNet", z: Images, r: Time, t: Images, *known: Tensor | None) ->
     buffers = [None if join is None else ConcatBuffer(*join) for join in net.joins]
     seconds = [BufferSlot(buffer, 1) for buffer in reversed(buffers) if buffer]
     for layer, slot in zip(net.down, seconds[1:], strict=True):  # the first slot is conv_in's
-        x, before = block(layer, x, emb, slot)  # type: ignore[arg-type]
+        x, before = _block(layer, x, emb, slot)  # type: ignore[arg-type]
         skips.append(before)
     firsts = [buffer and BufferSlot(buffer, 0) for buffer in (*buffers[1:], None)]
     for index, layer in enumerate(net.up):
         if buffer := buffers[index]:
             x = fused.joined(x, skips.pop(), buffer)
-        x, before = block(layer, x, emb, firsts[index])  # type: ignore[arg-type]
+        x, before = _block(layer, x, emb, firsts[index])  # type: ignore[arg-type]
         if not index:
             skips.append(before)
     return group_norm(net.norm_out, x)[0]

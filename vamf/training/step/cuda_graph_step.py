@@ -38,8 +38,9 @@ class Captured:
     values and the gradients are valid until the next call.
     """
 
-    def __init__(self, objective: Objective) -> None:
-        self._objective = objective
+    def __init__(self, objective: Objective, share: float = 1.0) -> None:
+        """``share`` is the factor of the gradients: a micro-batch's share of the batch."""
+        self._objective, self.share = objective, share
         self._parameters = [p for p in objective.net.parameters() if p.requires_grad]
         self._graphs: dict[Hashable, _Graph | None] = {}
         self._taken: dict[Hashable, int] = {}
@@ -63,7 +64,7 @@ class Captured:
 
     def _step(self, inputs: Inputs) -> LossTerms:
         terms = self._objective.terms(inputs)
-        terms.loss.backward()
+        terms.loss.backward(torch.full_like(terms.loss, self.share))
         return terms._replace(loss=terms.loss.detach())
 
     def _aside_from_others(self, inputs: Inputs) -> LossTerms:
@@ -101,6 +102,6 @@ class Captured:
         return found.terms
 
 
-def captured(objective: Objective) -> Captured | None:
+def captured(objective: Objective, share: float = 1.0) -> Captured | None:
     """A ``Captured`` objective if its steps can be captured (compiled, on a GPU), else None."""
-    return Captured(objective) if objective.execution.capture else None
+    return Captured(objective, share) if objective.execution.capture else None

@@ -4,7 +4,7 @@ It changes results by rounding only.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Self
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from vamf.experiment_settings import Compute
 from vamf.flow.duals import dual_mode
+from vamf.models.recomputation import recomputing
 from vamf.training.step.precision import in_precision, matmul_precision, rounding_once
 from vamf.typing import AverageVelocity
 
@@ -47,11 +48,8 @@ class Execution:
     @contextmanager
     def forward(self) -> Iterator[None]:
         """Within the block, networks are evaluated and forward-differentiated by this execution."""
-        if not self.duals:
-            with dual_mode(False):
-                yield
-            return
-        with dual_mode(), rounding_once():
+        once = rounding_once() if self.duals else nullcontext()
+        with dual_mode(self.duals), once, recomputing(self.compute.checkpointing):
             yield
 
     @contextmanager

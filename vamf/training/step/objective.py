@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -33,6 +33,25 @@ class Inputs(NamedTuple):
     beta: Beta
     signs: torch.Tensor | None
     progress: float | None
+
+    def micro_batch(self, index: int, count: int) -> "Inputs":
+        """The samples index, index + count, ...: first those with r = t, as in the whole batch."""
+        if count == 1:
+            return self
+        mine = slice(index, None, count)
+        return Inputs(
+            self.draws.every(count, index),
+            self.uniform[mine],
+            None if self.labels is None else Labels(*map(partial(_taken, mine), self.labels)),
+            _taken(mine, self.augment_labels),
+            self.beta[mine] if isinstance(self.beta, torch.Tensor) else self.beta,
+            None if self.signs is None else self.signs[:, mine],
+            self.progress,
+        )
+
+
+def _taken(mine: slice, samples: torch.Tensor | None) -> Any:
+    return None if samples is None else samples[mine]
 
 
 class Objective(nn.Module):
@@ -68,8 +87,8 @@ class Objective(nn.Module):
         """The network in the execution's precision."""
         return self.execution.network(self.net)
 
-    def forward(self, step: int) -> LossTerms:
-        return self.terms(self.inputs(step))
+    def forward(self, inputs: Inputs) -> LossTerms:
+        return self.terms(inputs)
 
     def inputs(self, step: int) -> Inputs:
         """All that a step's loss depends on except the weights and the dropout masks."""

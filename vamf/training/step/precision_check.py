@@ -15,6 +15,7 @@ from vamf.flow.duals import dual_mode
 from vamf.flow.objectives.meanflow import MeanFlowLoss, path_derivative, path_pass
 from vamf.flow.objectives.terms import Draws
 from vamf.flow.tangents import mix_tangent
+from vamf.models.recomputation import recomputing
 from vamf.training.step.precision import in_precision, matmul_precision
 from vamf.training.step.proxies import build_proxy
 from vamf.training.step.trainer import Trainer
@@ -95,7 +96,7 @@ def _step(trainer: Trainer, mode: Compute, draws: Draws, beta: Beta, rule: MeanF
 
     u = in_precision(net, mode)
     with matmul_precision(mode):
-        with dual_mode(mode.compile):
+        with dual_mode(mode.compile), recomputing(mode.checkpointing):
             derivative = path_pass if mode.compile else path_derivative  # as the loss takes it
             correction = derivative(u, draws, beta, v_hat)[2]
             loss = rule(u, draws, beta=beta, v_hat=v_hat).loss
@@ -164,14 +165,15 @@ TRIED = 2
 def self_test(trainer: Trainer) -> None:
     """Raises ValueError unless steps in the experiment's precision agree with float64.
 
-    The batch has the training's size and repeats a few samples of the next batch; beta is 0 and
+    The batch has a micro-batch's size and repeats a few samples of the next batch; beta is 0 and
     there is no dropout. Skipped for an uncompiled run in float32, which uses the reference's
     formulas, and for a DDPM.
     """
     mode, experiment = trainer.experiment.compute, trainer.experiment
-    if mode == Compute() or not experiment.loss.learns_velocity:
+    plain = mode.precision == "float32" and not mode.compile
+    if plain or not experiment.loss.learns_velocity:
         return
-    draws, _ = trainer.objective.draw(trainer.step)
+    draws = trainer.objective.draw(trainer.step)[0].every(trainer.micro_batches)
     n, size = draws.n_equal, len(draws.x)
     chosen = [*range(min(n, TRIED)), *range(n, min(n + TRIED, size))]
     equal, rest = (len([k for k in chosen if (k < n) == side]) for side in (True, False))

@@ -1,11 +1,13 @@
 """The training steps of one run: network, moving average and optimiser; independent of Ray."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from vamf.data.dataset import Dataset
 from vamf.diagnostics.adaptive import AdaptiveBeta, AdaptiveBetaState
@@ -14,20 +16,23 @@ from vamf.diagnostics.probe import Probe
 from vamf.distributed import Workers
 from vamf.errors import NonFiniteLoss
 from vamf.experiment import Experiment
-from vamf.experiment_settings import Optimiser
+from vamf.experiment_settings import Optimiser, require_divisor
 from vamf.flow.objectives.alpha_flow import AlphaFlowLoss
 from vamf.flow.objectives.terms import LossTerms
 from vamf.models.layers import with_rows
 from vamf.rng import seed_default, seed_of
 from vamf.training.landscape_probe import probe, probe_ratios
-from vamf.training.step.cuda_graph_step import captured
+from vamf.training.step.accumulation import GradientSum, over_parts
+from vamf.training.step.cuda_graph_step import Captured, captured
 from vamf.training.step.execution import Execution
 from vamf.training.step.networks import build_networks
-from vamf.training.step.objective import Objective
+from vamf.training.step.objective import Inputs, Objective
 from vamf.training.step.proxies import build_proxy
 from vamf.typing import Beta, Estimates, Time
 
 Wrap = Callable[[nn.Module], nn.Module]
+MEANS = 2
+"""The first results of ``watched``, which are means over samples; the others are sums."""
 
 
 def learning_rate(optim: Optimiser, step: int, steps: int) -> float:
@@ -86,16 +91,32 @@ class Trainer:
         self.execution.arrange(self.net, self.ema)
         self.v_hat = build_proxy(experiment, self.net, self.ema, workers.device)
         self.objective = Objective(experiment, self.net, self.v_hat, dataset, workers)
-        self._captured = captured(self.objective)
         # Captured gradients are averaged afterwards: DistributedDataParallel's hooks cannot be
         # captured.
-        self._wrapped = self.objective if self._captured else wrap(self.objective)
+        capture = self.objective.execution.capture
+        self._wrapped: Any = self.objective if capture else wrap(self.objective)
+        chosen = experiment.compute.accumulate
+        self._chooses = chosen == "auto" and workers.device.type == "cuda"
+        self.split(1 if chosen == "auto" else chosen)
         optim = experiment.optim
         self.optimiser = torch.optim.Adam(
             self.net.parameters(), optim.lr, (optim.beta1, optim.beta2), fused=True
         )
         self.step = 0
         self._losses: list[Tensor] = []
+
+    def split(self, micro_batches: int) -> None:
+        """Sets into how many micro-batches each step is split.
+
+        Raises ValueError if they do not divide a worker's share of the batch.
+        """
+        share = self.experiment.batch // self.workers.world
+        require_divisor(micro_batches, share, self.workers.world)
+        self.micro_batches = micro_batches
+        self._captured = captured(self.objective, 1 / micro_batches)
+        parameters = [p for p in self.net.parameters() if p.requires_grad]
+        several = self._captured is not None and micro_batches > 1
+        self._sum = GradientSum(parameters) if several else None
 
     def beta(self, t: Time) -> Beta:
         """beta of samples at times ``t`` in the next step."""
@@ -126,23 +147,43 @@ class Trainer:
             group["lr"] = learning_rate(e.optim, self.step, e.steps)
         self.optimiser.zero_grad()
         with self.execution.step():
-            terms = self._differentiated()
+            statistics = self._differentiated()
         self.optimiser.step()
         if (self.step + 1) % e.ema_every == 0:
             self.ema.update_parameters(self.net)
-        self._losses.append(watched(terms))
+        self._losses.append(statistics)
         self.step += 1
 
-    def _differentiated(self) -> LossTerms:
-        """The step's loss on this worker; sets the gradients, averaged over all workers."""
-        terms: LossTerms
+    def _differentiated(self) -> Tensor:
+        """The step's statistics on this worker; sets the gradients, averaged over all workers."""
+        inputs, count = self.objective.inputs(self.step), self.micro_batches
+        parts = [inputs.micro_batch(index, count) for index in range(count)]
         if self._captured is not None:
-            terms = self._captured(self.objective.inputs(self.step))
-            self._average_gradients()
-            return terms
-        terms = self._wrapped(self.step)
-        terms.loss.backward()
-        return terms
+            found = self._replayed(self._captured, parts)
+        else:
+            found = [*map(self._passed, parts[:-1]), self._passed(parts[-1], last=True)]
+        return over_parts(found, MEANS)
+
+    def _passed(self, part: Inputs, last: bool = False) -> Tensor:
+        """The statistics of a micro-batch, whose gradients are added to those before it."""
+        wrapped = self._wrapped
+        waits = isinstance(wrapped, DistributedDataParallel) and not last
+        with wrapped.no_sync() if waits else nullcontext():  # workers average the sums
+            terms: LossTerms = wrapped(part)
+            terms.loss.backward(torch.full_like(terms.loss, 1 / self.micro_batches))
+        return watched(terms)
+
+    def _replayed(self, step: Captured, parts: Sequence[Inputs]) -> list[Tensor]:
+        """As ``_passed``, for all micro-batches, by a captured step."""
+        found = []
+        for part in parts:
+            found.append(watched(step(part)))
+            if self._sum is not None:
+                self._sum.take()
+        if self._sum is not None:
+            self._sum.give()
+        self._average_gradients()
+        return found
 
     def _average_gradients(self) -> None:
         found = [(p, p.grad) for p in self.net.parameters() if p.grad is not None]
@@ -190,6 +231,7 @@ class Trainer:
             "ema": self.ema.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             **({"beta": adapted._asdict()} if (adapted := self.objective.adapted) else {}),
+            **({"micro_batches": self.micro_batches} if self._chooses else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -203,5 +245,8 @@ class Trainer:
                 if moment.ndim == parameter.ndim:  # Adam's kernels ignore strides
                     grown = with_rows(moment, parameter)
                     moments[name] = torch.empty_like(parameter).copy_(grown)
+        share, before = self.experiment.batch // self.workers.world, state.get("micro_batches", 1)
+        if self._chooses and share % before == 0:
+            self.split(before)
         if "beta" in state:
             self.objective.adapted = AdaptiveBetaState(**state["beta"])
