@@ -136,7 +136,7 @@ def test_the_interfaces_say_what_their_members_are() -> None:
     asked = {"shape", "classes", "has_exact_velocity", "velocity", "load"}
     assert {*user_modules.members(DataSource)} == asked
     assert {*user_modules.members(NetworkConfig)} == {"classes", "guided", "velocity_head", "build"}
-    rule = {"weight", "learns_velocity", "probes", "moves", "__call__"}
+    rule = {"weight", "learns_velocity", "mixes_tangent", "probes", "moves", "__call__"}
     assert {*user_modules.members(ObjectiveRule)} == rule
 
 

@@ -19,6 +19,7 @@ from vamf.data.torchvision_sets import CIFAR10, MNIST
 from vamf.data.toys import Toy
 from vamf.diagnostics.adaptive import AdaptiveBeta
 from vamf.diagnostics.probe import Probe
+from vamf.experiment_objective import check_objective
 from vamf.experiment_schema import SCHEMA, migrated, present_names
 from vamf.experiment_settings import Checkpoints, Compute, Evaluation, Optimiser, require_at_least
 from vamf.files import write_whole
@@ -26,6 +27,8 @@ from vamf.flow.guidance import Guidance
 from vamf.flow.objectives.alpha_flow import AlphaFlowLoss
 from vamf.flow.objectives.ddpm import DDPM
 from vamf.flow.objectives.meanflow import MeanFlowLoss
+from vamf.flow.objectives.semigroup import SemigroupLoss
+from vamf.flow.objectives.terminal_velocity import TerminalVelocityLoss
 from vamf.flow.objectives.terms import ObjectiveRule
 from vamf.flow.schedules import BetaOfTime, BetaSchedule
 from vamf.flow.times import ClippedLogitNormalTimes, LogitNormalTimes, UniformTimes
@@ -62,8 +65,11 @@ class Experiment:
     Mean Flows at every r."""
     reference: Path | None = None
     """Checkpoint or run's folder of the proxy `reference`: for example a flow-matching run."""
-    loss: MeanFlowLoss | AlphaFlowLoss | DDPM | ObjectiveRule = field(default_factory=MeanFlowLoss)
-    """The objective; a DDPM is a baseline without beta."""
+    loss: (
+        MeanFlowLoss | AlphaFlowLoss | SemigroupLoss | TerminalVelocityLoss | DDPM | ObjectiveRule
+    ) = field(default_factory=MeanFlowLoss)
+    """The objective. SemigroupLoss and TerminalVelocityLoss have no tangent and so no beta; a DDPM
+    is a baseline without beta."""
     guidance: Guidance | None = None
     """Labels and classifier-free guidance in training; needs model.classes."""
     augment: Augmentation | None = None
@@ -103,6 +109,14 @@ class Experiment:
         self._check_augment()
         self._check_compute()
         self._check_ddpm()
+        check_objective(
+            self.loss,
+            beta=self.beta,
+            times=self.times,
+            guidance=self.guidance,
+            probe=self.probe,
+            compute=self.compute,
+        )
         points = is_points(self.data)
         if points and isinstance(self.model, UNetConfig | DiTConfig):
             raise ValueError(f"points take an MLPConfig; got {type(self.model).__name__}")

@@ -11,6 +11,8 @@ from vamf.flow.derivatives import directional_derivative, textbook_derivative, t
 from vamf.flow.duals import dual_mode
 from vamf.flow.objectives.alpha_flow import AlphaFlowLoss, AlphaSchedule
 from vamf.flow.objectives.meanflow import Anchor, MeanFlowLoss
+from vamf.flow.objectives.semigroup import SemigroupLoss
+from vamf.flow.objectives.terminal_velocity import TerminalVelocityLoss
 from vamf.flow.objectives.terms import AdaptiveWeight, Draws
 from vamf.flow.tangents import boundary_velocity
 from vamf.flow.trace import TraceWeight, draw_signs
@@ -253,12 +255,14 @@ def test_dropout_masks_a_value_and_its_tangent_alike(name):
         MeanFlowLoss(trace=TraceWeight(probes=0)),
         AlphaFlowLoss(alpha=AlphaSchedule(value=0.3)),
         MeanFlowLoss(anchor=Anchor()),
+        SemigroupLoss(),
+        TerminalVelocityLoss(stop_derivative=True),
     ],
-    ids=["trace by a probe", "exact trace", "alpha", "anchor"],
+    ids=["trace by a probe", "exact trace", "alpha", "anchor", "semigroup", "terminal"],
 )
 @pytest.mark.parametrize("name", ["mlp points", "unet 1 level", "dit"])
 def test_other_losses_carry_tangents_too(loss, name):
-    if loss.trace is not None and not loss.trace.probes and name != "mlp points":
+    if loss == MeanFlowLoss(trace=TraceWeight(probes=0)) and name != "mlp points":
         pytest.skip("an exact trace of images takes a derivative for each pixel")
     config, shape = MODELS[name]
     net, d = build(config, shape).double(), draws(shape, dtype=torch.float64)

@@ -1,5 +1,6 @@
 """The variance of the loss and of its gradient at a given beta."""
 
+import dataclasses
 from collections.abc import Iterable
 
 import torch
@@ -7,8 +8,8 @@ from torch import Tensor, nn
 
 from vamf.dropout import Masks, sharing
 from vamf.flow.objectives.meanflow import path_derivative
-from vamf.flow.objectives.terms import Draws, squared_norm
-from vamf.typing import AverageVelocity, Beta, BetaAt, Sample, Scalars, Velocity
+from vamf.flow.objectives.terms import AdaptiveWeight, Draws, ObjectiveRule, squared_norm
+from vamf.typing import AverageVelocity, Beta, BetaAt, Sample, Scalars, Time, Velocity
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 """The times t at which the loss variance is measured."""
@@ -38,6 +39,18 @@ def sample_losses(u: AverageVelocity, draws: Draws, beta: Beta, v_hat: Velocity)
     return squared_norm(residual.double()) / residual[0].numel()
 
 
+def own_losses(
+    rule: ObjectiveRule, u: AverageVelocity, draws: Draws, v_hat: Velocity, uniform: Time
+) -> Scalars:
+    """The unweighted loss per dimension of each sample, (batch,), in float64, without a beta.
+
+    ``rule`` is an objective that mixes no tangent; ``uniform`` is (batch,) in [0, 1].
+    """
+    with torch.no_grad():
+        terms = rule(u, draws, beta=0.0, v_hat=v_hat, anchor_uniform=uniform)
+    return terms.squared_error.double() / draws.x[0].numel()
+
+
 def variance_with_error(losses: Scalars) -> tuple[float, float]:
     """The unbiased variance of independent values (n,), n >= 4, and its standard error.
 
@@ -65,6 +78,21 @@ def mean_gradient(net: nn.Module, draws: Draws, beta: BetaAt, v_hat: Velocity) -
             z, v_cond, correction = path_derivative(net, part, beta(part.t), v_hat)
             residual = net(z, part.r, part.t) + correction - v_cond
         loss = squared_norm(residual).sum() / (len(draws.x) * residual[0].numel())
+        total = total + flat_gradient(loss, net.parameters())
+    return total
+
+
+def own_mean_gradient(
+    rule: ObjectiveRule, net: nn.Module, draws: Draws, v_hat: Velocity, uniform: Time
+) -> Tensor:
+    """The gradient of a batch's mean of ``own_losses``, (parameters,), part by part."""
+    if rule.weight != AdaptiveWeight():
+        rule = dataclasses.replace(rule, weight=AdaptiveWeight())  # type: ignore[type-var]
+    total, size = torch.zeros((), device=draws.x.device), at_once(draws.x)
+    for part, numbers in zip(draws.parts(size), uniform.split(size), strict=True):
+        with sharing(Masks(len(part.x))):
+            terms = rule(net, part, beta=0.0, v_hat=v_hat, anchor_uniform=numbers)
+        loss = terms.loss * (len(part.x) / draws.x.numel())
         total = total + flat_gradient(loss, net.parameters())
     return total
 

@@ -34,9 +34,15 @@ def probe(
     """Measures the landscape of the current weights, on all workers together.
 
     Random streams are keyed by the evaluation's seed and the step, so a probe does not change
-    training. All workers get the same result. Raises ValueError for a DDPM.
+    training. All workers get the same result. Raises ValueError for an objective without a tangent
+    that beta mixes.
     """
     _require_velocity(experiment)
+    if not experiment.loss.mixes_tangent:
+        raise ValueError(
+            "a landscape needs an objective with a tangent that beta mixes; "
+            f"got a {type(experiment.loss).__name__}"
+        )
     velocity = experiment.data.velocity() if experiment.data.has_exact_velocity else None
     weight = (experiment.loss.weight, beta) if plan.weighted else None
     tables = ProbeMoments.zeros(plan.pairs, plan.bins, workers.device)

@@ -124,6 +124,7 @@ class AlphaFlowLoss:
     """While it is positive, du/dt is a difference quotient; at 0 the loss is MeanFlow's."""
 
     learns_velocity: ClassVar[bool] = True
+    mixes_tangent: ClassVar[bool] = True
     moves: ClassVar[bool] = True
 
     @property

@@ -138,6 +138,7 @@ class MeanFlowLoss:
     """Ties u near r = t to the velocity; needed when beta is near 1 for long."""
 
     learns_velocity: ClassVar[bool] = True
+    mixes_tangent: ClassVar[bool] = True
     moves: ClassVar[bool] = False
 
     @property

@@ -67,8 +67,10 @@ class AdaptiveWeight:
 class ObjectiveRule(Protocol):
     """A training objective: a frozen dataclass whose fields are its hyper-parameters.
 
-    A class that inherits from this one learns a velocity, weighs all samples alike, and depends on
-    neither random signs nor training progress, unless it says otherwise.
+    A class that inherits from this one learns a velocity, mixes a tangent by beta, weighs all
+    samples alike, and depends on neither random signs nor training progress, unless it says
+    otherwise. Its loss is the mean of its samples' losses, so that of a batch is the mean of that of
+    its parts.
     """
 
     @property
@@ -79,6 +81,14 @@ class ObjectiveRule(Protocol):
     @property
     def learns_velocity(self) -> bool:
         """Whether u(z, t, t) is a velocity; otherwise the network has no beta and no landscape."""
+        return True
+
+    @property
+    def mixes_tangent(self) -> bool:
+        """Whether beta mixes the tangent of du/dt; otherwise beta is 0 and there is no landscape.
+
+        Without it evaluation measures the variance of the objective's own loss.
+        """
         return True
 
     @property

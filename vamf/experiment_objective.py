@@ -1,0 +1,54 @@
+"""What an objective asks of the other settings of an experiment."""
+
+from vamf.diagnostics.adaptive import AdaptiveBeta
+from vamf.diagnostics.probe import Probe
+from vamf.experiment_settings import Compute
+from vamf.flow.guidance import Guidance
+from vamf.flow.objectives.semigroup import SemigroupLoss
+from vamf.flow.objectives.terminal_velocity import TerminalVelocityLoss
+from vamf.flow.objectives.terms import ObjectiveRule
+from vamf.flow.schedules import BetaOfTime, BetaSchedule
+from vamf.flow.times import TimeDistribution
+
+
+def check_objective(
+    loss: ObjectiveRule,
+    *,
+    beta: BetaSchedule | BetaOfTime | AdaptiveBeta,
+    times: TimeDistribution,
+    guidance: Guidance | None,
+    probe: Probe | None,
+    compute: Compute,
+) -> None:
+    """Raises ValueError if an objective cannot honour a setting."""
+    name = type(loss).__name__
+    if loss.learns_velocity and not loss.mixes_tangent:
+        if beta != BetaSchedule():
+            raise ValueError(
+                f"beta must be 0 for a {name}, which has no tangent to mix; got {beta.label}"
+            )
+        if probe is not None:
+            raise ValueError(
+                f"a probe needs an objective with a tangent that beta mixes; got a {name}"
+            )
+    if isinstance(loss, SemigroupLoss) and times.prob_equal == 0:
+        raise ValueError(
+            "a SemigroupLoss needs times.prob_equal > 0, since data enter where r = t; got 0"
+        )
+    if isinstance(loss, TerminalVelocityLoss):
+        _check_terminal_velocity(loss, guidance, compute)
+
+
+def _check_terminal_velocity(
+    loss: TerminalVelocityLoss, guidance: Guidance | None, compute: Compute
+) -> None:
+    if compute.compile and not loss.stop_derivative:
+        raise ValueError(
+            "compute.compile carries tangents without a graph: a TerminalVelocityLoss needs "
+            "loss.stop_derivative true, or compute.compile false"
+        )
+    if guidance is not None and guidance.guides and loss.boundary is not None:
+        raise ValueError(
+            "a guided velocity is that at time t: a TerminalVelocityLoss needs loss.boundary None "
+            f"with guidance; got {loss.boundary}"
+        )
