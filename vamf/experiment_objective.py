@@ -4,6 +4,7 @@ from vamf.diagnostics.adaptive import AdaptiveBeta
 from vamf.diagnostics.probe import Probe
 from vamf.experiment_settings import Compute
 from vamf.flow.guidance import Guidance
+from vamf.flow.objectives.meanflow import MeanFlowLoss
 from vamf.flow.objectives.semigroup import SemigroupLoss
 from vamf.flow.objectives.terminal_velocity import TerminalVelocityLoss
 from vamf.flow.objectives.terms import ObjectiveRule
@@ -27,10 +28,20 @@ def check_objective(
             raise ValueError(
                 f"beta must be 0 for a {name}, which has no tangent to mix; got {beta.label}"
             )
-        if probe is not None:
-            raise ValueError(
-                f"a probe needs an objective with a tangent that beta mixes; got a {name}"
-            )
+    if loss.learns_velocity and not loss.has_landscape and (probe or isinstance(beta, AdaptiveBeta)):
+        raise ValueError(
+            "a probe and an adaptive beta need a loss |u + (t - r) du/dt - v_cond|^2; "
+            f"got {loss}"
+        )
+    if isinstance(loss, MeanFlowLoss) and loss.difference and compute.precision != "float32":
+        raise ValueError(
+            "a difference of u loses the digits that its precision has: loss.difference needs "
+            f"compute.precision float32; got {compute.precision}"
+        )
+    if isinstance(loss, MeanFlowLoss) and loss.gamma and guidance is not None and guidance.guides:
+        raise ValueError(
+            f"the proxy in the target would weaken guidance: loss.gamma must be 0; got {loss.gamma}"
+        )
     if isinstance(loss, SemigroupLoss) and times.prob_equal == 0:
         raise ValueError(
             "a SemigroupLoss needs times.prob_equal > 0, since data enter where r = t; got 0"

@@ -168,7 +168,7 @@ def test_images_with_labels_are_trained_on(experiment, changes):
         ({"beta.value": 0.5}, "beta must be 0 for a SemigroupLoss, which has no tangent to mix"),
         ({"beta.kind": "BetaOfTime"}, "beta must be 0 for a SemigroupLoss"),
         ({"beta.kind": "AdaptiveBeta"}, "beta must be 0 for a SemigroupLoss.*got β adaptive"),
-        ({"probe.every": 5}, "a probe needs an objective with a tangent.*got a SemigroupLoss"),
+        ({"probe.every": 5}, "a probe and an adaptive beta need a loss.*got SemigroupLoss"),
         ({"times.prob_equal": 0.0}, r"a SemigroupLoss needs times\.prob_equal > 0"),
         (TERMINAL | {"beta.value": 0.5}, "beta must be 0 for a TerminalVelocityLoss"),
         ({"loss.split": "half"}, "loss.split"),
@@ -181,6 +181,6 @@ def test_what_they_do_not_go_with_is_refused(changes, said):
 
 
 def test_a_checkpoint_without_a_tangent_has_no_landscape():
-    with pytest.raises(ValueError, match="a landscape needs an objective with a tangent"):
+    with pytest.raises(ValueError, match="a landscape needs a loss .*got SemigroupLoss"):
         trained(TOY, 0).probe(Probe(pairs=2))
     assert "kappa/t0.5" in trained(TOY, 0).ratios(4)

@@ -40,14 +40,21 @@ def sample_losses(u: AverageVelocity, draws: Draws, beta: Beta, v_hat: Velocity)
 
 
 def own_losses(
-    rule: ObjectiveRule, u: AverageVelocity, draws: Draws, v_hat: Velocity, uniform: Time
+    rule: ObjectiveRule,
+    u: AverageVelocity,
+    draws: Draws,
+    beta: Beta,
+    v_hat: Velocity,
+    uniform: Time,
 ) -> Scalars:
-    """The unweighted loss per dimension of each sample, (batch,), in float64, without a beta.
+    """The unweighted loss of an objective per dimension of each sample, (batch,), in float64.
 
-    ``rule`` is an objective that mixes no tangent; ``uniform`` is (batch,) in [0, 1].
+    For objectives without a landscape, as at the end of training; ``uniform`` is (batch,) in
+    [0, 1].
     """
+    rule = _bare(rule)
     with torch.no_grad():
-        terms = rule(u, draws, beta=0.0, v_hat=v_hat, anchor_uniform=uniform)
+        terms = rule(u, draws, beta=beta, v_hat=v_hat, anchor_uniform=uniform, progress=1.0)
     return terms.squared_error.double() / draws.x[0].numel()
 
 
@@ -83,18 +90,32 @@ def mean_gradient(net: nn.Module, draws: Draws, beta: BetaAt, v_hat: Velocity) -
 
 
 def own_mean_gradient(
-    rule: ObjectiveRule, net: nn.Module, draws: Draws, v_hat: Velocity, uniform: Time
+    rule: ObjectiveRule,
+    net: nn.Module,
+    draws: Draws,
+    beta: BetaAt,
+    v_hat: Velocity,
+    uniform: Time,
 ) -> Tensor:
     """The gradient of a batch's mean of ``own_losses``, (parameters,), part by part."""
-    if rule.weight != AdaptiveWeight():
-        rule = dataclasses.replace(rule, weight=AdaptiveWeight())  # type: ignore[type-var]
-    total, size = torch.zeros((), device=draws.x.device), at_once(draws.x)
+    rule, size = _bare(rule), at_once(draws.x)
+    total = torch.zeros((), device=draws.x.device)
     for part, numbers in zip(draws.parts(size), uniform.split(size), strict=True):
         with sharing(Masks(len(part.x))):
-            terms = rule(net, part, beta=0.0, v_hat=v_hat, anchor_uniform=numbers)
+            given = {"beta": beta(part.t), "v_hat": v_hat, "anchor_uniform": numbers}
+            terms = rule(net, part, **given, progress=1.0)
         loss = terms.loss * (len(part.x) / draws.x.numel())
         total = total + flat_gradient(loss, net.parameters())
     return total
+
+
+def _bare(rule: ObjectiveRule) -> ObjectiveRule:
+    """The objective without weights of samples and an anchor."""
+    bare = {"weight": AdaptiveWeight(), "trace": None, "anchor": None}
+    own = {f.name for f in dataclasses.fields(rule)}  # type: ignore[arg-type]
+    return dataclasses.replace(  # type: ignore[type-var]
+        rule, **{name: value for name, value in bare.items() if name in own}
+    )
 
 
 def flat_gradient(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:

@@ -137,9 +137,10 @@ def loss_variance(
     """Mean over t of the variance over samples of the unweighted loss per dimension.
 
     Samples come from the test split; they and their noise are the same for all runs. The loss is
-    that of ``sample_losses``, or the objective's own if beta mixes no tangent of it.
+    that of ``sample_losses``, or the objective's own if it has no landscape.
     """
     n, seed = experiment.evaluation.variance_samples, experiment.evaluation.seed
+    rule = experiment.loss
     losses = torch.zeros(len(TIMES), n, dtype=torch.float64, device=workers.device)
     mine = slice(workers.rank, None, workers.world)
     for row, t in enumerate(TIMES):
@@ -149,10 +150,11 @@ def loss_variance(
         uniform = torch.rand(n, generator=g)[mine].to(workers.device)
         draws = evaluation_draws(x[mine].to(workers.device), e[mine].to(workers.device), t)
         with matmul_precision(experiment.compute):
-            if experiment.loss.mixes_tangent:
+            if rule.has_landscape:
                 losses[row, mine] = sample_losses(u, draws, _at(beta, draws), v_hat)
             else:
-                losses[row, mine] = own_losses(experiment.loss, u, draws, v_hat, uniform)
+                given = _at(beta, draws), v_hat, uniform
+                losses[row, mine] = own_losses(rule, u, draws, *given)
     rows = [variance_with_error(row) for row in workers.sum(losses)]
     value = sum(v for v, _ in rows) / len(rows)
     error = sum(s * s for _, s in rows) ** 0.5 / len(rows)
@@ -179,8 +181,8 @@ def gradient_variance(
             with matmul_precision(experiment.compute):
                 gradients[index] = (
                     mean_gradient(net, draws, at, v_hat)
-                    if experiment.loss.mixes_tangent
-                    else own_mean_gradient(experiment.loss, net, draws, v_hat, uniform)
+                    if experiment.loss.has_landscape
+                    else own_mean_gradient(experiment.loss, net, draws, at, v_hat, uniform)
                 )
     return {"gradient_variance": Measurement(*trace_with_error(workers.sum(gradients)))}
 

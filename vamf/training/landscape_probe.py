@@ -34,14 +34,13 @@ def probe(
     """Measures the landscape of the current weights, on all workers together.
 
     Random streams are keyed by the evaluation's seed and the step, so a probe does not change
-    training. All workers get the same result. Raises ValueError for an objective without a tangent
-    that beta mixes.
+    training. All workers get the same result. Raises ValueError for an objective without a
+    landscape.
     """
     _require_velocity(experiment)
-    if not experiment.loss.mixes_tangent:
+    if not experiment.loss.has_landscape:
         raise ValueError(
-            "a landscape needs an objective with a tangent that beta mixes; "
-            f"got a {type(experiment.loss).__name__}"
+            f"a landscape needs a loss |u + (t - r) du/dt - v_cond|^2; got {experiment.loss}"
         )
     velocity = experiment.data.velocity() if experiment.data.has_exact_velocity else None
     weight = (experiment.loss.weight, beta) if plan.weighted else None

@@ -10,6 +10,7 @@ from helpers.velocities import (
     of_one_point,
     point_draws,
     uniforms,
+    z_scores,
 )
 
 from vamf.flow.duals import dual_mode
@@ -80,19 +81,14 @@ def test_the_average_velocity_of_gaussian_data_composes():
     assert terms(lambda *a: 1.1 * gaussian_average(*a), d).squared_error[16:].max() > 1e-4
 
 
-def test_flow_matching_at_equal_times_is_stationary_for_gaussian_data():
-    d = gaussian_draws(40_000, n_equal=40_000)
-    z, v_cond = interpolate(d.x, d.e, d.t)
+def test_the_gaussian_average_velocity_is_stationary():
+    """In the mean over samples, within 5 standard errors; 1.1 of it is not."""
+    d = gaussian_draws(20_000, n_equal=10_000)
 
-    def z_scores(scale):
-        residual = 2 * z * (scale * gaussian_average(z, d.r, d.t) - v_cond)
-        return residual.mean(0) / residual.std(0) * len(z) ** 0.5
+    def loss(u, part):
+        return terms(u, part).loss
 
-    assert z_scores(1.0).abs().max() < 5 and z_scores(1.1).abs().max() > 10
-    value = terms(gaussian_average, d).squared_error
-    torch.testing.assert_close(
-        value, (gaussian_average(z, d.r, d.t) - v_cond).square().sum(1), rtol=1e-12, atol=0
-    )
+    assert z_scores(loss, d).abs().max() < 5 and z_scores(loss, d, 1.1).abs().max() > 10
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])

@@ -40,6 +40,7 @@ class SemigroupLoss:
 
     learns_velocity: ClassVar[bool] = True
     mixes_tangent: ClassVar[bool] = False
+    has_landscape: ClassVar[bool] = False
     moves: ClassVar[bool] = False
     probes: ClassVar[int] = 0
 

@@ -58,6 +58,7 @@ class TerminalVelocityLoss:
 
     learns_velocity: ClassVar[bool] = True
     mixes_tangent: ClassVar[bool] = False
+    has_landscape: ClassVar[bool] = False
     moves: ClassVar[bool] = False
     probes: ClassVar[int] = 0
 

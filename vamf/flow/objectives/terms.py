@@ -85,9 +85,14 @@ class ObjectiveRule(Protocol):
 
     @property
     def mixes_tangent(self) -> bool:
-        """Whether beta mixes the tangent of du/dt; otherwise beta is 0 and there is no landscape.
+        """Whether beta mixes the tangent of du/dt; otherwise beta must be 0."""
+        return True
 
-        Without it evaluation measures the variance of the objective's own loss.
+    @property
+    def has_landscape(self) -> bool:
+        """Whether the loss is that of the landscape, |u + (t - r) du/dt - v_cond|^2, but for weights.
+
+        Otherwise it cannot be probed, and evaluation takes the variance of the objective's own.
         """
         return True
 
