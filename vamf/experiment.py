@@ -57,12 +57,13 @@ class Experiment:
     """Distribution of the times (r, t)."""
     beta: BetaSchedule | BetaOfTime | AdaptiveBeta = field(default_factory=BetaSchedule)
     """Weight of the proxy in the jvp's tangent."""
-    proxy: Literal["ema", "online", "head", "oracle", "reference"] = "ema"
+    proxy: Literal["ema", "online", "head", "oracle", "batch", "reference"] = "ema"
     """The proxy of the marginal velocity. ema, online: the velocity at r = t of the moving average,
     or of the trained network itself. head: the network's velocity head. oracle: the exact velocity
-    of data that have a closed form. reference: the velocity of another checkpoint. With dropout,
-    the trained network uses the masks of the step. The head is trained at r = t; that of improved
-    Mean Flows at every r."""
+    of data that have a closed form. batch: the exact velocity if the step's batch were all data,
+    without a network. reference: the velocity of another checkpoint. With dropout, the trained
+    network uses the masks of the step. The head is trained at r = t; that of improved Mean Flows at
+    every r."""
     reference: Path | None = None
     """Checkpoint or run's folder of the proxy `reference`: for example a flow-matching run."""
     loss: (
@@ -205,7 +206,7 @@ class Experiment:
             return
         if self.model.classes == 0:
             raise ValueError(f"guidance needs labelled data; got {self.data}")
-        if self.proxy not in ("ema", "online"):
+        if self.proxy not in ("ema", "online", "batch"):
             raise ValueError(f"guidance needs a proxy that knows labels; got {self.proxy}")
         if self.guidance.mixing == "parameters" and self.proxy != "ema":
             raise ValueError(

@@ -21,6 +21,7 @@ from vamf.experiment import Experiment
 from vamf.flow.guidance import with_labels
 from vamf.flow.objectives.ddpm import DDPM
 from vamf.flow.objectives.terms import Draws
+from vamf.flow.oracle import for_batch
 from vamf.flow.samplers import euler, heun, sample
 from vamf.flow.tangents import boundary_velocity
 from vamf.metrics.distances import Generate, Measurement
@@ -176,13 +177,14 @@ def gradient_variance(
     gradients = torch.zeros(k, size, device=device)
     for index in workers.mine(k):
         draws, uniform = _fresh(experiment, index, device)
+        own_proxy = for_batch(v_hat, draws.x)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed_of(experiment.evaluation.seed, "dropout", index))
             with matmul_precision(experiment.compute):
                 gradients[index] = (
-                    mean_gradient(net, draws, at, v_hat)
+                    mean_gradient(net, draws, at, own_proxy)
                     if experiment.loss.has_landscape
-                    else own_mean_gradient(experiment.loss, net, draws, at, v_hat, uniform)
+                    else own_mean_gradient(experiment.loss, net, draws, at, own_proxy, uniform)
                 )
     return {"gradient_variance": Measurement(*trace_with_error(workers.sum(gradients)))}
 
