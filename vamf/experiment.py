@@ -156,8 +156,8 @@ class Experiment:
             )
         if self.compute.compile and self.loss.moves:
             raise ValueError(
-                "an AlphaFlowLoss cannot be compiled, since its program changes at every step; use "
-                "compute.compile false"
+                f"{type(self.loss).__name__} cannot be compiled where its program changes at every "
+                f"step; use compute.compile false; got {self.loss}"
             )
 
     def _check_ddpm(self) -> None:

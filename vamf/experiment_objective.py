@@ -22,32 +22,42 @@ def check_objective(
     compute: Compute,
 ) -> None:
     """Raises ValueError if an objective cannot honour a setting."""
-    name = type(loss).__name__
-    if loss.learns_velocity and not loss.mixes_tangent:
-        if beta != BetaSchedule():
-            raise ValueError(
-                f"beta must be 0 for a {name}, which has no tangent to mix; got {beta.label}"
-            )
-    if loss.learns_velocity and not loss.has_landscape and (probe or isinstance(beta, AdaptiveBeta)):
-        raise ValueError(
-            "a probe and an adaptive beta need a loss |u + (t - r) du/dt - v_cond|^2; "
-            f"got {loss}"
-        )
-    if isinstance(loss, MeanFlowLoss) and loss.difference and compute.precision != "float32":
-        raise ValueError(
-            "a difference of u loses the digits that its precision has: loss.difference needs "
-            f"compute.precision float32; got {compute.precision}"
-        )
-    if isinstance(loss, MeanFlowLoss) and loss.gamma and guidance is not None and guidance.guides:
-        raise ValueError(
-            f"the proxy in the target would weaken guidance: loss.gamma must be 0; got {loss.gamma}"
-        )
+    if loss.learns_velocity:
+        _check_beta(loss, beta, probe)
+    if isinstance(loss, MeanFlowLoss):
+        _check_mean_flow(loss, guidance, compute)
     if isinstance(loss, SemigroupLoss) and times.prob_equal == 0:
         raise ValueError(
             "a SemigroupLoss needs times.prob_equal > 0, since data enter where r = t; got 0"
         )
     if isinstance(loss, TerminalVelocityLoss):
         _check_terminal_velocity(loss, guidance, compute)
+
+
+def _check_beta(
+    loss: ObjectiveRule, beta: BetaSchedule | BetaOfTime | AdaptiveBeta, probe: Probe | None
+) -> None:
+    if not loss.mixes_tangent and beta != BetaSchedule():
+        raise ValueError(
+            f"beta must be 0 for a {type(loss).__name__}, which has no tangent to mix; "
+            f"got {beta.label}"
+        )
+    if not loss.has_landscape and (probe or isinstance(beta, AdaptiveBeta)):
+        raise ValueError(
+            f"a probe and an adaptive beta need a loss |u + (t - r) du/dt - v_cond|^2; got {loss}"
+        )
+
+
+def _check_mean_flow(loss: MeanFlowLoss, guidance: Guidance | None, compute: Compute) -> None:
+    if loss.difference and compute.precision != "float32":
+        raise ValueError(
+            "a difference of u loses the digits that its precision has: loss.difference needs "
+            f"compute.precision float32; got {compute.precision}"
+        )
+    if loss.gamma and guidance is not None and guidance.guides:
+        raise ValueError(
+            f"the proxy in the target would weaken guidance: loss.gamma must be 0; got {loss.gamma}"
+        )
 
 
 def _check_terminal_velocity(

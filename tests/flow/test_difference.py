@@ -1,4 +1,4 @@
-"""The total derivative by differences: order of convergence, borders, and the loss that takes it."""
+"""The total derivative by differences: its order, its borders, and the loss that takes it."""
 
 import pytest
 import torch

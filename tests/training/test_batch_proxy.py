@@ -119,6 +119,4 @@ def test_resumed_is_never_interrupted_bit_for_bit():
 
 def test_augmented_images_are_refused():
     with pytest.raises(ValueError, match="augment needs a proxy that takes augment labels"):
-        PRESETS["digits"].override(
-            {"proxy": "batch", "augment.p": 0.1, "model.augmentations": 6}
-        )
+        PRESETS["digits"].override({"proxy": "batch", "augment.p": 0.1, "model.augmentations": 6})

@@ -12,7 +12,6 @@ from vamf.distributed import Workers
 from vamf.experiment import Experiment
 from vamf.experiment_settings import Evaluation
 from vamf.flow.objectives.semigroup import SemigroupLoss
-from vamf.flow.objectives.terminal_velocity import TerminalVelocityLoss
 from vamf.flow.objectives.terms import AdaptiveWeight, Draws
 from vamf.flow.tangents import boundary_velocity
 from vamf.flow.times import UniformTimes
@@ -181,6 +180,6 @@ def test_what_they_do_not_go_with_is_refused(changes, said):
 
 
 def test_a_checkpoint_without_a_tangent_has_no_landscape():
-    with pytest.raises(ValueError, match="a landscape needs a loss .*got SemigroupLoss"):
+    with pytest.raises(ValueError, match=r"a landscape needs a loss .*got SemigroupLoss"):
         trained(TOY, 0).probe(Probe(pairs=2))
     assert "kappa/t0.5" in trained(TOY, 0).ratios(4)

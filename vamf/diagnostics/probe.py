@@ -83,9 +83,10 @@ def probe_pair(
 ) -> ProbeMoments:
     """The tables of one pair, with a first axis of size 1.
 
-    A proxy of the batch is made of each of the two. ``generator``, on the draws' device, draws random signs; torch's default random state changes
-    only if the network draws dropout masks from it. In training mode each sample has its own masks,
-    the same at every evaluation, so that the residual stays affine in beta.
+    A proxy of the batch is made of each of the two. ``generator``, on the draws' device, draws
+    random signs; torch's default random state changes only if the network draws dropout masks from
+    it. In training mode each sample has its own masks, the same at every evaluation, so that the
+    residual stays affine in beta.
     """
     vectors, tables = [], []
     for draws in pair:

@@ -63,9 +63,7 @@ def directional_derivative(
     return _jvp(u, (z, r, t), (direction, zero, zero))[1]
 
 
-def terminal_derivative(
-    u: AverageVelocity, z: Sample, r: Time, t: Time
-) -> tuple[Sample, Sample]:
+def terminal_derivative(u: AverageVelocity, z: Sample, r: Time, t: Time) -> tuple[Sample, Sample]:
     """Returns u(z, r, t) and du/dr: along the tangent (0, 1, 0) of (z, r, t).
 
     Both results carry gradients if these are enabled; where duals are carried, du/dr has no graph.
@@ -76,9 +74,7 @@ def terminal_derivative(
     return _jvp(u, (z, r, t), (still, torch.ones_like(r), torch.zeros_like(t)))
 
 
-def _carry(
-    u: AverageVelocity, z: Dual, r: Time | Dual, t: Time | Dual
-) -> tuple[Sample, Sample]:
+def _carry(u: AverageVelocity, z: Dual, r: Time | Dual, t: Time | Dual) -> tuple[Sample, Sample]:
     """Of a network that takes duals."""
     out: Any = u(z, r, t)  # type: ignore[arg-type]
     return out.value, out.tangent

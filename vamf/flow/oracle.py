@@ -88,7 +88,6 @@ class EmpiricalVelocity:
             best = new
         return ((flat - mean / total) / s).reshape(z.shape).to(z.dtype)
 
-
     def _others(self, y: Label | None) -> Tensor | None:
         """Which points are not of a sample's class, (batch, N) booleans; None if all count."""
         if self.labels is None or y is None:
@@ -110,7 +109,7 @@ class BatchProxy:
 
 
 def for_batch(v_hat: Velocity, x: Sample, labels: Label | None = None) -> Velocity:
-    """The proxy at a step whose whole batch is ``x`` with these labels; others do not depend on it."""
+    """The proxy of a step whose whole batch is ``x``; only a ``BatchProxy`` depends on it."""
     return EmpiricalVelocity(x, labels=labels) if isinstance(v_hat, BatchProxy) else v_hat
 
 

@@ -1,5 +1,7 @@
 """Semigroup consistency: its definition, closed forms, and MeanFlow as its limit."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from helpers.velocities import (
@@ -42,9 +44,9 @@ def definition(net, d, m):
         if k >= d.n_equal:
             with torch.no_grad():
                 first = net(z, own, t)
-                target = (
-                    (t - own) * first + (own - r) * net(z - (t - own) * first, r, own)
-                ) / (t - r)
+                target = ((t - own) * first + (own - r) * net(z - (t - own) * first, r, own)) / (
+                    t - r
+                )
         errors.append((net(z, r, t) - target).square().sum())
     return torch.stack(errors)
 
@@ -113,7 +115,7 @@ def test_its_limit_is_the_residual_of_mean_flow_without_noise():
             for h in (1e-2, 1e-3, 1e-4)
         ]
     assert errors[0] < 0.1 * expected.norm()
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in pairwise(errors):
         assert coarse / fine == pytest.approx(10, rel=0.05)
 
 

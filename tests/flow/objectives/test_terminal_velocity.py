@@ -63,9 +63,7 @@ def test_loss_and_gradient_are_those_of_the_definition(stop, p):
     # The difference: truncation h^2 / 6 |u'''| and rounding eps / h, both about 1e-10.
     torch.testing.assert_close(found.squared_error, expected.detach(), rtol=1e-8, atol=1e-9)
     mean = (weight(expected) * expected).mean()
-    torch.testing.assert_close(
-        gradient(found.loss, net), gradient(mean, net), rtol=1e-7, atol=1e-8
-    )
+    torch.testing.assert_close(gradient(found.loss, net), gradient(mean, net), rtol=1e-7, atol=1e-8)
 
 
 def test_a_stopped_derivative_changes_the_gradient_and_not_the_loss():

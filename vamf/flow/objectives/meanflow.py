@@ -112,7 +112,7 @@ def moving_tangent(draws: Draws, z: Sample, v_cond: Sample, beta: Beta, v_hat: V
 
 
 def evaluated_once(v_hat: Velocity, draws: Draws) -> Velocity:
-    """The proxy at z and t of a step, whose values for its last samples are those of all of them."""
+    """The proxy at a step's z and t, evaluated for all samples, then known for the last of them."""
     z, _ = interpolate(draws.x, draws.e, draws.t)
     with torch.no_grad():
         known = v_hat(z, draws.t)
@@ -142,8 +142,8 @@ class MeanFlowLoss:
     tangent is mixed (arXiv 2605.09235). beta = 0 is MeanFlow (arXiv 2505.13447, section 4.1); beta
     = 1 with the network's own boundary velocity is the tangent of improved Mean Flows (arXiv
     2512.02012). In general v_gamma = (1 - gamma) v_cond + gamma v_hat(z, t), also where r = t.
-    beta = gamma = 1 with the proxy `reference`, a flow-matching run, is the distillation of that run
-    into a MeanFlow (`use_cd` of NVIDIA's FastGen): no noise of v_cond, and the bias of the proxy.
+    beta = gamma = 1 with the proxy `reference`, a flow-matching run, distils that run (`use_cd` of
+    NVIDIA's FastGen): there is no noise of v_cond, and the bias of the proxy.
     """
 
     weight: AdaptiveWeight = field(default_factory=AdaptiveWeight)
@@ -156,19 +156,28 @@ class MeanFlowLoss:
     """Weight of the proxy in the regression target and the anchor, in [0, 1]."""
     difference: Difference | None = None
     """A finite difference in place of the jvp, for networks without forward mode."""
+    tangent_warmup: float = 0.0
+    """Share of training in [0, 1] in which the factor of (t - r) du/dt rises from 0 to 1, linearly:
+    the tangent warm-up of sCM (arXiv 2410.11081) and FastGen."""
 
     learns_velocity: ClassVar[bool] = True
     mixes_tangent: ClassVar[bool] = True
-    moves: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"loss.gamma must lie in [0, 1]; got {self.gamma}")
+        if not 0 <= self.tangent_warmup <= 1:
+            raise ValueError(f"loss.tangent_warmup must lie in [0, 1]; got {self.tangent_warmup}")
         if self.difference and self.trace:
             raise ValueError(
                 "loss.trace needs the jvp of the network: it goes without loss.difference; "
                 f"got {self.difference}"
             )
+
+    @property
+    def moves(self) -> bool:
+        """Whether the derivative's factor rises at first."""
+        return self.tangent_warmup > 0
 
     @property
     def has_landscape(self) -> bool:
@@ -193,11 +202,20 @@ class MeanFlowLoss:
         velocity: Sample | None = None,
         cond_weight: Scalars | None = None,
     ) -> LossTerms:
-        """See ``ObjectiveRule``; ``progress`` is not used."""
+        """See ``ObjectiveRule``; ``progress`` is used during a warm-up."""
         if self.gamma:
             v_hat = evaluated_once(v_hat, draws)
         path = mean_flow_path(u, draws, beta, v_hat, velocity, self.difference)
+        if self.tangent_warmup:
+            z, v_cond, correction, value = path
+            path = z, v_cond, self._risen(progress) * correction, value
         return self.terms(u, draws, path, anchor_uniform, signs, cond_weight, v_hat)
+
+    def _risen(self, progress: float | None) -> float:
+        """The factor of (t - r) du/dt."""
+        if progress is None:
+            raise ValueError("a warm-up needs progress")
+        return min(progress / self.tangent_warmup, 1.0)
 
     def terms(
         self,

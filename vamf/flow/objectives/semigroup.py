@@ -1,4 +1,4 @@
-"""Semigroup consistency: one step is two, without a derivative (SplitMeanFlow, arXiv 2507.16884)."""
+"""Semigroup consistency: one step is two, without a jvp (SplitMeanFlow, arXiv 2507.16884)."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal

@@ -41,12 +41,12 @@ class TerminalVelocityLoss:
     f(r) is where a step from (z, t) arrives, and u - (t - r) du/dr is its derivative in r, which
     must be the velocity there (arXiv 2511.19797, section 3). The tangent (0, 1, 0) of (z, r, t) has
     no v_cond in it, so there is no beta. v_hat is the proxy of the experiment: that of the moving
-    average, as published. s has a distribution of its own, z_s the same data and noise as z. Samples
+    average, as published. s has a distribution of its own, z_s the data and noise of z. Samples
     with r = t have the second term only.
 
     Differences from the authors' code: errors are summed over a sample's axes, not averaged; (r, t)
     are the experiment's times, not r and a gap; the moving average is the experiment's, not another
-    one of decay 0.99; guidance is that of the experiment, not 1 / scale^2 as the weight of a sample.
+    one of decay 0.99; guidance is the experiment's, without 1 / scale^2 as a sample's weight.
     """
 
     weight: AdaptiveWeight = field(default_factory=AdaptiveWeight)
@@ -123,12 +123,10 @@ class TerminalVelocityLoss:
         # A distribution of times may have r = t here too.
         return (r < t) * error, squared_norm((gap * du_dr).detach())
 
-    def _derivative(
-        self, u: AverageVelocity, z: Sample, r: Time, t: Time
-    ) -> tuple[Sample, Sample]:
+    def _derivative(self, u: AverageVelocity, z: Sample, r: Time, t: Time) -> tuple[Sample, Sample]:
         """u and du/dr; without a graph of the latter, if it is stopped."""
         if in_dual_mode() and not self.stop_derivative:
-            raise ValueError("duals have no graph of du/dr: stop_derivative must be true; got false")
+            raise ValueError("duals have no graph of du/dr; got stop_derivative false")
         if in_dual_mode() or not self.stop_derivative:
             return terminal_derivative(u, z, r, t)
         with torch.no_grad():
