@@ -7,7 +7,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vamf.flow.derivatives import directional_derivative, textbook_derivative, total_derivative
+from vamf.flow.derivatives import (
+    directional_derivative,
+    terminal_derivative,
+    textbook_derivative,
+    total_derivative,
+)
 from vamf.flow.duals import dual_mode
 from vamf.flow.objectives.alpha_flow import AlphaFlowLoss, AlphaSchedule
 from vamf.flow.objectives.meanflow import Anchor, MeanFlowLoss
@@ -88,6 +93,23 @@ def test_the_derivative_is_torchs(config, shape, dtype, graph):
     few = 16 * torch.finfo(dtype).eps if rounded else 0
     assert (ours[1] - torchs[1]).abs().max() <= few * torchs[1].abs().max()
     assert ours[1].requires_grad == torchs[1].requires_grad == graph
+
+
+@MODEL
+def test_a_derivative_with_a_graph_has_torchs_gradient(config, shape):
+    """As terminal velocity matching takes it: du/dr, differentiated with respect to the weights."""
+    net, (z, v, r, t, _) = build(config, shape).double().eval(), draws(shape, dtype=torch.float64)
+    still = (torch.zeros_like(z), torch.ones_like(r), torch.zeros_like(t))
+    found = []
+    for value, du_dr in (
+        terminal_derivative(net, z, r, t),
+        torch.func.jvp(net, (z, r, t), still),
+    ):
+        loss = (value + du_dr - v).square().mean()
+        found.append((loss, torch.autograd.grad(loss, list(net.parameters()), allow_unused=True)))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-12, atol=0)
+    for ours, torchs in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(ours, torchs, rtol=1e-9, atol=1e-13)
 
 
 @MODEL

@@ -115,7 +115,8 @@ def affine(
     if isinstance(x, Dual):
         return linearly(x, whole, linear)
     weights = () if weight is None else (weight,)
-    return by_formula(x, weights, whole, lambda primal, dx: (whole(primal), linear(dx)))
+    both = lambda primal, dx: (whole(primal), linear(dx))  # noqa: E731
+    return by_formula(x, weights, whole, both, differentiable=True)
 
 
 def by_formula(
@@ -123,12 +124,14 @@ def by_formula(
     weights: Iterable[Tensor],
     whole: Callable[[Tensor], Tensor],
     both: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    differentiable: bool = False,
 ) -> Tensor:
     """``whole(x)``, in forward mode by ``both(x, dx)``, which returns it and its tangent.
 
-    Where a weight has a tangent, and in ``textbook_derivative``, torch's own rules are used.
+    Where a weight has a tangent, and in ``textbook_derivative``, torch's own rules are used; also
+    where the tangent needs a graph, unless ``both`` is ``differentiable``.
     """
-    if not _in_jvp:
+    if not _in_jvp or (torch.is_grad_enabled() and not differentiable):
         return whole(x)
     primal, tangent = forward_ad.unpack_dual(x, level=LEVEL)
     if tangent is None or any(map(_has_tangent, weights)):
