@@ -167,7 +167,7 @@ def test_guidance_takes_the_networks_velocity_without_dropout():
     assert objective.experiment.guidance == Guidance(cfg_kappa=0.5)
     for mode in (True, True, False):
         objective.net.train(mode)
-        u, _, guided = objective._guided(inputs.draws, inputs.labels, None, 0.5)
+        u, _, guided = objective._guided(inputs.draws, inputs.labels, None, 0.5, objective.v_hat)
         targets.append(guided.velocity)
     assert torch.equal(targets[0], targets[1]) and torch.equal(targets[0], targets[2])
     objective.net.train()

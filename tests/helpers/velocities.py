@@ -24,12 +24,12 @@ class Net(torch.nn.Module):
 
 
 def point_draws(n=8, n_equal=3, x=None):
-    """Points, noise and times; data ``x`` in place of random ones."""
+    """Points, noise and times, with t - r of .05 or more; data ``x`` in place of random ones."""
     g = generator("objective draws", n)
     data, e = torch.randn(2, n, 2, generator=g, dtype=torch.float64)
     times = 0.05 + 0.9 * torch.rand(2, n, generator=g, dtype=torch.float64)
     t = times.amax(0)
-    r = torch.cat([t[:n_equal], times.amin(0)[n_equal:]])
+    r = torch.cat([t[:n_equal], times.amin(0).clamp_max(t - 0.05)[n_equal:].clamp_min(0)])
     return Draws(data if x is None else x.expand_as(data), e, r, t, n_equal)
 
 
@@ -64,10 +64,9 @@ def gaussian_average(z, r, t):
 
 
 def gaussian_draws(n, n_equal=0):
-    """Draws of Gaussian data, with gaps of at least .01 where r < t."""
+    """The same of Gaussian data."""
     d = point_draws(n, n_equal)
-    r = torch.cat([d.r[:n_equal], d.r[n_equal:].clamp_max(d.t[n_equal:] - 0.01)])
-    return d._replace(x=SPREAD * d.x, r=r)
+    return d._replace(x=SPREAD * d.x)
 
 
 def z_scores(loss, d, scale=1.0, chunk=500):

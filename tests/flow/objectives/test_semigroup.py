@@ -59,7 +59,7 @@ def test_loss_and_gradient_are_those_of_the_definition(split, p):
     expected = definition(net, d, d.t - share * (d.t - d.r))
     weight = (expected.detach() + 0.01) ** -p
     found = terms(net, d, loss=loss)
-    torch.testing.assert_close(found.squared_error, expected.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.squared_error, expected.detach(), rtol=1e-12, atol=1e-18)
     torch.testing.assert_close(
         gradient(found.loss, net), gradient((weight * expected).mean(), net), rtol=1e-10, atol=1e-13
     )
@@ -84,8 +84,8 @@ def test_the_average_velocity_of_gaussian_data_composes():
 
 
 def test_the_gaussian_average_velocity_is_stationary():
-    """In the mean over samples, within 5 standard errors; 1.1 of it is not."""
-    d = gaussian_draws(20_000, n_equal=10_000)
+    """Where r = t, in the mean over samples, within 5 standard errors; 1.1 of it is not."""
+    d = gaussian_draws(20_000, n_equal=20_000)
 
     def loss(u, part):
         return terms(u, part).loss
@@ -95,11 +95,11 @@ def test_the_gaussian_average_velocity_is_stationary():
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_a_split_at_an_end_is_the_network_itself_to_the_bit(share):
-    net, d = Net(), point_draws()
+    net, d = Net(), point_draws(n_equal=0)
     z, _ = interpolate(d.x, d.e, d.t)
     whole = torch.full_like(d.t, share)
     assert torch.equal(two_steps(net, z, d.r, d.t, whole), net(z, d.r, d.t))
-    assert not terms(net, d, whole).squared_error[N_EQUAL:].any()
+    assert not terms(net, d, whole).squared_error.any()
 
 
 def test_its_limit_is_the_residual_of_mean_flow_without_noise():
