@@ -133,6 +133,27 @@ def test_a_large_gradient_variance_is_taken_part_by_part(monkeypatch):
     assert parts.value == pytest.approx(whole["gradient_variance"].value, rel=1e-4)
 
 
+MIXED = {"loss.kind": "MeanFlowLoss", "loss.gamma": 0.5, "beta.value": 0.5}
+
+
+@pytest.mark.parametrize("name", ["gamma", "difference"])
+def test_evaluation_leaves_out_weights_anchor_and_warm_up(name):
+    """As of other losses: of one whose target or derivative is not that of the landscape."""
+    plain = TOY.override(MIXED if name == "gamma" else {"loss.kind": "MeanFlowLoss"})
+    if name == "difference":
+        plain = plain.override({"loss.difference.epsilon": 1e-3, "beta.value": 0.5})
+    weighted = {"loss.weight.p": 1.0, "loss.anchor.weight": 0.1, "loss.tangent_warmup": 0.5}
+    weighted |= {} if name == "difference" else {"loss.trace.probes": 1}
+    own = trained(plain)
+    found = []
+    for experiment in (plain, plain.override(weighted)):
+        given = (own.v_hat, own.beta, experiment, Workers())
+        found.append((loss_variance(own.ema, *given), gradient_variance(own.net, *given)))
+    assert found[0] == found[1]
+    other = plain.override({"loss.gamma": 0.0, "loss.difference": None})
+    assert loss_variance(own.ema, own.v_hat, own.beta, other, Workers()) != found[0][0]
+
+
 @EACH
 def test_it_goes_to_a_file_and_back(experiment):
     assert Experiment.from_dict(experiment.to_dict()) == experiment

@@ -12,14 +12,16 @@ class Difference:
     """(u(z + a v_tan, r, t + a) - u(z - b v_tan, r, t - b)) / (a + b), by two evaluations.
 
     a = b = epsilon, a central difference, of order 2 in epsilon. A step that would leave [r, 1]
-    ends there, since u is not trained beyond: at a border the difference has one side (as `jvp
-    finite difference` in NVIDIA's FastGen, which leaves out the whole side). Any network and any
-    kernel of attention can be differentiated so. Networks must keep their dropout masks between the
-    evaluations, as they do within a step.
+    ends there, since u is not trained beyond; `use_jvp_finite_diff` of NVIDIA's FastGen, with
+    epsilon = 1e-4, leaves out the whole side. Any network and any kernel of attention can be
+    differentiated so; dropout must have the same masks in both, as it has within a step.
+
+    Relative errors of du/dt in float32, MLP, U-Nets and DiT of random weights: 3e-3 at epsilon =
+    1e-4, 3e-4 at 1e-3, 1e-4 at 3e-3, 8e-4 at 1e-2.
     """
 
     epsilon: float = 1e-3
-    """Step in t, in (0, 0.5]: smaller ones lose digits, 1e-7 / epsilon of u in float32."""
+    """Step in t, in (0, 0.5]: a smaller one loses digits of u, a larger one is less exact."""
 
     def __post_init__(self) -> None:
         if not 0 < self.epsilon <= 0.5:
