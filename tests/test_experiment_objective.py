@@ -16,7 +16,7 @@ DIFFERENCE = {"loss.difference.epsilon": 1e-3}
     ("changes", "said"),
     [
         (TERMINAL | {"compute.compile": True}, r"needs loss\.stop_derivative true"),
-        (TERMINAL | GUIDED, r"needs loss\.boundary None with guidance"),
+        (TERMINAL | GUIDED, r"needs loss\.boundary null with guidance"),
         ({"loss.gamma": 0.5} | GUIDED, r"loss\.gamma must be 0; got 0\.5"),
         ({"loss.gamma": 0.5, "probe.every": 5}, "a probe and an adaptive beta need .*gamma=0.5"),
         ({"loss.gamma": 0.5, "beta.kind": "AdaptiveBeta"}, "an adaptive beta need"),

@@ -70,6 +70,6 @@ def _check_terminal_velocity(
         )
     if guidance is not None and guidance.guides and loss.boundary is not None:
         raise ValueError(
-            "a guided velocity is that at time t: a TerminalVelocityLoss needs loss.boundary None "
+            "a guided velocity is that at time t: a TerminalVelocityLoss needs loss.boundary null "
             f"with guidance; got {loss.boundary}"
         )

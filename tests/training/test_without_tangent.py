@@ -175,7 +175,7 @@ def test_images_with_labels_are_trained_on(experiment, changes):
     )
     loss = {f"loss.{name}": value for name, value in experiment.to_dict()["loss"].items()}
     if changes and "boundary" in experiment.to_dict()["loss"]:
-        with pytest.raises(ValueError, match=r"needs loss\.boundary None with guidance"):
+        with pytest.raises(ValueError, match=r"needs loss\.boundary null with guidance"):
             labelled.override(loss)
         loss["loss.boundary"] = None
     own = trained(labelled.override(loss), 1)

@@ -29,7 +29,7 @@ WARM_UP = {False: 2, True: 6}
 SHARES = (0.25, 0.75)
 """Shares of samples with r = t that are compared, in addition to the experiment's own."""
 
-STOPPED = "terminal velocity matching, derivative stopped"
+STOPPED = "terminal velocity, derivative stopped"
 """The name of its variant."""
 
 ALONE = {"cuda"}
@@ -105,7 +105,7 @@ def variants(experiment: Experiment) -> dict[str, tuple[Experiment, Callable | N
     found |= {name: (own, None) for name, own in losses.items()}
     if experiment.loss.learns_velocity and experiment.guidance is None:
         through = losses[STOPPED].override({"loss.stop_derivative": False})
-        found["terminal velocity matching, as published"] = through, None
+        found["terminal velocity, as published"] = through, None
         found["MeanFlow, r = t through the jvp too"] = plain, _whole_batch
         found["MeanFlow by the textbook"] = plain, _with_graph
     return found
