@@ -82,22 +82,22 @@ class Objective(nn.Module):
 
     def inputs(self, step: int) -> Inputs:
         """All that a step's loss depends on except the weights and the dropout masks."""
-        draws, uniform = self.draw(step)
+        batch = self.batch(step)
+        draws, uniform = self.draw(step, batch)
         labels = None if self.experiment.guidance is None else self.labels(step)
         beta = self.beta(step, draws.t)
         if self._moves and isinstance(beta, float):  # a captured step has its numbers built in
             beta = torch.full_like(draws.t, beta)
         progress = step / self.experiment.steps if self.experiment.loss.moves else None
-        batch = self.batch(step, draws)
         known = self.augment_labels(step), beta, self.signs(step), progress, batch
         return Inputs(draws, uniform, labels, *known)
 
-    def batch(self, step: int, draws: Draws) -> Batch | None:
+    def batch(self, step: int) -> Batch | None:
         """The step's data whole, if the proxy is made of them: the same on all workers."""
-        e, (_, world, device) = self.experiment, self.workers
+        e, device = self.experiment, self.workers.device
         if e.proxy != "batch":
             return None
-        x = draws.x if world == 1 else self.dataset.batch(step, e.batch, e.seed, device)
+        x = self.dataset.batch(step, e.batch, e.seed, device)
         if e.guidance is None:
             return Batch(x, None)
         assert isinstance(self.dataset, Labelled)
@@ -218,11 +218,17 @@ class Objective(nn.Module):
         signs = draw_signs(shape, generator(e.seed, "trace", step, device=device))
         return signs[:, rank::world]
 
-    def draw(self, step: int) -> tuple[Draws, Time]:
-        """This worker's share of the step's samples, and uniform numbers for the anchor."""
+    def draw(self, step: int, batch: Batch | None = None) -> tuple[Draws, Time]:
+        """This worker's share of the step's samples, and uniform numbers for the anchor.
+
+        ``batch``, if given, has the data already.
+        """
         e, (rank, world, device) = self.experiment, self.workers
         mine = slice(rank, None, world)
-        x = self.dataset.batch(step, e.batch, e.seed, device, mine)
+        if batch is None:
+            x = self.dataset.batch(step, e.batch, e.seed, device, mine)
+        else:
+            x = batch.x[mine].contiguous()
         strengths = self.strengths(step)
         if e.augment is not None and strengths is not None:
             x = e.augment(x, strengths)
