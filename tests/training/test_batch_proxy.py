@@ -120,3 +120,14 @@ def test_resumed_is_never_interrupted_bit_for_bit():
 def test_augmented_images_are_refused():
     with pytest.raises(ValueError, match="augment needs a proxy that takes augment labels"):
         PRESETS["digits"].override({"proxy": "batch", "augment.p": 0.1, "model.augmentations": 6})
+
+
+def test_parts_of_a_step_with_its_whole_batch_have_its_gradient():
+    own = trainer(TOY)
+    inputs = own.objective.inputs(2)
+    whole, mean = gradient(own.objective.terms(inputs).loss, own.net), 0.0
+    numbers = inputs.uniform.split(4)
+    for part, uniform in zip(inputs.draws.parts(4), numbers, strict=True):
+        terms = own.objective.terms(inputs._replace(draws=part, uniform=uniform))
+        mean = mean + len(part.x) / 10 * gradient(terms.loss, own.net)
+    assert (mean - whole).norm() < 1e-5 * whole.norm()  # float32, in another order

@@ -25,7 +25,10 @@ from vamf.typing import AverageVelocity, Beta, BetaAt, Label, Sample, Time, Velo
 
 
 class Batch(NamedTuple):
-    """The data of all workers' samples of a step, of which the proxy `batch` is made."""
+    """The data of all workers' samples of a step, of which the proxy `batch` is made.
+
+    It stays whole where a step's samples are split, and the mean over the parts is then the same.
+    """
 
     x: Sample
     labels: Label | None
