@@ -29,7 +29,7 @@ class Options:
     """Samples in a batch; by default the training's."""
     weighted: bool = False
     """Weight samples as the run's loss does at its own beta."""
-    proxy: Literal["ema", "online", "head", "oracle", "reference"] | None = None
+    proxy: Literal["ema", "online", "head", "oracle", "batch", "reference"] | None = None
     """Another proxy than the run's."""
     reference: Path | None = None
     """Checkpoint of the proxy `reference`."""

@@ -139,8 +139,10 @@ def moved(experiment):
         {"model.augmentations": 6, "augment.kind": "Augmentation"},
         {"model.classes": 10, "guidance.cfg_kappa": 0.5, "guidance.omega": 0.7},
         {"loss.anchor.weight": 0.5, "loss.trace.probes": 1},
+        {"loss.kind": "SemigroupLoss", "beta.value": 0.0},
+        {"loss.kind": "TerminalVelocityLoss", "loss.stop_derivative": True, "beta.value": 0.0},
     ],
-    ids=lambda changes: "-".join(changes) or "plain",
+    ids=lambda changes: "-".join(map(str, changes.values())) or "plain",
 )
 def test_an_eager_step_is_the_compiled_one(changes):
     """To rounding, with the same seed: both draw the same masks in the same order."""
@@ -165,7 +167,7 @@ def test_guidance_takes_the_networks_velocity_without_dropout():
     assert objective.experiment.guidance == Guidance(cfg_kappa=0.5)
     for mode in (True, True, False):
         objective.net.train(mode)
-        u, _, guided = objective._guided(inputs.draws, inputs.labels, None, 0.5)
+        u, _, guided = objective._guided(inputs.draws, inputs.labels, None, 0.5, objective.v_hat)
         targets.append(guided.velocity)
     assert torch.equal(targets[0], targets[1]) and torch.equal(targets[0], targets[2])
     objective.net.train()

@@ -255,6 +255,8 @@ def test_settings_of_the_second_schema_are_understood():
         weighted, alpha=AlphaSchedule(begin=0.5)
     )
     assert WEIGHTED.override({"ddpm": None}) == WEIGHTED
+    with pytest.raises(ValueError, match=r"unknown setting 'loss\.gamma'"):  # which it would ignore
+        WEIGHTED.override({"loss.gamma": 0.5}).override({"loss.alpha.value": 0.25})
 
 
 @pytest.mark.parametrize("schema", [0, 4, "2", None])

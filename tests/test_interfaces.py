@@ -141,6 +141,7 @@ class Nothing(ObjectiveRule):
 def test_objectives_of_a_users_own_learn_a_velocity_and_weigh_all_samples_alike():
     rule = Nothing()
     assert isinstance(rule, ObjectiveRule) and rule.learns_velocity
+    assert rule.mixes_tangent and rule.has_landscape
     assert rule.weight(torch.tensor([0.0, 7.0])).tolist() == [1.0, 1.0]
     assert rule.probes == 0 and not rule.moves  # neither signs nor progress are drawn for it
 

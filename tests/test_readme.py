@@ -91,6 +91,9 @@ def test_the_messages_are_those_of_the_code():
 
 COMPILED = {"compute.compile": True, "compute.precision": "bfloat16"}
 ALPHA = {"loss.alpha.kind": "AlphaSchedule"}
+SEMIGROUP = {"loss.kind": "SemigroupLoss", "beta.value": 0}
+TERMINAL = {"loss.kind": "TerminalVelocityLoss", "beta.value": 0}
+STOPPED = TERMINAL | {"loss.stop_derivative": True}
 HEAD = {"proxy": "head", "model.velocity_head": True}
 FLOW_MATCHING = {"times.kind": "UniformTimes", "times.prob_equal": 1}
 DENOISES = FLOW_MATCHING | {"loss.kind": "DDPM", "proxy": "ema", "evaluation.sampler": "ddim"}
@@ -108,6 +111,14 @@ OWN = {"model.kind": "jobs/examples/shapes.py:Convolutions"}
         *(COMPILED | {"loss.kind": "jobs/examples/shapes.py:WithBoundary"}, OWN),
         *(LABELLED | COMPILED, LABELLED | ALPHA, AUGMENTED | COMPILED),
         *({"model.kind": "MLPConfig"}, {"model.kind": "DiTConfig", "model.patch": 2}),
+        *(
+            SEMIGROUP | COMPILED,
+            SEMIGROUP | LABELLED,
+            TERMINAL,
+            TERMINAL | HEAD,
+            STOPPED | COMPILED,
+        ),
+        *(TERMINAL | {"proxy": "oracle"}, STOPPED | LABELLED | {"loss.boundary": None}),
         *(COMPILED | {"beta.kind": kind} for kind in ("AdaptiveBeta", "BetaOfTime")),
     ],
     ids=str,
@@ -125,6 +136,8 @@ def test_what_works_together(changes, monkeypatch):
         *(DENOISES | {"probe.every": 5}, DENOISES | LABELLED),
         *(LABELLED | HEAD, LABELLED | {"proxy": "oracle"}, AUGMENTED | {"proxy": "oracle"}),
         *(AUGMENTED | {"model.kind": "MLPConfig"}, {"data.kind": "Toy"}),
+        *(SEMIGROUP | {"beta.value": 1}, TERMINAL | COMPILED, TERMINAL | LABELLED),
+        *(SEMIGROUP | {"probe.every": 5}, SEMIGROUP | {"times.prob_equal": 0}),
     ],
     ids=str,
 )

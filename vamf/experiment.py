@@ -19,6 +19,7 @@ from vamf.data.torchvision_sets import CIFAR10, MNIST
 from vamf.data.toys import Toy
 from vamf.diagnostics.adaptive import AdaptiveBeta
 from vamf.diagnostics.probe import Probe
+from vamf.experiment_objective import check_objective
 from vamf.experiment_schema import SCHEMA, migrated, present_names
 from vamf.experiment_settings import (
     Checkpoints,
@@ -33,6 +34,8 @@ from vamf.flow.guidance import Guidance
 from vamf.flow.objectives.alpha_flow import AlphaFlowLoss
 from vamf.flow.objectives.ddpm import DDPM
 from vamf.flow.objectives.meanflow import MeanFlowLoss
+from vamf.flow.objectives.semigroup import SemigroupLoss
+from vamf.flow.objectives.terminal_velocity import TerminalVelocityLoss
 from vamf.flow.objectives.terms import ObjectiveRule
 from vamf.flow.schedules import BetaOfTime, BetaSchedule
 from vamf.flow.times import ClippedLogitNormalTimes, LogitNormalTimes, UniformTimes
@@ -61,16 +64,20 @@ class Experiment:
     """Distribution of the times (r, t)."""
     beta: BetaSchedule | BetaOfTime | AdaptiveBeta = field(default_factory=BetaSchedule)
     """Weight of the proxy in the jvp's tangent."""
-    proxy: Literal["ema", "online", "head", "oracle", "reference"] = "ema"
+    proxy: Literal["ema", "online", "head", "oracle", "batch", "reference"] = "ema"
     """The proxy of the marginal velocity. ema, online: the velocity at r = t of the moving average,
     or of the trained network itself. head: the network's velocity head. oracle: the exact velocity
-    of data that have a closed form. reference: the velocity of another checkpoint. With dropout,
-    the trained network uses the masks of the step. The head is trained at r = t; that of improved
-    Mean Flows at every r."""
+    of data that have a closed form. batch: the exact velocity if the step's batch were all data,
+    without a network. reference: the velocity of another checkpoint. With dropout, the trained
+    network uses the masks of the step. The head is trained at r = t; that of improved Mean Flows at
+    every r."""
     reference: Path | None = None
     """Checkpoint or run's folder of the proxy `reference`: for example a flow-matching run."""
-    loss: MeanFlowLoss | AlphaFlowLoss | DDPM | ObjectiveRule = field(default_factory=MeanFlowLoss)
-    """The objective; a DDPM is a baseline without beta."""
+    loss: (
+        MeanFlowLoss | AlphaFlowLoss | SemigroupLoss | TerminalVelocityLoss | DDPM | ObjectiveRule
+    ) = field(default_factory=MeanFlowLoss)
+    """The objective. SemigroupLoss and TerminalVelocityLoss have no tangent and so no beta; a DDPM
+    is a baseline without beta."""
     guidance: Guidance | None = None
     """Labels and classifier-free guidance in training; needs model.classes."""
     augment: Augmentation | None = None
@@ -110,6 +117,14 @@ class Experiment:
         self._check_augment()
         self._check_compute()
         self._check_ddpm()
+        check_objective(
+            self.loss,
+            beta=self.beta,
+            times=self.times,
+            guidance=self.guidance,
+            probe=self.probe,
+            compute=self.compute,
+        )
         points = is_points(self.data)
         if points and isinstance(self.model, UNetConfig | DiTConfig):
             raise ValueError(f"points take an MLPConfig; got {type(self.model).__name__}")
@@ -155,8 +170,8 @@ class Experiment:
             )
         if self.compute.compile and self.loss.moves:
             raise ValueError(
-                "an AlphaFlowLoss cannot be compiled, since its program changes at every step; use "
-                "compute.compile false"
+                f"{type(self.loss).__name__} cannot be compiled where its program changes at every "
+                f"step; use compute.compile false; got {self.loss}"
             )
 
     def _check_ddpm(self) -> None:
@@ -205,7 +220,7 @@ class Experiment:
             return
         if self.model.classes == 0:
             raise ValueError(f"guidance needs labelled data; got {self.data}")
-        if self.proxy not in ("ema", "online"):
+        if self.proxy not in ("ema", "online", "batch"):
             raise ValueError(f"guidance needs a proxy that knows labels; got {self.proxy}")
         if self.guidance.mixing == "parameters" and self.proxy != "ema":
             raise ValueError(

@@ -64,9 +64,13 @@ def present_names(
             loss["kind"] = "MeanFlowLoss"
     alpha = any(name.startswith("loss.alpha.") for name in changes)
     if alpha and loss["kind"] == "MeanFlowLoss" and "loss.kind" not in changes:
-        loss = loss | {"kind": "AlphaFlowLoss"}
+        kept = {n: v for n, v in loss.items() if n not in OF_MEAN_FLOW or v != OF_MEAN_FLOW[n]}
+        loss = kept | {"kind": "AlphaFlowLoss"}
     return data | {"loss": loss}, changes
 
+
+OF_MEAN_FLOW = {"gamma": 0.0, "difference": None, "tangent_warmup": 0.0}
+"""The neutral values of what a MeanFlowLoss has and an AlphaFlowLoss lacks."""
 
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: _average_by_step,

@@ -9,6 +9,7 @@ from vamf.flow.derivatives import (
     directional_derivative,
     exact_trace,
     hutchinson_trace,
+    terminal_derivative,
     total_derivative,
 )
 from vamf.flow.trace import draw_signs
@@ -55,6 +56,15 @@ CASES = [
     pytest.param(closed_form, (3,), id="closed-points"),
     pytest.param(closed_form, (1, 2, 2), id="closed-images"),
 ]
+
+
+@pytest.mark.parametrize(("u", "shape"), CASES)
+def test_terminal_derivative_is_the_central_difference_in_r(u, shape):
+    z, r, t, _ = inputs(shape)
+    value, du_dr = terminal_derivative(u, z, r, t)
+    assert torch.equal(value, u(z, r, t))
+    difference = (u(z, r + H, t) - u(z, r - H, t)) / (2 * H)
+    torch.testing.assert_close(du_dr, difference, rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize(("u", "shape"), CASES)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vamf.flow.oracle import EmpiricalVelocity, MixtureVelocity
+from vamf.flow.oracle import BatchProxy, EmpiricalVelocity, MixtureVelocity, for_batch
 from vamf.rng import generator
 
 
@@ -71,3 +71,35 @@ def test_the_velocity_is_finite_at_the_data():
 def test_a_mixture_needs_centres_and_a_deviation(shape, std):
     with pytest.raises(ValueError, match="positive std"):
         MixtureVelocity(torch.zeros(shape), std)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 1000])
+def test_a_label_leaves_the_points_of_its_class(chunk):
+    """And one that no point has all of them."""
+    points, z = normal(8, 2), normal(5, 2, key="z")
+    t, labels = torch.linspace(0.1, 1, 5).double(), torch.tensor([0, 1, 1, 0, 2, 2, 2, 0])
+    found = EmpiricalVelocity(points, chunk, labels)(z, t, torch.tensor([0, 1, 2, 3, 1]))
+    for i, wanted in enumerate([0, 1, 2, None, 1]):
+        own = points if wanted is None else points[labels == wanted]
+        expected = EmpiricalVelocity(own)(z[i : i + 1], t[i : i + 1])
+        torch.testing.assert_close(found[i : i + 1], expected, rtol=1e-10, atol=1e-10)
+    whole = EmpiricalVelocity(points, chunk, labels)(z, t)
+    torch.testing.assert_close(whole, for_batch(BatchProxy(), points)(z, t), rtol=1e-10, atol=1e-12)
+
+
+def test_a_larger_batch_comes_near_the_population():
+    """For Gaussian data, as 1 / sqrt(n): a hundred times as many leave a tenth, within a half."""
+    z, t = normal(200, 2, key="z"), torch.full((200,), 0.7, dtype=torch.float64)
+    exact = MixtureVelocity(torch.zeros(1, 2), 1.0)(z, t)
+    few, many = (
+        (for_batch(BatchProxy(), normal(n, 2, key="batch"))(z, t) - exact).norm()
+        for n in (100, 10_000)
+    )
+    assert few / many == pytest.approx(10, rel=0.5)
+
+
+def test_only_the_proxy_of_the_batch_depends_on_the_batch():
+    exact = EmpiricalVelocity(normal(4, 2))
+    assert for_batch(exact, normal(3, 2)) is exact
+    with pytest.raises(AssertionError, match="for_batch was not called"):
+        BatchProxy()(normal(3, 2), torch.ones(3))

@@ -7,10 +7,17 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vamf.flow.derivatives import directional_derivative, textbook_derivative, total_derivative
+from vamf.flow.derivatives import (
+    directional_derivative,
+    terminal_derivative,
+    textbook_derivative,
+    total_derivative,
+)
 from vamf.flow.duals import dual_mode
 from vamf.flow.objectives.alpha_flow import AlphaFlowLoss, AlphaSchedule
 from vamf.flow.objectives.meanflow import Anchor, MeanFlowLoss
+from vamf.flow.objectives.semigroup import SemigroupLoss
+from vamf.flow.objectives.terminal_velocity import TerminalVelocityLoss
 from vamf.flow.objectives.terms import AdaptiveWeight, Draws
 from vamf.flow.tangents import boundary_velocity
 from vamf.flow.trace import TraceWeight, draw_signs
@@ -86,6 +93,23 @@ def test_the_derivative_is_torchs(config, shape, dtype, graph):
     few = 16 * torch.finfo(dtype).eps if rounded else 0
     assert (ours[1] - torchs[1]).abs().max() <= few * torchs[1].abs().max()
     assert ours[1].requires_grad == torchs[1].requires_grad == graph
+
+
+@MODEL
+def test_a_derivative_with_a_graph_has_torchs_gradient(config, shape):
+    """As terminal velocity matching takes it: du/dr, differentiated with respect to the weights."""
+    net, (z, v, r, t, _) = build(config, shape).double().eval(), draws(shape, dtype=torch.float64)
+    still = (torch.zeros_like(z), torch.ones_like(r), torch.zeros_like(t))
+    found = []
+    for value, du_dr in (
+        terminal_derivative(net, z, r, t),
+        torch.func.jvp(net, (z, r, t), still),
+    ):
+        loss = (value + du_dr - v).square().mean()
+        found.append((loss, torch.autograd.grad(loss, list(net.parameters()), allow_unused=True)))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-12, atol=0)
+    for ours, torchs in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(ours, torchs, rtol=1e-9, atol=1e-13)
 
 
 @MODEL
@@ -253,12 +277,14 @@ def test_dropout_masks_a_value_and_its_tangent_alike(name):
         MeanFlowLoss(trace=TraceWeight(probes=0)),
         AlphaFlowLoss(alpha=AlphaSchedule(value=0.3)),
         MeanFlowLoss(anchor=Anchor()),
+        SemigroupLoss(),
+        TerminalVelocityLoss(stop_derivative=True),
     ],
-    ids=["trace by a probe", "exact trace", "alpha", "anchor"],
+    ids=["trace by a probe", "exact trace", "alpha", "anchor", "semigroup", "terminal"],
 )
 @pytest.mark.parametrize("name", ["mlp points", "unet 1 level", "dit"])
 def test_other_losses_carry_tangents_too(loss, name):
-    if loss.trace is not None and not loss.trace.probes and name != "mlp points":
+    if loss == MeanFlowLoss(trace=TraceWeight(probes=0)) and name != "mlp points":
         pytest.skip("an exact trace of images takes a derivative for each pixel")
     config, shape = MODELS[name]
     net, d = build(config, shape).double(), draws(shape, dtype=torch.float64)

@@ -13,6 +13,9 @@ from vamf.data.dataset import ImageSet
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
 from vamf.flow.derivatives import textbook_derivative
+from vamf.flow.objectives.meanflow import MeanFlowLoss
+from vamf.flow.objectives.semigroup import SemigroupLoss
+from vamf.flow.objectives.terminal_velocity import BoundaryTime, TerminalVelocityLoss
 from vamf.flow.objectives.terms import Draws, squared_norm
 from vamf.flow.path import interpolate
 from vamf.flow.schedules import BetaSchedule
@@ -30,6 +33,9 @@ SHARES = (0.25, 0.75)
 
 PARTS = 4
 """Micro-batches that are compared with the whole batch."""
+
+STOPPED = "terminal velocity, derivative stopped"
+"""The name of its variant."""
 
 ALONE = {"cuda"}
 """Types of device on which only one variant is kept at a time, as graphs hold memory."""
@@ -83,7 +89,8 @@ def variants(experiment: Experiment) -> dict[str, tuple[Experiment, Callable | N
     if not experiment.loss.learns_velocity:
         losses = {"DDPM": eager}
     else:
-        plain = replace(eager, beta=BetaSchedule(value=0.0))
+        own = eager.loss if eager.loss.mixes_tangent else MeanFlowLoss()
+        plain = replace(eager, beta=BetaSchedule(value=0.0), loss=own)
         losses = {
             "flow matching (r = t throughout)": plain.override({"times.prob_equal": 1.0}),
             "MeanFlow, beta = 0": plain,
@@ -95,6 +102,7 @@ def variants(experiment: Experiment) -> dict[str, tuple[Experiment, Callable | N
             for share in SHARES
             if share != experiment.times.prob_equal
         }
+        losses |= _without_tangent(plain)
     found: dict[str, tuple[Experiment, Callable | None]] = {}
     if experiment.compute.compile:
         on = {"compute.compile": True}
@@ -102,6 +110,8 @@ def variants(experiment: Experiment) -> dict[str, tuple[Experiment, Callable | N
         found |= {name: (own.override(on), None) for name, own in _with_less_memory(eager).items()}
     found |= {name: (own, None) for name, own in losses.items()}
     if experiment.loss.learns_velocity and experiment.guidance is None:
+        through = losses[STOPPED].override({"loss.stop_derivative": False})
+        found["terminal velocity, as published"] = through, None
         found["MeanFlow, r = t through the jvp too"] = plain, _whole_batch
         found["MeanFlow by the textbook"] = plain, _with_graph
     return found
@@ -115,6 +125,17 @@ def _with_less_memory(experiment: Experiment) -> dict[str, Experiment]:
     if isinstance(experiment.model, UNetConfig | DiTConfig):
         found["own objective, checkpointing, compiled"] = {"compute.checkpointing": True}
     return {name: experiment.override(changes) for name, changes in found.items()}
+
+
+def _without_tangent(plain: Experiment) -> dict[str, Experiment]:
+    """The objectives that have no beta, with the times of ``plain``."""
+    plain = replace(plain, probe=None)
+    boundary = None if plain.guidance else BoundaryTime()
+    terminal = TerminalVelocityLoss(stop_derivative=True, boundary=boundary)
+    found = {STOPPED: replace(plain, loss=terminal)}
+    if plain.times.prob_equal > 0:
+        found["semigroup"] = replace(plain, loss=SemigroupLoss())
+    return found
 
 
 def _step(

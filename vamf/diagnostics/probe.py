@@ -13,6 +13,7 @@ from vamf.dropout import Masks, sharing
 from vamf.flow.derivatives import directional_derivative
 from vamf.flow.objectives.meanflow import path_derivative
 from vamf.flow.objectives.terms import AdaptiveWeight, Draws, squared_norm
+from vamf.flow.oracle import for_batch
 from vamf.typing import AverageVelocity, BetaAt, Sample, Scalars, Velocity, expand_like
 
 
@@ -75,19 +76,21 @@ class _Residuals(NamedTuple):
 
 
 def probe_pair(
-    probed: ProbeTarget,
+    given: ProbeTarget,
     pair: tuple[Draws, Draws],
     edges: Sequence[float],
     generator: torch.Generator,
 ) -> ProbeMoments:
     """The tables of one pair, with a first axis of size 1.
 
-    ``generator``, on the draws' device, draws random signs; torch's default random state changes
-    only if the network draws dropout masks from it. In training mode each sample has its own masks,
-    the same at every evaluation, so that the residual stays affine in beta.
+    A proxy of the batch is made of each of the two. ``generator``, on the draws' device, draws
+    random signs; torch's default random state changes only if the network draws dropout masks from
+    it. In training mode each sample has its own masks, the same at every evaluation, so that the
+    residual stays affine in beta.
     """
     vectors, tables = [], []
     for draws in pair:
+        probed = given._replace(v_hat=for_batch(given.v_hat, draws.x))
         masks = Masks(len(draws.x))
         with sharing(masks):
             residuals, scalars = _residuals(probed, draws, generator)

@@ -1,5 +1,6 @@
 """The variance of the loss and of its gradient at a given beta."""
 
+import dataclasses
 from collections.abc import Iterable
 
 import torch
@@ -7,8 +8,8 @@ from torch import Tensor, nn
 
 from vamf.dropout import Masks, sharing
 from vamf.flow.objectives.meanflow import path_derivative
-from vamf.flow.objectives.terms import Draws, squared_norm
-from vamf.typing import AverageVelocity, Beta, BetaAt, Sample, Scalars, Velocity
+from vamf.flow.objectives.terms import AdaptiveWeight, Draws, ObjectiveRule, squared_norm
+from vamf.typing import AverageVelocity, Beta, BetaAt, Sample, Scalars, Time, Velocity
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 """The times t at which the loss variance is measured."""
@@ -36,6 +37,25 @@ def sample_losses(u: AverageVelocity, draws: Draws, beta: Beta, v_hat: Velocity)
         z, v_cond, correction = path_derivative(u, draws, beta, v_hat)
         residual = u(z, draws.r, draws.t) + correction - v_cond
     return squared_norm(residual.double()) / residual[0].numel()
+
+
+def own_losses(
+    rule: ObjectiveRule,
+    u: AverageVelocity,
+    draws: Draws,
+    beta: Beta,
+    v_hat: Velocity,
+    uniform: Time,
+) -> Scalars:
+    """The unweighted loss of an objective per dimension of each sample, (batch,), in float64.
+
+    For objectives without a landscape, as at the end of training; ``uniform`` is (batch,) in
+    [0, 1].
+    """
+    rule = _bare(rule)
+    with torch.no_grad():
+        terms = rule(u, draws, beta=beta, v_hat=v_hat, anchor_uniform=uniform, progress=1.0)
+    return terms.squared_error.double() / draws.x[0].numel()
 
 
 def variance_with_error(losses: Scalars) -> tuple[float, float]:
@@ -67,6 +87,35 @@ def mean_gradient(net: nn.Module, draws: Draws, beta: BetaAt, v_hat: Velocity) -
         loss = squared_norm(residual).sum() / (len(draws.x) * residual[0].numel())
         total = total + flat_gradient(loss, net.parameters())
     return total
+
+
+def own_mean_gradient(
+    rule: ObjectiveRule,
+    net: nn.Module,
+    draws: Draws,
+    beta: BetaAt,
+    v_hat: Velocity,
+    uniform: Time,
+) -> Tensor:
+    """The gradient of a batch's mean of ``own_losses``, (parameters,), part by part."""
+    rule, size = _bare(rule), at_once(draws.x)
+    total = torch.zeros((), device=draws.x.device)
+    for part, numbers in zip(draws.parts(size), uniform.split(size), strict=True):
+        with sharing(Masks(len(part.x))):
+            given = {"beta": beta(part.t), "v_hat": v_hat, "anchor_uniform": numbers}
+            terms = rule(net, part, **given, progress=1.0)
+        loss = terms.loss * (len(part.x) / draws.x.numel())
+        total = total + flat_gradient(loss, net.parameters())
+    return total
+
+
+def _bare(rule: ObjectiveRule) -> ObjectiveRule:
+    """The objective without weights of samples and an anchor."""
+    bare = {"weight": AdaptiveWeight(), "trace": None, "anchor": None}
+    own = {f.name for f in dataclasses.fields(rule)}  # type: ignore[arg-type]
+    return dataclasses.replace(  # type: ignore[type-var]
+        rule, **{name: value for name, value in bare.items() if name in own}
+    )
 
 
 def flat_gradient(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:

@@ -63,7 +63,18 @@ def directional_derivative(
     return _jvp(u, (z, r, t), (direction, zero, zero))[1]
 
 
-def _carry(u: AverageVelocity, z: Dual, r: Time, t: Time | Dual) -> tuple[Sample, Sample]:
+def terminal_derivative(u: AverageVelocity, z: Sample, r: Time, t: Time) -> tuple[Sample, Sample]:
+    """Returns u(z, r, t) and du/dr: along the tangent (0, 1, 0) of (z, r, t).
+
+    Both results carry gradients if these are enabled; where duals are carried, du/dr has no graph.
+    """
+    still = torch.zeros_like(z)
+    if in_dual_mode():
+        return _carry(u, Dual(z, still), Dual(r, torch.ones_like(r)), t)
+    return _jvp(u, (z, r, t), (still, torch.ones_like(r), torch.zeros_like(t)))
+
+
+def _carry(u: AverageVelocity, z: Dual, r: Time | Dual, t: Time | Dual) -> tuple[Sample, Sample]:
     """Of a network that takes duals."""
     out: Any = u(z, r, t)  # type: ignore[arg-type]
     return out.value, out.tangent
@@ -104,7 +115,8 @@ def affine(
     if isinstance(x, Dual):
         return linearly(x, whole, linear)
     weights = () if weight is None else (weight,)
-    return by_formula(x, weights, whole, lambda primal, dx: (whole(primal), linear(dx)))
+    both = lambda primal, dx: (whole(primal), linear(dx))  # noqa: E731
+    return by_formula(x, weights, whole, both, differentiable=True)
 
 
 def by_formula(
@@ -112,12 +124,14 @@ def by_formula(
     weights: Iterable[Tensor],
     whole: Callable[[Tensor], Tensor],
     both: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    differentiable: bool = False,
 ) -> Tensor:
     """``whole(x)``, in forward mode by ``both(x, dx)``, which returns it and its tangent.
 
-    Where a weight has a tangent, and in ``textbook_derivative``, torch's own rules are used.
+    Where a weight has a tangent, and in ``textbook_derivative``, torch's own rules are used; also
+    where the tangent needs a graph, unless ``both`` is ``differentiable``.
     """
-    if not _in_jvp:
+    if not _in_jvp or (torch.is_grad_enabled() and not differentiable):
         return whole(x)
     primal, tangent = forward_ad.unpack_dual(x, level=LEVEL)
     if tangent is None or any(map(_has_tangent, weights)):

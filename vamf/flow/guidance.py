@@ -96,6 +96,11 @@ class Guidance:
                 f"cfg_kappa must be 1 and 0; got {self.omega} and {self.cfg_kappa}"
             )
 
+    @property
+    def guides(self) -> bool:
+        """Whether v_g differs from v_cond; otherwise the network is conditioned on labels alone."""
+        return (self.omega, self.cfg_kappa, self.max_scale) != (1, 0, None)
+
     def draw_kappa(self, n: int, generator: torch.Generator) -> Scalars | None:
         """1 - 1 / scale of n samples, scales log-uniform as in iMF's code; None if it is fixed."""
         if self.max_scale is None:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vamf.typing import Sample, Time
+from vamf.typing import Label, Sample, Scalars, Time, Velocity
 
+FAR = -1e30
+"""Added to the logarithm of a weight, to make it 0."""
 SMALLEST_T = 1e-6
 """Smaller times are raised to this one: at t = 0 the posterior of the noise is undefined."""
 
@@ -59,20 +61,56 @@ class EmpiricalVelocity:
     """(N, ...): float, or uint8 pixels, which are mapped to [-1, 1]."""
     chunk: int = 8192
     """Points in one chunk of the sum: limits the memory and does not change the result."""
+    labels: Label | None = None
+    """The points' classes, (N,): a sample with a label then sees those of its class alone."""
 
-    def __call__(self, z: Sample, t: Time) -> Sample:
+    def __call__(
+        self, z: Sample, t: Time, y: Label | None = None, kappa: Scalars | None = None
+    ) -> Sample:
+        """``y`` (batch,) are the classes of ``z``; one that no point has stands for all of them.
+
+        ``kappa``, a network's guidance scale, is not used.
+        """
         # In float64: squared distances are divided by t^2, and only their differences matter.
         flat, s = z.flatten(1).double(), t.double().clamp_min(SMALLEST_T)[:, None]
         best = torch.full_like(s, -math.inf)
         total, mean = torch.zeros_like(s), torch.zeros_like(flat)
-        for part in self.points.to(z.device).split(self.chunk):  # a softmax, chunk by chunk
+        others = self._others(y)
+        parts = self.points.to(z.device).split(self.chunk)
+        for index, part in enumerate(parts):  # a softmax, chunk by chunk
             x = _values(part)
             logits = _logits(flat, x, s)
+            if others is not None:  # finite, or a chunk without the class would give NaN
+                logits = logits + FAR * others.split(self.chunk, dim=1)[index]
             new = torch.maximum(best, logits.amax(1, keepdim=True))
             weights, keep = (logits - new).exp(), (best - new).exp()
             total, mean = total * keep + weights.sum(1, keepdim=True), mean * keep + weights @ x
             best = new
         return ((flat - mean / total) / s).reshape(z.shape).to(z.dtype)
+
+    def _others(self, y: Label | None) -> Tensor | None:
+        """Which points are not of a sample's class, (batch, N) booleans; None if all count."""
+        if self.labels is None or y is None:
+            return None
+        own = y[:, None] == self.labels.to(y.device)
+        return ~own & own.any(1, keepdim=True)
+
+
+class BatchProxy:
+    """The proxy v_B: the empirical velocity of each step's own batch (arXiv 2512.11831).
+
+    v_B(z, t) = sum_j softmax_j(-|z - (1 - t) x_j|^2 / 2 t^2) (z - x_j) / t over the batch, without
+    a pass of a network; over all data it is the oracle. The source uses it in place of v_cond for a
+    random fifth of the samples, in target and tangent. It has no points before ``for_batch``.
+    """
+
+    def __call__(self, z: Sample, t: Time) -> Sample:
+        raise AssertionError("for_batch was not called")
+
+
+def for_batch(v_hat: Velocity, x: Sample, labels: Label | None = None) -> Velocity:
+    """The proxy of a step whose whole batch is ``x``; only a ``BatchProxy`` depends on it."""
+    return EmpiricalVelocity(x, labels=labels) if isinstance(v_hat, BatchProxy) else v_hat
 
 
 def _values(points: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from vamf.diagnostics.variance import (
     TIMES,
     evaluation_draws,
     mean_gradient,
+    own_losses,
+    own_mean_gradient,
     sample_losses,
     trace_with_error,
     variance_with_error,
@@ -19,6 +21,7 @@ from vamf.experiment import Experiment
 from vamf.flow.guidance import with_labels
 from vamf.flow.objectives.ddpm import DDPM
 from vamf.flow.objectives.terms import Draws
+from vamf.flow.oracle import for_batch
 from vamf.flow.samplers import euler, heun, sample
 from vamf.flow.tangents import boundary_velocity
 from vamf.metrics.distances import Generate, Measurement
@@ -27,7 +30,7 @@ from vamf.training.step.networks import as_sampled
 from vamf.training.step.objective import draw
 from vamf.training.step.precision import matmul_precision
 from vamf.training.step.trainer import Trainer
-from vamf.typing import AverageVelocity, Beta, BetaAt, Label, Sample, Scalars, Velocity
+from vamf.typing import AverageVelocity, Beta, BetaAt, Label, Sample, Scalars, Time, Velocity
 
 Metrics = dict[str, Measurement]
 
@@ -134,18 +137,25 @@ def loss_variance(
 ) -> Metrics:
     """Mean over t of the variance over samples of the unweighted loss per dimension.
 
-    Samples come from the test split; they and their noise are the same for all runs.
+    Samples come from the test split; they and their noise are the same for all runs. The loss is
+    that of ``sample_losses``, or the objective's own if it has no landscape.
     """
     n, seed = experiment.evaluation.variance_samples, experiment.evaluation.seed
+    rule = experiment.loss
     losses = torch.zeros(len(TIMES), n, dtype=torch.float64, device=workers.device)
     mine = slice(workers.rank, None, workers.world)
     for row, t in enumerate(TIMES):
         g = generator(seed, "loss_variance", row)
         x = experiment.data.load("test").draw(n, g).cpu()
         e = torch.randn(x.shape, generator=g)
+        uniform = torch.rand(n, generator=g)[mine].to(workers.device)
         draws = evaluation_draws(x[mine].to(workers.device), e[mine].to(workers.device), t)
         with matmul_precision(experiment.compute):
-            losses[row, mine] = sample_losses(u, draws, _at(beta, draws), v_hat)
+            if rule.has_landscape:
+                losses[row, mine] = sample_losses(u, draws, _at(beta, draws), v_hat)
+            else:
+                given = _at(beta, draws), v_hat, uniform
+                losses[row, mine] = own_losses(rule, u, draws, *given)
     rows = [variance_with_error(row) for row in workers.sum(losses)]
     value = sum(v for v, _ in rows) / len(rows)
     error = sum(s * s for _, s in rows) ** 0.5 / len(rows)
@@ -166,11 +176,16 @@ def gradient_variance(
     size = sum(p.numel() for p in net.parameters())
     gradients = torch.zeros(k, size, device=device)
     for index in workers.mine(k):
-        draws = _fresh(experiment, index, device)
+        draws, uniform = _fresh(experiment, index, device)
+        own_proxy = for_batch(v_hat, draws.x)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed_of(experiment.evaluation.seed, "dropout", index))
             with matmul_precision(experiment.compute):
-                gradients[index] = mean_gradient(net, draws, at, v_hat)
+                gradients[index] = (
+                    mean_gradient(net, draws, at, own_proxy)
+                    if experiment.loss.has_landscape
+                    else own_mean_gradient(experiment.loss, net, draws, at, own_proxy, uniform)
+                )
     return {"gradient_variance": Measurement(*trace_with_error(workers.sum(gradients)))}
 
 
@@ -178,17 +193,18 @@ def _at(beta: Beta | BetaAt, draws: Draws) -> Beta:
     return beta(draws.t) if callable(beta) else beta
 
 
-def _fresh(experiment: Experiment, index: int, device: torch.device) -> Draws:
+def _fresh(experiment: Experiment, index: int, device: torch.device) -> tuple[Draws, Time]:
     g = generator(experiment.evaluation.seed, "gradient_variance", index)
     x = experiment.data.load("train").draw(experiment.batch, g)
-    (x, e, r, t, n_equal), _ = draw(experiment, x, g)
-    return Draws(x.to(device), e.to(device), r.to(device), t.to(device), n_equal)
+    (x, e, r, t, n_equal), uniform = draw(experiment, x, g)
+    draws = Draws(x.to(device), e.to(device), r.to(device), t.to(device), n_equal)
+    return draws, uniform.to(device)
 
 
 def evaluate(trainer: Trainer) -> Metrics:
     """All metrics of a run at its current step, named ``eval/...``.
 
-    A DDPM has only the distance: the other metrics depend on beta.
+    A DDPM has only the distance: the other metrics are those of a velocity's loss.
     """
     e, workers, beta = trainer.experiment, trainer.workers, trainer.beta
     u = as_sampled(trainer.ema)

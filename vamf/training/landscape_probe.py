@@ -34,9 +34,14 @@ def probe(
     """Measures the landscape of the current weights, on all workers together.
 
     Random streams are keyed by the evaluation's seed and the step, so a probe does not change
-    training. All workers get the same result. Raises ValueError for a DDPM.
+    training. All workers get the same result. Raises ValueError for an objective without a
+    landscape.
     """
     _require_velocity(experiment)
+    if not experiment.loss.has_landscape:
+        raise ValueError(
+            f"a landscape needs a loss |u + (t - r) du/dt - v_cond|^2; got {experiment.loss}"
+        )
     velocity = experiment.data.velocity() if experiment.data.has_exact_velocity else None
     weight = (experiment.loss.weight, beta) if plan.weighted else None
     tables = ProbeMoments.zeros(plan.pairs, plan.bins, workers.device)

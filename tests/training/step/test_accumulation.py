@@ -31,6 +31,9 @@ CHANGES = {
     "alpha-Flow": {"loss.alpha.value": 0.5},
     "head": {"proxy": "head", "model.velocity_head": True},
     "of time": {"beta.kind": "BetaOfTime"},
+    "semigroup": {"beta.value": 0.0, "loss.kind": "SemigroupLoss"},
+    "terminal velocity": {"beta.value": 0.0, "loss.kind": "TerminalVelocityLoss"},
+    "batch's own proxy": {"proxy": "batch", "loss.gamma": 0.5, "loss.difference.epsilon": 1e-3},
 }
 
 

@@ -78,8 +78,17 @@ def test_gradients_of_captured_steps_are_averaged(tmp_path, precision, parts):
         assert all(torch.equal(a, b) for a, b in zip(first.values(), other.values(), strict=True))
 
 
+OTHERS = [
+    {"loss.kind": "SemigroupLoss", "beta.value": 0.0},
+    {"loss.kind": "TerminalVelocityLoss", "loss.stop_derivative": True, "beta.value": 0.0},
+    {"loss.gamma": 0.5},
+    {"proxy": "batch"},
+]
+"""Other objectives and proxies that the fast path takes."""
+
+
 @on_a_gpu
-@pytest.mark.parametrize("over", [{}, {"beta.end": 0.0, "beta.shape": "linear"}])
+@pytest.mark.parametrize("over", [{}, {"beta.end": 0.0, "beta.shape": "linear"}, *OTHERS], ids=str)
 def test_captured_steps_are_those_that_are_not(monkeypatch, over):
     """To the bit, dropout and a beta that moves included."""
     graphs, usual = (trained(monkeypatch, n, digits(**over)) for n in (3, 99))
@@ -94,9 +103,10 @@ def on_latents(folder):
 
 
 @on_a_gpu
-@pytest.mark.parametrize("read", [False, True], ids=["digits on the GPU", "latents on the disk"])
-def test_nothing_in_a_step_waits_for_the_device(monkeypatch, tmp_path, read):
-    experiment = on_latents(tmp_path / "latents") if read else digits()
+@pytest.mark.parametrize("over", [{}, *OTHERS, None], ids=str)
+def test_nothing_in_a_step_waits_for_the_device(monkeypatch, tmp_path, over):
+    """On digits on the GPU; None: latents on the disk."""
+    experiment = on_latents(tmp_path / "latents") if over is None else digits(**over)
     own = trained(monkeypatch, 3, experiment)
     torch.cuda.set_sync_debug_mode("error")
     try:

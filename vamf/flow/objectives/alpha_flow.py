@@ -124,6 +124,8 @@ class AlphaFlowLoss:
     """While it is positive, du/dt is a difference quotient; at 0 the loss is MeanFlow's."""
 
     learns_velocity: ClassVar[bool] = True
+    mixes_tangent: ClassVar[bool] = True
+    has_landscape: ClassVar[bool] = True
     moves: ClassVar[bool] = True
 
     @property
@@ -156,4 +158,4 @@ class AlphaFlowLoss:
             path = path_difference(u, draws, beta, v_hat, alpha, velocity)
         else:
             path = mean_flow_path(u, draws, beta, v_hat, velocity)
-        return self.mean_flow.terms(u, draws, path, anchor_uniform, signs, cond_weight)
+        return self.mean_flow.terms(u, draws, path, anchor_uniform, signs, cond_weight, v_hat)

@@ -34,6 +34,8 @@ class DDPM:
 
     weight: ClassVar[AdaptiveWeight] = AdaptiveWeight()
     learns_velocity: ClassVar[bool] = False
+    mixes_tangent: ClassVar[bool] = False
+    has_landscape: ClassVar[bool] = False
     probes: ClassVar[int] = 0
     moves: ClassVar[bool] = False
 

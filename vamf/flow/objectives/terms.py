@@ -51,29 +51,44 @@ class LossTerms(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveWeight:
-    """w = 1 / sg[l + c]^p for a sample's squared error l (arXiv 2505.13447, section 4.3)."""
+    """w = 1 / sg[l + c]^p for a sample's squared error l (arXiv 2505.13447, section 4.3).
+
+    With ``root`` w = 1 / sg[sqrt(l) + c]^p. Its gradient with p = 1 is 2 du/dtheta g / (|g| + c), g
+    the residual u - target: the tangent normalisation of sCM (arXiv 2410.11081, with c = 0.1), also
+    `opt_grad` with `poly_1.0` of MeanFlow in NVIDIA's FastGen. Where these divide |g| by the square
+    root of a sample's size d, c is larger here by it, and the loss smaller by a constant factor.
+    """
 
     p: float = 0.0
     """Power: 0 is the plain squared error, 1 makes every sample's loss about 1, .5 pseudo-Huber."""
     c: float = 0.01
     """Added to the squared error, positive."""
+    root: bool = False
+    """Take the norm of the error in place of its square; with p = 1, a normalised tangent."""
 
     def __post_init__(self) -> None:
         if not (self.p >= 0 and self.c > 0):
             raise ValueError(f"the adaptive weight needs p >= 0 and c > 0; got {self.p}, {self.c}")
+        if self.root and self.p == 0:
+            raise ValueError(
+                "the root of an error counts with a power: weight.p must be > 0; got 0"
+            )
 
     def __call__(self, squared_error: Scalars) -> Scalars:
         if self.p == 0:
             return torch.ones_like(squared_error)
-        return (squared_error.detach() + self.c).pow(-self.p)
+        error = squared_error.detach()
+        return ((error.sqrt() if self.root else error) + self.c).pow(-self.p)
 
 
 @runtime_checkable
 class ObjectiveRule(Protocol):
     """A training objective: a frozen dataclass whose fields are its hyper-parameters.
 
-    A class that inherits from this one learns a velocity, weighs all samples alike, and depends on
-    neither random signs nor training progress, unless it says otherwise.
+    A class that inherits from this one learns a velocity, mixes a tangent by beta, weighs all
+    samples alike, and depends on neither random signs nor training progress, unless it says
+    otherwise. Its loss is the mean of its samples' losses: that of a batch is the mean of its
+    parts'.
     """
 
     @property
@@ -84,6 +99,19 @@ class ObjectiveRule(Protocol):
     @property
     def learns_velocity(self) -> bool:
         """Whether u(z, t, t) is a velocity; otherwise the network has no beta and no landscape."""
+        return True
+
+    @property
+    def mixes_tangent(self) -> bool:
+        """Whether beta mixes the tangent of du/dt; otherwise beta must be 0."""
+        return True
+
+    @property
+    def has_landscape(self) -> bool:
+        """Whether the error is that of the landscape, |u + (t - r) du/dt - v_cond|^2.
+
+        Otherwise it cannot be probed, and evaluation takes the variance of the objective's own.
+        """
         return True
 
     @property

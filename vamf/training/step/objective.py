@@ -14,13 +14,24 @@ from vamf.dropout import Masks, sharing, without_dropout
 from vamf.experiment import Experiment
 from vamf.flow.guidance import Guided, Labels, drop_labels, with_augment_labels, with_labels
 from vamf.flow.objectives.terms import Draws, LossTerms, squared_norm
+from vamf.flow.oracle import for_batch
 from vamf.flow.path import interpolate
 from vamf.flow.tangents import boundary_velocity
 from vamf.flow.times import count_equal, draw_times
 from vamf.flow.trace import draw_signs
 from vamf.rng import generator
 from vamf.training.step.execution import Execution
-from vamf.typing import AverageVelocity, Beta, BetaAt, Sample, Time, Velocity
+from vamf.typing import AverageVelocity, Beta, BetaAt, Label, Sample, Time, Velocity
+
+
+class Batch(NamedTuple):
+    """The data of all workers' samples of a step, of which the proxy `batch` is made.
+
+    It stays whole where a step's samples are split, and the mean over the parts is then the same.
+    """
+
+    x: Sample
+    labels: Label | None
 
 
 class Inputs(NamedTuple):
@@ -33,6 +44,7 @@ class Inputs(NamedTuple):
     beta: Beta
     signs: torch.Tensor | None
     progress: float | None
+    batch: Batch | None = None
 
     def micro_batch(self, index: int, count: int) -> "Inputs":
         """The samples index, index + count, ...: first those with r = t, as in the whole batch."""
@@ -47,6 +59,7 @@ class Inputs(NamedTuple):
             self.beta[mine] if isinstance(self.beta, torch.Tensor) else self.beta,
             None if self.signs is None else self.signs[:, mine],
             self.progress,
+            self.batch,
         )
 
 
@@ -92,15 +105,26 @@ class Objective(nn.Module):
 
     def inputs(self, step: int) -> Inputs:
         """All that a step's loss depends on except the weights and the dropout masks."""
-        draws, uniform = self.draw(step)
+        batch = self.batch(step)
+        draws, uniform = self.draw(step, batch)
         labels = None if self.experiment.guidance is None else self.labels(step)
         beta = self.beta(step, draws.t)
         if self._moves and isinstance(beta, float):  # a captured step has its numbers built in
             beta = torch.full_like(draws.t, beta)
         progress = step / self.experiment.steps if self.experiment.loss.moves else None
-        return Inputs(
-            draws, uniform, labels, self.augment_labels(step), beta, self.signs(step), progress
-        )
+        known = self.augment_labels(step), beta, self.signs(step), progress, batch
+        return Inputs(draws, uniform, labels, *known)
+
+    def batch(self, step: int) -> Batch | None:
+        """The step's data whole, if the proxy is made of them: the same on all workers."""
+        e, device = self.experiment, self.workers.device
+        if e.proxy != "batch":
+            return None
+        x = self.dataset.batch(step, e.batch, e.seed, device)
+        if e.guidance is None:
+            return Batch(x, None)
+        assert isinstance(self.dataset, Labelled)
+        return Batch(x, self.dataset.labels_of(step, e.batch, e.seed, device))
 
     def terms(self, inputs: Inputs) -> LossTerms:
         """The loss of a step: a function of tensors that does not wait for the device.
@@ -120,8 +144,10 @@ class Objective(nn.Module):
         beta: Beta,
         signs: torch.Tensor | None,
         progress: float | None,
+        batch: Batch | None,
     ) -> LossTerms:
-        u, v_hat, guided = self._guided(draws, labels, augment_labels, beta)
+        v_hat = self.v_hat if batch is None else for_batch(self.v_hat, *batch)
+        u, v_hat, guided = self._guided(draws, labels, augment_labels, beta, v_hat)
         terms = self.experiment.loss(
             u,
             draws,
@@ -144,11 +170,16 @@ class Objective(nn.Module):
         return (self.experiment.loss.weight(error) * error).mean()
 
     def _guided(
-        self, draws: Draws, labels: Labels | None, augment_labels: torch.Tensor | None, beta: Beta
+        self,
+        draws: Draws,
+        labels: Labels | None,
+        augment_labels: torch.Tensor | None,
+        beta: Beta,
+        v_hat: Velocity,
     ) -> tuple[AverageVelocity, Velocity, Guided]:
         """The network and the proxy with the step's labels, if any; and v_g with its beta."""
         guidance = self.experiment.guidance
-        u, v_hat = self._informed(augment_labels)
+        u, v_hat = self._informed(augment_labels, v_hat)
         if guidance is None or labels is None:
             return u, v_hat, Guided(None, beta)
         z, v_cond = interpolate(draws.x, draws.e, draws.t)
@@ -158,12 +189,14 @@ class Objective(nn.Module):
         known = labels.y, labels.kappa
         return with_labels(u, *known), with_labels(v_hat, *known), guided
 
-    def _informed(self, augment_labels: torch.Tensor | None) -> tuple[AverageVelocity, Velocity]:
+    def _informed(
+        self, augment_labels: torch.Tensor | None, v_hat: Velocity
+    ) -> tuple[AverageVelocity, Velocity]:
         """The network and the proxy with the step's augment labels, if there are any."""
         if augment_labels is None:
-            return self.u, self.v_hat
+            return self.u, v_hat
         return with_augment_labels(self.u, augment_labels, times=2), with_augment_labels(
-            self.v_hat, augment_labels, times=1
+            v_hat, augment_labels, times=1
         )
 
     def augment_labels(self, step: int) -> torch.Tensor | None:
@@ -208,11 +241,17 @@ class Objective(nn.Module):
         signs = draw_signs(shape, generator(e.seed, "trace", step, device=device))
         return signs[:, rank::world]
 
-    def draw(self, step: int) -> tuple[Draws, Time]:
-        """This worker's share of the step's samples, and uniform numbers for the anchor."""
+    def draw(self, step: int, batch: Batch | None = None) -> tuple[Draws, Time]:
+        """This worker's share of the step's samples, and uniform numbers for the anchor.
+
+        ``batch``, if given, has the data already.
+        """
         e, (rank, world, device) = self.experiment, self.workers
         mine = slice(rank, None, world)
-        x = self.dataset.batch(step, e.batch, e.seed, device, mine)
+        if batch is None:
+            x = self.dataset.batch(step, e.batch, e.seed, device, mine)
+        else:
+            x = batch.x[mine].contiguous()
         strengths = self.strengths(step)
         if e.augment is not None and strengths is not None:
             x = e.augment(x, strengths)

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from vamf.experiment import Experiment
+from vamf.flow.oracle import BatchProxy
 from vamf.flow.tangents import boundary_velocity
 from vamf.training.checkpoints.checkpoint import find_checkpoint
 from vamf.training.step.networks import build_networks
@@ -23,6 +24,8 @@ def build_proxy(
             return boundary_velocity(in_precision(net, experiment.compute))
         case "head":
             return head_velocity(net)
+        case "batch":
+            return BatchProxy()
         case "oracle":
             return experiment.data.velocity()
         case "reference":
