@@ -55,7 +55,9 @@ def completion(shell: str = "bash") -> str:
     programs = parser.add_subparsers()
     for name, line in PROGRAMS.items():
         program = programs.add_parser(name, help=line)
-        if choices := {"train": PRESETS, "bench": PRESETS, "tune": SPACES}.get(name):
+        if choices := {"train": PRESETS, "bench": PRESETS, "clock": PRESETS, "tune": SPACES}.get(
+            name
+        ):
             program.add_argument("name", choices=[*choices])
         else:
             program.add_argument("path").complete = shtab.FILE  # type: ignore[attr-defined]

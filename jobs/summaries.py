@@ -11,6 +11,7 @@ PROGRAMS = {
     "probe": "measures the beta landscape of a checkpoint",
     "reproduce": "trains for the tables of arXiv 2605.09235 on points",
     "bench": "measures what training costs on this machine",
+    "clock": "times every objective, and writes a search in which each trains equally long",
     "submit": "runs one of these on a Ray cluster",
     "resend": "sends to MLflow what it missed while it did not answer",
 }

@@ -47,6 +47,8 @@ class Sweep:
     """The settings of the space's first point, with which others are compared; None if older."""
     study: str = field(default="", repr=False)
     """The address of the study's database, perhaps with a password; empty for a file."""
+    named: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Settings of points that have a name: ``NAMED`` of the space, if it has that."""
     name: str = ""
     """The sweep's name, in the study too: by default its folder's, which may be moved later."""
 
@@ -61,7 +63,10 @@ class Sweep:
         return self.label_of(settings) == "β=0.000"
 
     def label_of(self, settings: Mapping[str, Any]) -> str:
-        """A trial's beta, if it was varied, and all else that was: ``β=0.500 lr=0.001``."""
+        """A trial's name, or its beta, if it was varied, and all else: ``β=0.500 lr=0.001``."""
+        for name, known in self.named.items():
+            if known == settings:
+                return name
         betas = [name for name in settings if name.startswith("beta.")]
         label = [self.experiment.override(settings).beta.label] if betas else []
         leaves = [name.rpartition(".")[2] for name in settings]
@@ -84,9 +89,16 @@ class Sweep:
         count = "as many trials as the budget allows" if self.trials is None else self.trials
         trials = f"{count}, each" if self.trials is None else f"{count} trials"
         return (
-            f"searching {self.space}: {trials} of {self.seeds} x "
-            f"{self.experiment.steps} steps, in {self.directory}"
+            f"searching {self.space}: {trials} of {self.seeds} x {self._steps} steps, in "
+            f"{self.directory}"
         )
+
+    @property
+    def _steps(self) -> str:
+        """The steps of a training, or the fewest and the most."""
+        own = self.experiment.steps
+        steps = sorted({known.get("steps", own) for known in self.named.values()} or {own})
+        return str(steps[0]) if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
 
     @property
     def storage(self) -> str:

@@ -124,6 +124,7 @@ def new(
         front_seeds="auto" if plan.seeds == "auto" else None,
         baseline=baseline,
         study=study,
+        named=getattr(plan.space, "NAMED", {}),
     )
     _save(sweep)
     return sweep

@@ -36,6 +36,12 @@ class Space(Protocol):
         """
         ...
 
+    NAMED: Mapping[str, Mapping[str, Any]]
+    """Names of settings that ``space`` returns, by which tables and MLflow call their trials.
+
+    Optional.
+    """
+
     def space(self, trial: optuna.Trial) -> Mapping[str, Any]:
         """Draws the settings of a trial: dotted names of the experiment, and their values."""
         ...

@@ -1,0 +1,175 @@
+"""How many steps each objective takes in the same seconds; the answer is a search space."""
+
+import gc
+import pprint
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from vamf.benchmarks.step_time import trainer_of, warm_up
+from vamf.benchmarks.timing import synchronise, timed
+from vamf.errors import first_line
+from vamf.experiment import Experiment
+from vamf.training.step.trainer import Trainer
+
+PLAIN = {"beta.kind": "BetaSchedule", "beta.value": 0.0, "proxy": "ema"}
+OWN = PLAIN | {"beta.value": 1.0, "proxy": "online"}
+EAGER = PLAIN | {"compute.compile": False}
+
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    "MeanFlow": {**PLAIN, "loss.kind": "MeanFlowLoss"},
+    "beta 0.5, moving average": {**PLAIN, "loss.kind": "MeanFlowLoss", "beta.value": 0.5},
+    "beta 1, own velocity": {**OWN, "loss.kind": "MeanFlowLoss"},
+    "beta 1, batch's velocity": {**OWN, "loss.kind": "MeanFlowLoss", "proxy": "batch"},
+    "gamma 0.5, own velocity": {**OWN, "loss.kind": "MeanFlowLoss", "loss.gamma": 0.5},
+    "alpha-Flow": {**EAGER, "loss.kind": "AlphaFlowLoss"},
+    "semigroup": {**PLAIN, "loss.kind": "SemigroupLoss"},
+    "terminal velocity": {**EAGER, "loss.kind": "TerminalVelocityLoss"},
+    "terminal velocity, stopped": {
+        **PLAIN,
+        "loss.kind": "TerminalVelocityLoss",
+        "loss.stop_derivative": True,
+    },
+}
+"""The settings of each objective. The first is the one with which the others are compared."""
+
+EVALUATIONS = 8
+"""Evaluations of each training: at the same seconds, as they are at the same shares of steps."""
+
+TOGETHER, REPEATS = 4, 5
+"""Steps between two looks at the clock, and how often; the median counts."""
+
+SHARES = (0.05, 0.35, 0.65, 0.95)
+"""Shares of training at which the steps of an objective that moves are timed; the mean counts."""
+
+
+class Pace(NamedTuple):
+    """What an objective's steps take."""
+
+    first: float
+    """Seconds of the first steps, in which kernels are compiled, beyond those of later ones."""
+    step: float
+    """Seconds of a step."""
+    gib: float | None
+    """Peak memory in GiB; None without a GPU."""
+
+    def steps(self, seconds: float) -> int:
+        """The steps that a training of so many seconds has."""
+        return int((seconds - self.first) / self.step)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The steps of all objectives in the same seconds."""
+
+    experiment: Experiment
+    seconds: float
+    """Seconds of training, with the first steps and without evaluation."""
+    paces: Mapping[str, Pace]
+    refused: Mapping[str, str]
+    """Why the experiment does not go with some objectives."""
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """The settings of an objective, with its steps."""
+        steps = self.paces[name].steps(self.seconds)
+        return {
+            **changes(self.experiment, name),
+            "steps": steps,
+            "evaluation.every": -(-steps // EVALUATIONS),
+            "checkpoint.every": steps,
+            "log_every": max(steps // 50, 1),
+            "optim.warmup": min(self.experiment.optim.warmup, steps // 10),
+        }
+
+    def format(self) -> str:
+        """A line for each objective."""
+        lines = [f"{'':28}{'first':>9}{'step':>12}{'peak':>12}{'steps':>10}"]
+        for name, pace in self.paces.items():
+            peak = "" if pace.gib is None else f"{pace.gib:.1f} GiB"
+            steps = pace.steps(self.seconds)
+            lines.append(
+                f"{name:28}{pace.first:7.1f} s{pace.step * 1e3:9.2f} ms{peak:>12}{steps:10,}"
+            )
+        return "\n".join([*lines, *(f"{name:28} {why}" for name, why in self.refused.items())])
+
+    def space(self, preset: str, title: str) -> str:
+        """A module that ``vamf tune`` takes: every point is an objective."""
+        named = {name: self.settings(name) for name in self.paces}
+        return SPACE.format(
+            title=title, preset=preset, named=pprint.pformat(named, sort_dicts=False)
+        )
+
+
+SPACE = '''"""{title}."""
+
+import optuna
+
+PRESET = {preset!r}
+OBJECTIVES = ("eval/distance", "eval/gradient_variance")
+NAMED = {named}
+POINTS = tuple({{"objective": name}} for name in NAMED)
+
+
+def sampler(seed):
+    return optuna.samplers.BruteForceSampler(seed=seed)
+
+
+def space(trial):
+    return NAMED[trial.suggest_categorical("objective", [*NAMED])]
+'''
+"""A search space with the names and settings of its points."""
+
+
+def changes(experiment: Experiment, name: str) -> dict[str, Any]:
+    """The settings of an objective, with the weights of samples that the experiment has."""
+    weight = asdict(experiment.loss.weight)
+    return {**METHODS[name], **{f"loss.weight.{key}": value for key, value in weight.items()}}
+
+
+def measure(experiment: Experiment, device: torch.device, seconds: float) -> Clock:
+    """Times the steps of all objectives on this machine.
+
+    Raises ValueError if one takes as long for its first steps as the whole training may.
+    """
+    paces, refused = {}, {}
+    for name in METHODS:
+        try:
+            own = experiment.override(changes(experiment, name))
+        except ValueError as error:
+            refused[name] = first_line(error)
+            continue
+        paces[name] = pace = _pace(own, device)
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        if pace.steps(seconds) < EVALUATIONS:
+            raise ValueError(
+                f"the seconds of a training must hold {EVALUATIONS} steps; got {seconds:g}, and "
+                f"{name} takes {pace.first:.1f} s at first, then {pace.step:.3f} s a step"
+            )
+    return Clock(experiment, seconds, paces, refused)
+
+
+def _pace(experiment: Experiment, device: torch.device) -> Pace:
+    trainer = trainer_of(experiment, device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    start = time.perf_counter()
+    warm_up(trainer.train_step, experiment.compute.compile)
+    synchronise(device)
+    began, steps = time.perf_counter() - start, trainer.step
+    shares = SHARES if experiment.loss.moves else (0.0,)
+    step = statistics.mean(_seconds_at(trainer, share) for share in shares)
+    gib = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+    return Pace(first=max(began - steps * step, 0.0), step=step, gib=gib)
+
+
+def _seconds_at(trainer: Trainer, share: float) -> float:
+    """Median seconds of a step where so much of training is done."""
+    trainer.step = int(share * trainer.experiment.steps)
+    device = trainer.workers.device
+    return statistics.median(timed(trainer.train_step, device, TOGETHER) for _ in range(REPEATS))
