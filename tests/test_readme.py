@@ -16,6 +16,7 @@ from helpers.tree import ROOT
 from jobs import (
     bench,
     cli,
+    clock,
     compare,
     encode,
     evaluate,
@@ -27,6 +28,7 @@ from jobs import (
     train,
     tune,
 )
+from vamf.benchmarks import one_clock
 from vamf.cluster.submission.submit import Submission
 from vamf.cluster.train.tracked_run import create, new
 from vamf.metrics import calibration
@@ -270,6 +272,14 @@ def test_what_mlflow_missed_is_sent(arguments, tracking_uri, tmp_path, monkeypat
 def test_steps_are_timed(arguments, capsys):
     bench.main([*arguments, "--repeats", "1", "--batch", "16"])
     assert "to the first step" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", commands("clock"), ids=" ".join)
+def test_objectives_are_timed(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(one_clock, "_pace", lambda *_: one_clock.Pace(20.0, 0.1, None))
+    clock.main(arguments)
+    assert "tune mnist_120s.py --trials 9 --seeds 3" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", commands("submit"), ids=" ".join)
