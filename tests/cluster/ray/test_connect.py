@@ -166,3 +166,14 @@ def test_a_failure_is_one_line_and_its_traceback_a_file(tmp_path: Path) -> None:
         "workers failed more than 3 times, the last time rank 1 with "
         "RuntimeError: Connection closed by peer; more in "
     )
+
+
+@pytest.mark.parametrize(("here", "gpus"), [(0, 0.25), (0, 1.0), (4, 2.0)])
+def test_a_run_in_this_process_takes_one_gpu_if_there_is_one(
+    here: int, gpus: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: here)
+    with pytest.raises(ValueError, match=rf"of at most {min(here, 1)}, .* has {here} GPUs .*got"):
+        connect.prepare(Scaling(gpus=gpus), tmp_path, "")
+    for fits in (None, 0.0, *([0.5, 1.0] if here else [])):
+        assert connect.prepare(Scaling(gpus=fits), tmp_path, "").gpus == fits

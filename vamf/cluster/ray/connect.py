@@ -136,6 +136,7 @@ def prepare(scaling: Scaling, storage: StoragePath, uri: str, *, cluster: bool =
     if isinstance(storage, Store):
         storage.check()
     if scaling.workers == 0 and not cluster:
+        _require_own_gpu(scaling.gpus or 0)
         quieten()
         return scaling
     if cluster and scaling.min_workers is not None:
@@ -154,6 +155,18 @@ def prepare(scaling: Scaling, storage: StoragePath, uri: str, *, cluster: bool =
         on_any_node = cluster and scaling.workers > 0  # a trial's own process then takes no CPU
         _require_shared(storage, uri, {} if on_any_node else scaling.need)
     return scaling
+
+
+def _require_own_gpu(gpus: float) -> None:
+    """Raises ValueError if a run in this process cannot have so many GPUs."""
+    import torch
+
+    here = torch.cuda.device_count() if gpus else 0
+    if gpus > min(here, 1):
+        raise ValueError(
+            f"a run without workers needs scaling.gpus of at most {min(here, 1)}, as this machine "
+            f"has {here} GPUs and one process takes one; got {gpus:g}"
+        )
 
 
 def _require_shared(storage: StoragePath, uri: str, need: Mapping[str, float]) -> None:
