@@ -21,6 +21,7 @@ from helpers.tree import ROOT
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
 from vamf.cluster.ray import connect, reachability
+from vamf.cluster.ray.scaling import Scaling
 from vamf.cluster.train.failures import as_driver_error, is_final, too_many_failures
 from vamf.errors import RunFailed
 
