@@ -1,5 +1,6 @@
 """Real Ray clusters and a real MLflow database, for the tests that need them."""
 
+import gc
 import atexit
 import os
 import shutil
@@ -38,6 +39,12 @@ def pytest_configure(config: pytest.Config) -> None:
     named = any("::" in argument for argument in config.args)
     if not (named or config.option.markexpr):
         config.option.markexpr = "slow" if config.option.slow else "not slow"
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Garbage collections, of which each training makes one, leave out what was imported."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
