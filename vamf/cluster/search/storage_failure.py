@@ -92,7 +92,7 @@ class StorageMonitor:
             self._require_folder()
             probe = self._directory / WRITE_TEST
             probe.write_bytes(bytes(4096))
-            probe.unlink()
+            probe.unlink(missing_ok=True)  # another driver may have probed, too
         except OSError as error:
             self._failure = unusable(error) or self._gone(error)
         return self._failure is None
