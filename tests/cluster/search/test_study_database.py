@@ -21,6 +21,7 @@ from tune_spaces import constant
 from vamf.cluster.ray.scaling import Scaling
 from vamf.cluster.search import search_runner, study_database
 from vamf.cluster.search.analysis.report import report
+from vamf.cluster.search.extension import Extension
 from vamf.cluster.search.space import Space
 from vamf.errors import StorageUnusable
 
@@ -138,7 +139,7 @@ def test_a_search_on_a_server_is_seen_by_others_and_goes_on(
     with pytest.raises(StorageUnusable, match="the search's study cannot be used: "):
         search_runner.run(space, sweep)
     server.start()
-    extension = search_runner.Extension(trials=3)
+    extension = Extension(trials=3)
     again = search_runner.resumed(directory, tracking_uri, extension)
     assert len(search_runner.run(space, again)[0].complete) == 3
     assert len(optuna.load_study(study_name="shared", storage=server.address).trials) == 3

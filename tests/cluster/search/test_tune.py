@@ -31,6 +31,7 @@ from vamf.cluster.search import search_runner
 from vamf.cluster.search.analysis.report import report
 from vamf.cluster.search.analysis.results import Results, table
 from vamf.cluster.search.budget import Budget
+from vamf.cluster.search.extension import Extension
 from vamf.cluster.search.search_config import Sweep
 from vamf.cluster.search.space import Space
 from vamf.cluster.search.study import open_study
@@ -233,7 +234,7 @@ def test_a_search_ends_with_its_hours_and_is_extended(
 
     monkeypatch.undo()
     count = len(before.trials) + 1
-    extension = search_runner.Extension(trials=count, seeds=2)
+    extension = Extension(trials=count, seeds=2)
     found, _ = search_runner.run(space, search_runner.resumed(directory, tracking_uri, extension))
     assert len(found.complete) == count
     for old, new in zip(before.trials, found.trials, strict=False):

@@ -20,6 +20,9 @@ VARIABLE = "VAMF_STUDY"
 OWNER = "vamf.search"
 """The study's user attribute with the MLflow run of the search that it belongs to."""
 
+SQLITE_WAIT_S = 60
+"""Seconds for which a study's file waits for another process that writes to it."""
+
 
 def address(given: str | None) -> str:
     """The database of a new study: as given, else as ``VAMF_STUDY`` says; empty for a file.
@@ -84,7 +87,9 @@ def _on_a_server(address: str) -> Database:
 
 def database(sweep: Sweep) -> str | Database:
     """The sweep's database, as Optuna's functions take it."""
-    return _on_a_server(sweep.study) if sweep.study else sweep.storage
+    if sweep.study:
+        return _on_a_server(sweep.study)
+    return f"{sweep.storage}?timeout={SQLITE_WAIT_S}"
 
 
 def study_names(sweep: Sweep) -> list[str]:
