@@ -168,7 +168,10 @@ def test_the_study_agrees_and_has_nothing_running(four: Swept) -> None:
     assert study.metric_names == list(four.sweep.objectives)
     for trial in four.found.complete:
         values = [trial.metrics[name].value for name in four.sweep.objectives]
-        assert study.trials[trial.number].values == pytest.approx(values)
+        seen = study.trials[trial.number]
+        assert seen.values == pytest.approx(values)
+        assert seen.user_attrs["label"] == trial.label  # for dashboards
+        assert seen.user_attrs["seed_1"].startswith("http://")
 
 
 @pytest.mark.slow

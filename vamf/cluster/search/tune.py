@@ -142,6 +142,12 @@ def _admitted(admission: Admission) -> Any:
                 say(f"the budget has no room for another trial: {why}")
             return Searcher.FINISHED
 
+        def on_trial_complete(self, trial_id: str, *_: Any, **__: Any) -> None:
+            """Nothing: ``record_result`` does it, with what dashboards show of a trial.
+
+            Ray calls this first, and a trial that has ended takes no attributes any more.
+            """
+
     return AdmittedSearch
 
 
