@@ -22,7 +22,7 @@ from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
 from vamf.cluster.ray import connect, reachability
 from vamf.cluster.train.failures import as_driver_error, is_final, too_many_failures
-from vamf.errors import RunFailed
+from vamf.errors import RunFailed, StorageUnusable, StoreError
 
 KEYS = ("ray_version", "python_version")
 RAY, PYTHON = ray.__version__, platform.python_version()
@@ -166,3 +166,9 @@ def test_a_failure_is_one_line_and_its_traceback_a_file(tmp_path: Path) -> None:
         "workers failed more than 3 times, the last time rank 1 with "
         "RuntimeError: Connection closed by peer; more in "
     )
+
+
+def test_a_store_that_does_not_answer_is_no_failure_of_the_run(tmp_path: Path) -> None:
+    away = too_many_failures({0: StoreError("s3://b: away")}, 3, tmp_path)
+    assert isinstance(away, StorageUnusable)
+    assert not isinstance(too_many_failures({0: OSError("away")}, 3, tmp_path), StorageUnusable)
