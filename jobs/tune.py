@@ -12,7 +12,7 @@ import tyro
 
 from vamf import presets, user_modules
 from vamf.cluster.search import search_runner, study_database
-from vamf.cluster.search.analysis.report import report, seed_folder
+from vamf.cluster.search.analysis.report import report, seed_folder, seed_location
 from vamf.cluster.search.budget import Budget
 from vamf.cluster.search.extension import Extension
 from vamf.cluster.search.halving import Halving
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
         cli.guarded(again.check)
         sweep = cli.guarded(
             lambda: search_runner.resumed(
-                cli.folder(again.location),
+                again.location,
                 again.uri,
                 again.extension,
                 again.study,
@@ -114,7 +114,7 @@ def check(argv: list[str]) -> None:
 def new(plan: search_runner.Plan, options: Options, experiment: Experiment) -> Sweep:
     """A new search, with its folder and its MLflow run."""
     locations = cli.guarded(
-        lambda: (options.folder(f"beta-{user_modules.short(plan.name)}"), options.uri())
+        lambda: (options.directory(f"beta-{user_modules.short(plan.name)}"), options.uri())
     )
     return cli.guarded(
         lambda: search_runner.new(
@@ -140,7 +140,7 @@ def run(sweep: Sweep, register: str | None, *, failed: bool = False, join: bool 
     print(report(sweep, found, files))
     if register is not None and found.best is not None:
         folder = seed_folder(sweep, found.best)
-        where = (folder, sweep.parent.uri, register, folder)
+        where = (folder, sweep.parent.uri, register, seed_location(sweep, found.best))
         print(f"model      {cli.guarded(lambda: register_best(*where))}")
 
 

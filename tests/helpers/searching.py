@@ -23,7 +23,9 @@ from vamf.cluster.search.admission import Admission
 from vamf.cluster.search.analysis.results import Results
 from vamf.cluster.search.budget import Budget, BudgetClock
 from vamf.cluster.search.drivers import Driver, turn, working
+from vamf.cluster.search.halving import Halving
 from vamf.cluster.search.search_config import Sweep
+from vamf.cluster.search.search_copy import pull_trial, push, trial_copy
 from vamf.cluster.search.space import Space, points
 from vamf.cluster.search.study import DRIVER, record_result, sampler
 from vamf.cluster.search.study_database import database
@@ -31,6 +33,7 @@ from vamf.cluster.search.trial_runner import run_trial
 from vamf.cluster.search.trials import Trial, load_trials, trial_folder
 from vamf.experiment import Experiment
 from vamf.metrics.distances import Measurement
+from vamf.store import StoragePath
 
 
 def space_of(*points: Mapping[str, float]) -> Space:
@@ -68,8 +71,12 @@ def search(space: Space, sweep: Sweep, clock: BudgetClock, driver: Driver) -> No
             trial = study.ask()
             trial.set_user_attr(DRIVER, driver.name)
             settings = dict(space.space(trial))
-        run_trial(sweep, trial.number, settings)
+        push(sweep)
+        with trial_copy(sweep, trial.number) as here:
+            run_trial(here, trial.number, settings)
+        pull_trial(sweep, trial.number)
         record_result(sweep, trial.number)
+        push(sweep)
 
 
 def raced(sweep: Sweep, drivers: int) -> tuple[list[int], list[bool]]:
@@ -116,7 +123,9 @@ def add_seeds(space: Space, sweep: Sweep, clock: BudgetClock, wanted: Mapping[in
     """What ``tune.add_seeds`` does."""
     for trial in load_trials(sweep.directory):
         if trial.number in wanted:
-            run_trial(sweep, trial.number, trial.settings, wanted[trial.number])
+            with trial_copy(sweep, trial.number) as here:
+                run_trial(here, trial.number, trial.settings, wanted[trial.number])
+            pull_trial(sweep, trial.number)
 
 
 def published(sweep: Sweep, found: Results) -> Mapping[str, Path]:
@@ -135,11 +144,18 @@ def without_ray(patch: pytest.MonkeyPatch) -> None:
 
 
 def begun(
-    directory: Path, uri: str, *, experiment: Experiment = TINY, trials: int = 2, seeds: int = 1
+    location: StoragePath,
+    uri: str,
+    *,
+    experiment: Experiment = TINY,
+    trials: int = 2,
+    seeds: int = 1,
+    halving: Halving | None = None,
 ) -> Sweep:
     """A new search."""
-    plan = search_runner.Plan(SPACE, "test", trials, seeds, preset="tiny")
-    return search_runner.new(plan, experiment, directory, uri, Scaling(gpus=0))
+    ends = halving or Halving()
+    plan = search_runner.Plan(SPACE, "test", trials, seeds, ends, preset="tiny")
+    return search_runner.new(plan, experiment, location, uri, Scaling(gpus=0))
 
 
 def database_in(storage: Path, tracking_uri: str) -> str:

@@ -15,19 +15,24 @@ from vamf.cluster.search.search_config import Sweep
 from vamf.experiment import Experiment
 from vamf.files import write_whole
 from vamf.run_layout import SWEEP
+from vamf.store import Store
 from vamf.tracking import Run
 
 
-def saved(directory: Path, uri: str = "") -> Sweep:
-    """The search in a folder, as it was saved, to be read; ValueError if there is none."""
+def saved(directory: Path, uri: str = "", store: Store | None = None) -> Sweep:
+    """The search in a folder, as it was saved, to be read; ValueError if there is none.
+
+    ``store`` is the location of which the folder is a copy, if it is one.
+    """
     if not (directory / SWEEP).exists():
-        raise ValueError(f"no search in {directory}: {SWEEP} is missing")
+        raise ValueError(f"no search in {store or directory}: {SWEEP} is missing")
     data: dict[str, Any] = json.loads((directory / SWEEP).read_text())
     parent = Run(**data["parent"] | {"uri": uri})
     experiment = Experiment.from_dict(data["experiment"]).located()
     halving, budget = data.get("halving", {}), data.get("budget", {})  # older searches lack them
     fields: Mapping[str, Any] = data | {
         "directory": directory,
+        "store": store,
         "experiment": experiment.moved(parent.directory, directory),
         "objectives": tuple(data["objectives"]),
         "parent": parent.kept_in(directory),
@@ -41,7 +46,7 @@ def saved(directory: Path, uri: str = "") -> Sweep:
 
 def save(sweep: Sweep) -> None:
     """Writes a search to its folder, without passwords."""
-    data = asdict(sweep) | {
+    data = asdict(replace(sweep, store=None)) | {
         "directory": None,
         "experiment": sweep.experiment.to_dict(),
         "parent": asdict(replace(sweep.parent, uri="")),  # it may hold credentials

@@ -11,6 +11,7 @@ from vamf.cluster.search.budget import Budget
 from vamf.cluster.search.halving import Halving
 from vamf.experiment import Experiment
 from vamf.run_layout import STUDY
+from vamf.store import StoragePath, Store
 from vamf.tracking import Run
 from vamf.tracking.run import sqlite
 
@@ -47,6 +48,8 @@ class Sweep:
     """The settings of the space's first point, with which others are compared; None if older."""
     study: str = field(default="", repr=False)
     """The address of the study's database, perhaps with a password; empty for a file."""
+    store: Store | None = None
+    """The location in an object store of which the folder is a copy, if it is one."""
     name: str = ""
     """The sweep's name, in the study too: by default its folder's, which may be moved later."""
 
@@ -76,7 +79,12 @@ class Sweep:
     @property
     def resume_command(self) -> str:
         """The command that resumes it."""
-        return commands.shown("tune", "--resume", self.directory)
+        return commands.shown("tune", "--resume", self.location)
+
+    @property
+    def location(self) -> StoragePath:
+        """The store or the folder by which users name the search."""
+        return self.directory if self.store is None else self.store
 
     @property
     def announcement(self) -> str:
@@ -85,7 +93,7 @@ class Sweep:
         trials = f"{count}, each" if self.trials is None else f"{count} trials"
         return (
             f"searching {self.space}: {trials} of {self.seeds} x "
-            f"{self.experiment.steps} steps, in {self.directory}"
+            f"{self.experiment.steps} steps, in {self.location}"
         )
 
     @property

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from vamf.cluster.search.analysis.results import Results
 from vamf.cluster.search.search_config import Sweep
+from vamf.cluster.search.search_copy import pull_unfinished
 from vamf.cluster.search.study import requeue_unfinished
 from vamf.cluster.search.trial_end import BUDGET_ENDED, postponed
 from vamf.cluster.search.trials import trial_folder
@@ -48,6 +49,7 @@ def requeue(sweep: Sweep, others: set[str]) -> list[int]:
 
     Leaves the trials of the drivers ``others`` to them.
     """
+    pull_unfinished(sweep)
     left = requeue_unfinished(sweep, others)
     for number in left:
         for run_file in trial_folder(sweep.directory, number).glob(f"*/{RUN}"):

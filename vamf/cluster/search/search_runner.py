@@ -1,5 +1,6 @@
 """Creates, runs and resumes a search, and publishes its results."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,18 +29,21 @@ from vamf.cluster.search.halving import Halving
 from vamf.cluster.search.mlflow_outage import send_unsent
 from vamf.cluster.search.saved_search import save, saved
 from vamf.cluster.search.search_config import Sweep
+from vamf.cluster.search.search_copy import begun_copy, mirrored, push
 from vamf.cluster.search.search_end import requeue, require_results, say_that_others_go_on
 from vamf.cluster.search.space import Space
 from vamf.cluster.search.storage_failure import as_storage_unusable
 from vamf.cluster.search.study import retry_failed
 from vamf.cluster.search.trials import load_trials
 from vamf.cluster.search.tune import add_seeds, search
+from vamf.cluster.train.run_lock import require_not_running
 from vamf.cluster.train.run_params import shared
-from vamf.errors import StorageUnusable
+from vamf.errors import StorageUnusable, StoreError
 from vamf.experiment import Experiment
 from vamf.files import claimed
 from vamf.output import say
 from vamf.run_layout import SPOOL, STUDY, SWEEP
+from vamf.store import StoragePath, Store
 from vamf.tracking import Tracker
 from vamf.tracking.run import located
 from vamf.tracking.run_end import closing
@@ -76,7 +80,7 @@ class Plan:
 def new(
     plan: Plan,
     experiment: Experiment,
-    directory: Path,
+    location: StoragePath,
     uri: str,
     scaling: Scaling,
     *,
@@ -85,23 +89,29 @@ def new(
 ) -> Sweep:
     """Connects to Ray and creates the folder and the MLflow run of a new search.
 
-    If the folder exists, ``numbered`` chooses another name; otherwise ValueError is raised.
+    If the folder exists, ``numbered`` chooses another name; otherwise, and in a store, ValueError
+    is raised.
     ``study`` is the address of the study's database, by default a file in the folder.
 
     Raises ValueError if the space does not fit the experiment, weights are missing, or Ray, MLflow
     or the database refuses.
     """
-    study_database.require_free(study, directory.name)
+    study_database.require_free(study, location.name)
     objectives, experiment = check(plan, experiment), experiment.located()
     experiment.prepare()
-    scaling = connect.prepare(scaling, directory.parent, uri, cluster=True)
+    scaling = connect.prepare(scaling, location.parent, uri, cluster=True)
     plan.budget.check(scaling)
     seeds = LEVELS[0] if plan.seeds == "auto" else plan.seeds
-    directory = claimed(directory, numbered=numbered)
+    store = location if isinstance(location, Store) else None
+    if isinstance(location, Store):
+        location.claim()
+        directory = begun_copy(location).folder
+    else:
+        directory = claimed(location, numbered=numbered)
     preset, baseline = plan.preset or plan.space.PRESET, spaces.baseline(plan.space, experiment)
     parent = tracking.create(
         uri,
-        name=directory.name,
+        name=directory.name if store is None else store.name,
         params={
             "trials": "by budget" if plan.count is None else plan.count,
             "seeds": plan.seeds,
@@ -111,7 +121,7 @@ def new(
             "preset": preset,
             "space": plan.name,
             "objectives": ", ".join(objectives),
-            "directory": str(directory),
+            "directory": str(store or directory),
         },
         spool=directory / SPOOL,
     )
@@ -130,9 +140,19 @@ def new(
         front_seeds="auto" if plan.seeds == "auto" else None,
         baseline=baseline,
         study=study,
+        store=store,
+        name="" if store is None else store.name,
     )
     save(sweep)
+    _as_value_error(lambda: push(sweep))
     return sweep
+
+
+def _as_value_error(action: Callable[[], None]) -> None:
+    try:
+        action()
+    except StoreError as error:
+        raise ValueError(f"the storage must answer; got {error}") from None
 
 
 def check(plan: Plan, experiment: Experiment) -> tuple[str, ...]:
@@ -151,7 +171,7 @@ def check(plan: Plan, experiment: Experiment) -> tuple[str, ...]:
 
 
 def resumed(
-    directory: Path,
+    location: StoragePath,
     uri: str,
     extension: Extension | None = None,
     study: str | None = None,
@@ -166,14 +186,15 @@ def resumed(
     Raises ValueError if there is none, it is still running, Ray, MLflow or the study's database
     does not answer, the study is another search's, or the extension is not one.
     """
-    directory = directory.resolve()
+    store = location if isinstance(location, Store) else None
+    directory = _pulled(location, join) if isinstance(location, Store) else location.resolve()
     if not (directory / SWEEP).exists():
-        raise ValueError(f"no search in {directory}: {SWEEP} is missing")
+        raise ValueError(f"no search in {store or directory}: {SWEEP} is missing")
     running = found_at_work(directory, join)
     tracking.check(uri := located(uri))
     with turn(directory):  # another driver may be creating the study
         study_database.require_readable(directory / STUDY)
-    sweep = saved(directory, uri)
+    sweep = saved(directory, uri, store)
     if study:
         sweep = replace(sweep, study=study_database.address_again(study, sweep.study))
     with turn(directory):
@@ -183,8 +204,18 @@ def resumed(
     if running:
         require_same(before, sweep)
         require_reachable(sweep, running)
-    scaling = connect.prepare(sweep.scaling, directory.parent, uri, cluster=True)
+    scaling = connect.prepare(sweep.scaling, sweep.location.parent, uri, cluster=True)
     return replace(sweep, scaling=scaling)
+
+
+def _pulled(store: Store, join: bool) -> Path:
+    """A search's working copy, downloaded anew; ValueError if it is in use here."""
+    if join:
+        raise ValueError(f"several commands can work on one search only in a folder; got {store}")
+    require_not_running(store)
+    copy = begun_copy(store)
+    _as_value_error(copy.pull)
+    return copy.folder
 
 
 @as_storage_unusable()
@@ -203,11 +234,11 @@ def run(
         StillRunning: another process works on the search.
         StorageUnusable: nothing can be written any more.
     """
-    with working(sweep, join=join) as driver:
+    with working(sweep, join=join) as driver, mirrored(sweep):
         tracking.rejoin(sweep.parent)
         if not driver.joined:
             save(sweep)  # with the present folder, if it was moved
-            Tracker(sweep.parent).tags({"directory": str(sweep.directory)})
+            Tracker(sweep.parent).tags({"directory": str(sweep.location)})
             show(sweep)  # so that the trials can be compared while they run
         with closing(sweep.parent, ends=driver.gone_as_last):
             return _search_and_publish(space, sweep, driver, failed)
@@ -221,6 +252,7 @@ def _search_and_publish(
         if failed:
             retry_failed(sweep)
     send_unsent(sweep)
+    push(sweep)  # before a trial's process reads its files
     before = {trial.number for trial in load_trials(sweep.directory)}
     try:
         left = _search(space, sweep, driver)
@@ -240,8 +272,8 @@ def _search_and_publish(
     files = publish(sweep, found)
     if unsent := send_unsent(sweep):
         say(
-            f"Not yet sent to MLflow: events of trials in {sweep.directory} ({unsent}); "
-            f"{commands.shown('resend', sweep.directory)} sends them",
+            f"Not yet sent to MLflow: events of trials in {sweep.location} ({unsent}); "
+            f"{commands.shown('resend', sweep.location)} sends them",
             error=True,
         )
     require_results(sweep, found, before, left, files["table"])

@@ -9,7 +9,7 @@ from typing import Any
 from optuna.exceptions import StorageInternalError
 
 from vamf.cluster.train.failures import is_full, storage_full
-from vamf.errors import StorageUnusable, one_line
+from vamf.errors import StorageUnusable, StoreError, one_line
 from vamf.redact import redacted
 from vamf.run_layout import SWEEP, WRITE_TEST
 
@@ -30,6 +30,8 @@ def unusable(error: BaseException | None) -> StorageUnusable | None:
             return error
         if isinstance(error, OSError) and is_full(error):
             return storage_full(error)
+        if isinstance(error, StoreError):
+            return StorageUnusable(f"the storage must answer: {error}")
         if found := DATABASE.search(str(error)):
             return StorageUnusable(f"the search's study cannot be written: {found[0]}")
         if isinstance(error, StorageInternalError):

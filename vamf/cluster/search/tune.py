@@ -16,6 +16,7 @@ from vamf.cluster.search.admission import ALL_TAKEN, Admission
 from vamf.cluster.search.budget import BudgetClock
 from vamf.cluster.search.drivers import Driver, turn
 from vamf.cluster.search.search_config import Sweep
+from vamf.cluster.search.search_copy import trial_copy
 from vamf.cluster.search.search_monitor import SearchMonitor
 from vamf.cluster.search.space import Space, points
 from vamf.cluster.search.storage_failure import as_storage_unusable, reported_to_the_search
@@ -191,8 +192,11 @@ def _trainable(sweep: Sweep, end: float) -> Any:
 
     def run(config: dict[str, Any]) -> None:
         os.environ.update(variables)
-        with reported_to_the_search(tune.report):
-            run_trial(sweep, **_point(config), end=end)
+        with (
+            reported_to_the_search(tune.report),
+            trial_copy(sweep, _point(config)["number"]) as here,
+        ):
+            run_trial(here, **_point(config), end=end)
 
     return run
 
@@ -217,6 +221,9 @@ def _callback(monitor: SearchMonitor, max_failures: int) -> Any:
             self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
         ) -> None:
             monitor.reported(_point(trial.config)["number"], result)
+
+        def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+            monitor.started()
 
         def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             monitor.completed(_point(trial.config)["number"])
