@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -41,11 +42,12 @@ DONE, WAITING = TrialState.COMPLETE, TrialState.WAITING
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Begins another machine, on which there are no working copies."""
+    """Begins another machine, on which there are no working copies, but statistics of the data."""
 
     def begin(name: str) -> None:
-        assert not (tmp_path / name).exists()
-        monkeypatch.setenv("VAMF_CACHE", str(tmp_path / name))
+        before, here = Path(os.environ["VAMF_CACHE"]), tmp_path / name
+        shutil.copytree(before, here, ignore=shutil.ignore_patterns("store"))
+        monkeypatch.setenv("VAMF_CACHE", str(here))
 
     begin("here")
     return begin
