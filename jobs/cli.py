@@ -68,7 +68,7 @@ class Options:
 
     def uri(self) -> str:
         """MLflow's tracking address; ValueError if it does not answer."""
-        uri = tracking.address(files(storage_path(self.storage)), self.tracking)
+        uri = tracking.address(tracking.files_beside(storage_path(self.storage)), self.tracking)
         tracking.check(uri)
         return uri
 
@@ -80,11 +80,6 @@ class Options:
         if (directory := storage / self.name).exists():
             raise ValueError(f"{directory} exists; choose another --name, or --resume it")
         return directory
-
-    def folder(self, prefix: str) -> Path:
-        """``directory`` of what must be in a folder; ValueError for a store."""
-        folder(storage_path(self.storage))
-        return folder(self.directory(prefix))
 
 
 Training = TypeVar("Training", bound=Options)
@@ -117,12 +112,7 @@ class Resume:
         """MLflow's tracking address."""
         location = self.location
         before = None if isinstance(location, Store) else tracking.address_of(location)
-        return tracking.address(files(location.parent), self.tracking, before)
-
-
-def files(storage: StoragePath) -> Path:
-    """The folder for MLflow's files without a server: a database cannot be in a store."""
-    return Path("runs").resolve() if isinstance(storage, Store) else storage
+        return tracking.address(tracking.files_beside(location.parent), self.tracking, before)
 
 
 def default_name(prefix: str, storage: StoragePath) -> str:

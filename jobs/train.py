@@ -81,7 +81,9 @@ def run(experiment: Experiment, start: Launch, scaling: Scaling, register: str |
     if register is not None:
         where = (start.directory, start.uri, register, start.location)
         print(f"model      {cli.guarded(lambda: register_best(*where))}")
-    print(f"compare    {tracking.ui_command(start.uri, cli.files(start.location.parent))}")
+    print(
+        f"compare    {tracking.ui_command(start.uri, tracking.files_beside(start.location.parent))}"
+    )
 
 
 if __name__ == "__main__":

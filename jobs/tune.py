@@ -12,8 +12,9 @@ import tyro
 
 from vamf import presets, user_modules
 from vamf.cluster.search import search_runner, study_database
-from vamf.cluster.search.analysis.report import report, seed_folder
+from vamf.cluster.search.analysis.report import report, seed_folder, seed_location
 from vamf.cluster.search.budget import Budget
+from vamf.cluster.search.extension import Extension
 from vamf.cluster.search.halving import Halving
 from vamf.cluster.search.search_config import Sweep
 from vamf.experiment import Experiment
@@ -26,13 +27,14 @@ from .registering import register_best
 class Resume(cli.Resume):
     """Resume or extend a search: trials that were running are resumed from their checkpoints."""
 
-    extension: Annotated[search_runner.Extension, tyro.conf.arg(name="")] = field(
-        default_factory=search_runner.Extension
-    )
+    extension: Annotated[Extension, tyro.conf.arg(name="")] = field(default_factory=Extension)
     """More trials, more seeds, another budget."""
     study: str | None = None
     """The address of the study's database, with its password, if it is not a file; by default
     VAMF_STUDY, or else the former one."""
+    join: bool = False
+    """Work on the search together with other commands that work on it now, each on the trials that
+    it starts."""
     retry_failed: bool = False
     """Also try the points of failed trials again."""
 
@@ -63,10 +65,14 @@ def main(argv: list[str]) -> None:
         cli.guarded(again.check)
         sweep = cli.guarded(
             lambda: search_runner.resumed(
-                cli.folder(again.location), again.uri, again.extension, again.study
+                again.location,
+                again.uri,
+                again.extension,
+                again.study,
+                join=again.join,
             )
         )
-        run(sweep, again.register, failed=again.retry_failed)
+        run(sweep, again.register, failed=again.retry_failed, join=again.join)
         return
     plan, options, experiment = read(argv)
     if options.dry_run:
@@ -108,7 +114,7 @@ def check(argv: list[str]) -> None:
 def new(plan: search_runner.Plan, options: Options, experiment: Experiment) -> Sweep:
     """A new search, with its folder and its MLflow run."""
     locations = cli.guarded(
-        lambda: (options.folder(f"beta-{user_modules.short(plan.name)}"), options.uri())
+        lambda: (options.directory(f"beta-{user_modules.short(plan.name)}"), options.uri())
     )
     return cli.guarded(
         lambda: search_runner.new(
@@ -122,17 +128,19 @@ def new(plan: search_runner.Plan, options: Options, experiment: Experiment) -> S
     )
 
 
-def run(sweep: Sweep, register: str | None, *, failed: bool = False) -> None:
-    """Searches, and prints the results and where they are."""
+def run(sweep: Sweep, register: str | None, *, failed: bool = False, join: bool = False) -> None:
+    """Searches, and prints the results and where they are, unless others still work on them."""
     print(sweep.announcement, flush=True)
     space = cli.guarded(lambda: named.space(sweep.space))
     found, files = cli.guarded(
-        lambda: search_runner.run(space, sweep, failed=failed), sweep.resume_command
+        lambda: search_runner.run(space, sweep, failed=failed, join=join), sweep.resume_command
     )
+    if not files:
+        return
     print(report(sweep, found, files))
     if register is not None and found.best is not None:
         folder = seed_folder(sweep, found.best)
-        where = (folder, sweep.parent.uri, register, folder)
+        where = (folder, sweep.parent.uri, register, seed_location(sweep, found.best))
         print(f"model      {cli.guarded(lambda: register_best(*where))}")
 
 

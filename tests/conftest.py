@@ -1,7 +1,7 @@
 """Real Ray clusters and a real MLflow database, for the tests that need them."""
 
-import gc
 import atexit
+import gc
 import os
 import shutil
 import tempfile

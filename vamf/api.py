@@ -27,6 +27,7 @@ from vamf.cluster.search.analysis.results import Results, gather
 from vamf.cluster.search.analysis.results import table as results_table
 from vamf.cluster.search.budget import Budget
 from vamf.cluster.search.halving import Halving
+from vamf.cluster.search.saved_search import saved
 from vamf.cluster.search.space import Space
 from vamf.cluster.train import tracked_run
 from vamf.cluster.train.progress import progress_bar
@@ -230,7 +231,7 @@ def tune(
 def results(directory: str | Path) -> Search:
     """The trials of a search's folder, whether or not it has ended; ValueError if there is none."""
     folder = Path(directory).resolve()
-    return Search(folder, gather(search_runner.saved(folder)))
+    return Search(folder, gather(saved(folder)))
 
 
 def compare(folders: Sequence[str | Path], *, best: bool = False) -> Comparison:

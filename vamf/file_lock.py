@@ -7,15 +7,17 @@ from pathlib import Path
 
 
 @contextmanager
-def locked(path: Path, *, wait: bool) -> Iterator[bool]:
+def locked(path: Path, *, wait: bool, shared: bool = False) -> Iterator[bool]:
     """Locks a file until the block or the process ends; yields whether that succeeded.
 
-    With ``wait`` it waits for another process that has the lock. Creates the file; raises OSError
-    if it cannot. On a file system without locks it has no effect.
+    With ``wait`` it waits for another process that has the lock. Several may have a ``shared``
+    lock. Creates the file; raises OSError if it cannot. On a file system without locks it has no
+    effect.
     """
     with path.open("a+b") as handle:
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(handle, kind | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
             return

@@ -95,6 +95,12 @@ SENDER_LOCK = "sender.lock"
 SWEEP = "sweep.json"
 """The search."""
 
+DRIVERS = "drivers"
+"""The folder with a lock file for each process that works on the search."""
+
+TURN = ".turn.lock"
+"""The file that these processes lock to start or give up a trial, to come and to go."""
+
 STUDY = "study.db"
 """The database of the Optuna study."""
 

@@ -208,6 +208,26 @@ StoragePath = Path | Store
 """The location of runs: a folder or an object store."""
 
 
+def read(place: StoragePath, name: str) -> bytes:
+    """The content of a file or object; FileNotFoundError if there is none."""
+    return place.read(name) if isinstance(place, Store) else (place / name).read_bytes()
+
+
+def write(place: StoragePath, name: str, text: str) -> None:
+    """Creates or replaces a file or object: a reader sees the old one or the complete new one."""
+    if isinstance(place, Store):
+        place.write(name, text.encode())
+    else:
+        write_whole(place / name, text)
+
+
+def names(place: StoragePath, pattern: str) -> list[str]:
+    """The names of the files or objects that match a pattern such as ``a*/b``, sorted."""
+    if isinstance(place, Store):
+        return [name for name in place.names() if PurePosixPath(f"/{name}").match(f"/{pattern}")]
+    return sorted(path.relative_to(place).as_posix() for path in place.glob(pattern))
+
+
 def storage_path(text: str) -> StoragePath:
     """The folder or store of a path or address; ValueError for an invalid address."""
     return Store.of(text) or local(Path(text))

@@ -242,15 +242,6 @@ def test_a_store_of_no_use_is_refused_in_one_line(
     assert mistake(train, ["--resume", f"{address}/a"], capsys).startswith(line[:20])
 
 
-def test_a_search_in_an_object_store_is_refused_in_one_line(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    line = mistake(tune, ["constant", "--storage", "s3://bucket/runs"], capsys)
-    assert line == (
-        "the storage must be a folder of a file system that all nodes mount; got s3://bucket/runs"
-    )
-
-
 @pytest.mark.parametrize("job", [train, tune])
 def test_a_fid_without_its_weights_is_refused(
     job: ModuleType,

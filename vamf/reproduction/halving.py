@@ -6,7 +6,7 @@ from pathlib import Path
 from vamf import markdown, tracking
 from vamf.cluster.search.analysis.halving_replay import Curves, risk
 from vamf.cluster.search.halving import Halving
-from vamf.cluster.search.search_runner import saved
+from vamf.cluster.search.saved_search import saved
 from vamf.cluster.search.trials import checked, load_trials, trial_folder
 from vamf.run_layout import RUN, seed_name
 from vamf.tracking import Run

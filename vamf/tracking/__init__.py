@@ -4,7 +4,7 @@ All events pass through a queue on shared storage. So a server that is down cost
 no point of a curve is lost or sent twice.
 """
 
-from vamf.tracking.run import Run, address, page_address, ui_command
+from vamf.tracking.run import Run, address, files_beside, page_address, ui_command
 from vamf.tracking.run_end import closing
 from vamf.tracking.server import check, create, history, require, view_path
 from vamf.tracking.tracker import Tracker, error_tags, rejoin
@@ -20,6 +20,7 @@ __all__ = [
     "closing",
     "create",
     "error_tags",
+    "files_beside",
     "history",
     "page_address",
     "rejoin",

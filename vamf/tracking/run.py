@@ -14,6 +14,7 @@ from vamf.compat.mlflow import WITHOUT_JOBS
 from vamf.files import expanded, write_whole
 from vamf.redact import without_credentials
 from vamf.run_layout import ARTIFACTS, DATABASE, SPOOL
+from vamf.store import StoragePath, Store
 
 FILE = re.compile(r"(sqlite(?:\+\w+)?:///)(?!:memory:|file:)([^?]+)(\?[^/?]*|)")
 """The address of an SQLite file, in three parts; one in memory is none."""
@@ -59,6 +60,11 @@ class Run:
     def kept_in(self, directory: Path) -> "Run":
         """The same run, with its event queue in this folder of the run."""
         return replace(self, spool=str(directory.resolve() / SPOOL / self.run_id))
+
+
+def files_beside(storage: StoragePath) -> Path:
+    """The folder for MLflow's files without a server: a database cannot be in a store."""
+    return Path("runs").resolve() if isinstance(storage, Store) else storage
 
 
 def address(storage: Path, given: str | None = None, before: str | None = None) -> str:

@@ -23,7 +23,7 @@ from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 from vamf.cluster.ray import connect, reachability
 from vamf.cluster.ray.scaling import Scaling
 from vamf.cluster.train.failures import as_driver_error, is_final, too_many_failures
-from vamf.errors import RunFailed
+from vamf.errors import RunFailed, StorageUnusable, StoreError
 
 KEYS = ("ray_version", "python_version")
 RAY, PYTHON = ray.__version__, platform.python_version()
@@ -178,3 +178,9 @@ def test_a_run_in_this_process_takes_one_gpu_if_there_is_one(
         connect.prepare(Scaling(gpus=gpus), tmp_path, "")
     for fits in (None, 0.0, *([0.5, 1.0] if here else [])):
         assert connect.prepare(Scaling(gpus=fits), tmp_path, "").gpus == fits
+
+
+def test_a_store_that_does_not_answer_is_no_failure_of_the_run(tmp_path: Path) -> None:
+    away = too_many_failures({0: StoreError("s3://b: away")}, 3, tmp_path)
+    assert isinstance(away, StorageUnusable)
+    assert not isinstance(too_many_failures({0: OSError("away")}, 3, tmp_path), StorageUnusable)

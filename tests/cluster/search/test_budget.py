@@ -14,11 +14,11 @@ from helpers.tiny import TINY
 from jobs import tune
 from vamf.cluster.ray.scaling import Scaling
 from vamf.cluster.search import budget as budget_module
-from vamf.cluster.search import search_runner
+from vamf.cluster.search import saved_search, search_runner
 from vamf.cluster.search.budget import Budget, BudgetClock
+from vamf.cluster.search.extension import Extension
 from vamf.cluster.search.extra_seeds import LEVELS, extra_seeds, rate
 from vamf.cluster.search.search_config import Sweep
-from vamf.cluster.search.search_runner import Extension
 from vamf.cluster.search.study import open_study
 from vamf.cluster.search.trials import Trial, load_trials, over_seeds, trial_folder
 from vamf.metrics.distances import Measurement
@@ -171,7 +171,7 @@ def test_a_search_without_a_number_of_trials_ends_with_its_hours(
     assert sweep.announcement.startswith("searching test: as many trials as the budget allows, ")
     found, _ = search_runner.run(SPACE, sweep)
     assert len(found.trials) == 4
-    assert search_runner.saved(sweep.directory).budget == Budget(hours=1.0)
+    assert saved_search.saved(sweep.directory).budget == Budget(hours=1.0)
 
 
 def test_a_search_is_extended_by_trials_and_by_seeds(tracking_uri: str, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_search_is_extended_by_trials_and_by_seeds(tracking_uri: str, tmp_path
             assert new.metrics[name].value == pytest.approx(sum(values) / len(values))
     states = {trial.state.name for trial in open_study(more).trials}
     assert states == {"COMPLETE"} and len(open_study(more).trials) == 3
-    assert search_runner.saved(sweep.directory).front_seeds == 2
+    assert saved_search.saved(sweep.directory).front_seeds == 2
 
     again = search_runner.resumed(sweep.directory, tracking_uri)  # nothing is left to do
     assert search_runner.run(SPACE, again)[0] == found

@@ -17,7 +17,7 @@ from mlflow.entities import Run
 from optuna.trial import TrialState
 
 from jobs import tune
-from vamf.cluster.search import search_runner
+from vamf.cluster.search import saved_search, search_runner
 from vamf.cluster.search.search_config import Sweep
 from vamf.cluster.search.study import open_study
 from vamf.cluster.search.trials import Trial, load_trials, trial_folder
@@ -119,7 +119,7 @@ def test_failed_trials_are_tried_anew_if_that_is_asked_for(
         search_runner.run(SPACE, sweep)
     assert states(sweep) == [FAIL, FAIL]
     (sweep.directory / SWEEP).unlink()
-    search_runner._save(
+    saved_search.save(
         replace(sweep, experiment=TINY)
     )  # as if a lack of the machine had been mended
     monkeypatch.setattr(tune.named, "space", {"test": SPACE}.__getitem__)

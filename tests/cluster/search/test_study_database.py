@@ -2,17 +2,19 @@
 
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import optuna
 import pytest
-from helpers.machine import free_ports
-from helpers.searching import begun
+from helpers.machine import free_ports, wait_until
+from helpers.searching import begun, raced, without_ray
 from helpers.tiny import TINY
 from optuna.trial import TrialState
 
@@ -21,7 +23,9 @@ from tune_spaces import constant
 from vamf.cluster.ray.scaling import Scaling
 from vamf.cluster.search import search_runner, study_database
 from vamf.cluster.search.analysis.report import report
+from vamf.cluster.search.extension import Extension
 from vamf.cluster.search.space import Space
+from vamf.cluster.search.study import open_study, requeue_unfinished
 from vamf.errors import StorageUnusable
 
 PASSWORD = "hush-hush-5417"
@@ -100,6 +104,51 @@ def server() -> Iterator[Server]:
         found.stop()
 
 
+@pytest.fixture(scope="module")
+def mariadb() -> Iterator[str]:
+    """The address of a MariaDB, reached by pymysql."""
+    pytest.importorskip("pymysql", reason="pymysql is not installed")
+    if not shutil.which("mariadbd", path="/usr/sbin:/usr/bin"):
+        pytest.skip("MariaDB is not installed (Debian's package mariadb-server)")
+    with tempfile.TemporaryDirectory() as name:
+        folder, (port,) = Path(name), free_ports(1)
+        user = "nobody" if os.getuid() == 0 else None
+        if user:
+            shutil.chown(folder, user)
+        start = folder / "start.sql"
+        start.write_text(
+            f"CREATE DATABASE IF NOT EXISTS studies; CREATE USER vamf@'127.0.0.1' IDENTIFIED BY "
+            f"'{PASSWORD}'; GRANT ALL ON studies.* TO vamf@'127.0.0.1';\n".replace("; ", ";\n")
+        )
+        data = ["--no-defaults", f"--datadir={folder / 'data'}"]
+        with (folder / "log").open("wb") as log:
+            install = ["mariadb-install-db", *data, "--skip-test-db"]
+            subprocess.run(install, check=True, stdout=log, stderr=log, user=user, cwd="/")
+            own = [f"--socket={folder / 'socket'}", f"--init-file={start}", "--skip-name-resolve"]
+            own += [f"--port={port}", "--bind-address=127.0.0.1"]
+            process = subprocess.Popen(
+                ["/usr/sbin/mariadbd", *data, *own], stdout=log, stderr=log, user=user, cwd="/"
+            )
+        address = f"mysql+pymysql://vamf:{PASSWORD}@127.0.0.1:{port}/studies"
+        try:
+            wait_until(
+                lambda: answers(address) or process.poll() is not None, "MariaDB's start", 60
+            )
+            assert process.poll() is None, (folder / "log").read_text()
+            yield address
+        finally:
+            process.kill()
+            process.wait()
+
+
+def answers(address: str) -> bool:
+    try:
+        study_database.require_free(address, "none")
+    except ValueError:
+        return False
+    return True
+
+
 def plan(trials: int) -> search_runner.Plan:
     return search_runner.Plan(cast(Space, constant), "test", trials, 1, preset="tiny")
 
@@ -138,7 +187,7 @@ def test_a_search_on_a_server_is_seen_by_others_and_goes_on(
     with pytest.raises(StorageUnusable, match="the search's study cannot be used: "):
         search_runner.run(space, sweep)
     server.start()
-    extension = search_runner.Extension(trials=3)
+    extension = Extension(trials=3)
     again = search_runner.resumed(directory, tracking_uri, extension)
     assert len(search_runner.run(space, again)[0].complete) == 3
     assert len(optuna.load_study(study_name="shared", storage=server.address).trials) == 3
@@ -162,6 +211,49 @@ def test_a_search_on_a_server_is_seen_by_others_and_goes_on(
         search_runner.resumed(directory, tracking_uri)
 
 
+@pytest.mark.slow
+def test_the_password_may_be_where_postgresql_looks_for_it(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = study_database.without_password(server.address)
+    with pytest.raises(ValueError, match=r"must be readable; got .*no password supplied$"):
+        study_database.require_free(address, "a")
+    file = tmp_path / "pgpass"
+    file.write_text(f"127.0.0.1:{server.port}:*:vamf:{PASSWORD}\n")
+    file.chmod(0o600)
+    with monkeypatch.context() as patch:
+        patch.setenv("PGPASSFILE", str(file))  # by default ~/.pgpass
+        study_database.require_free(address, "a")
+    study_database._on_a_server.cache_clear()
+    monkeypatch.setenv("PGPASSWORD", PASSWORD)
+    study_database.require_free(address, "a")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("database", ["server", "mariadb"])
+def test_drivers_share_the_trials_of_a_study_on_a_server(
+    database: str,
+    tracking_uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    found = request.getfixturevalue(database)
+    without_ray(monkeypatch)
+    sweep = begun(tmp_path / database, tracking_uri, trials=12)
+    sweep = replace(sweep, study=found if isinstance(found, str) else found.address)
+    started, last = raced(sweep, drivers=4)
+    assert sorted(started) == list(range(12)) and last.count(True) == 1
+    states = [trial.state for trial in open_study(sweep).trials]
+    assert states == [TrialState.COMPLETE] * 12
+    names = {trial.user_attrs["driver"] for trial in open_study(sweep).trials}
+    assert len(names) == 4
+    study = open_study(sweep)  # what a driver leaves that has died
+    study.ask()
+    assert requeue_unfinished(sweep) == [12]
+    assert study.ask().number == 12
+
+
 @pytest.mark.parametrize(
     ("address", "shown"),
     [
@@ -175,6 +267,17 @@ def test_what_is_no_server_is_refused(address: str, shown: str) -> None:
     expected = r"a study's address must be postgresql://USER@HOST/NAME or mysql://USER@HOST/NAME; "
     with pytest.raises(ValueError, match=f"^{expected}got {shown}$"):
         study_database.address(address)
+
+
+@pytest.mark.parametrize("password", ["hush/5417", "hush@5417", "hush#5417@/"])
+def test_a_password_that_would_be_shown_is_refused(password: str) -> None:
+    expected = (
+        "user and password in a study's address must have special characters escaped, such as %2F "
+        "for / and %40 for @; got postgresql://...@host/db"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        study_database.address(f"postgresql://me:{password}@host/db")
+    study_database.address("postgresql://me:hush%2F%40@host/db?application_name=a")
 
 
 def test_a_missing_driver_is_named_in_one_line() -> None:

@@ -31,6 +31,7 @@ from vamf.cluster.search import search_runner
 from vamf.cluster.search.analysis.report import report
 from vamf.cluster.search.analysis.results import Results, table
 from vamf.cluster.search.budget import Budget
+from vamf.cluster.search.extension import Extension
 from vamf.cluster.search.search_config import Sweep
 from vamf.cluster.search.space import Space
 from vamf.cluster.search.study import open_study
@@ -167,7 +168,10 @@ def test_the_study_agrees_and_has_nothing_running(four: Swept) -> None:
     assert study.metric_names == list(four.sweep.objectives)
     for trial in four.found.complete:
         values = [trial.metrics[name].value for name in four.sweep.objectives]
-        assert study.trials[trial.number].values == pytest.approx(values)
+        seen = study.trials[trial.number]
+        assert seen.values == pytest.approx(values)
+        assert seen.user_attrs["label"] == trial.label  # for dashboards
+        assert seen.user_attrs["seed_1"].startswith("http://")
 
 
 @pytest.mark.slow
@@ -233,7 +237,7 @@ def test_a_search_ends_with_its_hours_and_is_extended(
 
     monkeypatch.undo()
     count = len(before.trials) + 1
-    extension = search_runner.Extension(trials=count, seeds=2)
+    extension = Extension(trials=count, seeds=2)
     found, _ = search_runner.run(space, search_runner.resumed(directory, tracking_uri, extension))
     assert len(found.complete) == count
     for old, new in zip(before.trials, found.trials, strict=False):

@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from vamf.cluster.search.analysis.pareto import counts_of_better, ranks
-from vamf.cluster.search.trials import trial_folder
 from vamf.experiment import Experiment
-from vamf.files import write_whole
-from vamf.run_layout import RUNGS, TRIALS, rung_name
+from vamf.run_layout import RUNGS, TRIALS, rung_name, trial_name
+from vamf.store import StoragePath, names, read, write
 from vamf.training.evaluation import Metrics
 
 
@@ -49,8 +48,8 @@ class ParetoPruner:
     """Decides whether a trial ends at a rung, from the files that trials write at rungs."""
 
     halving: Halving
-    sweep: Path
-    """The search's folder."""
+    sweep: StoragePath
+    """The search's folder, or its location in a store."""
     trial: int
     """The trial's number."""
     objectives: tuple[str, ...]
@@ -67,23 +66,24 @@ class ParetoPruner:
 
         See ``beaten``. ``seconds`` is the time that measuring ``metrics`` took.
         """
-        path = _record(self.sweep, self.trial, step)
-        if path.exists() and "stopped" in (known := json.loads(path.read_text())):
-            return known["stopped"]
+        name = f"{trial_name(self.trial)}/{rung_name(step)}"
+        with suppress(FileNotFoundError):
+            if "stopped" in (known := json.loads(read(self.sweep, name))):
+                return known["stopped"]
         values = [metrics[name].value for name in self.objectives]
         own = {"values": values, "seconds": seconds}
-        write_whole(path, json.dumps(own))  # at once, as other trials may be at the rung now
+        write(self.sweep, name, json.dumps(own))  # at once, as other trials may be at the rung now
         stopped = None if self.never_ends else self._verdict(step, values)
-        write_whole(path, json.dumps({**own, "stopped": stopped}))
+        write(self.sweep, name, json.dumps({**own, "stopped": stopped}))
         return stopped
 
     def _verdict(self, step: int, values: list[float]) -> str | None:
-        own = _record(self.sweep, self.trial, step)
-        others = [path for path in self.sweep.glob(f"{TRIALS}/{own.name}") if path != own]
+        own = f"{trial_name(self.trial)}/{rung_name(step)}"
         known = []
-        for path in others:
+        for name in names(self.sweep, f"{TRIALS}/{rung_name(step)}"):
             with suppress(FileNotFoundError):  # the trial has just failed
-                known.append(json.loads(path.read_text())["values"])
+                if name != own:
+                    known.append(json.loads(read(self.sweep, name))["values"])
         why = beaten(values, known, self.halving.keep)
         return None if why is None else f"step {step}: {why}"
 
@@ -104,20 +104,16 @@ def beaten(values: Sequence[float], others: Sequence[Sequence[float]], keep: flo
     return f"place {better + 1} of {count}, on front {ranks(points)[0]}"
 
 
-def seconds_at_rungs(sweep: Path, trial: int) -> float:
+def seconds_at_rungs(sweep: StoragePath, trial: int) -> float:
     """Seconds of a trial's measurements at rungs that it would not have made otherwise."""
-    records = trial_folder(sweep, trial).glob(RUNGS)
-    return sum(json.loads(path.read_text())["seconds"] for path in records)
+    records = names(sweep, f"{trial_name(trial)}/{RUNGS}")
+    return sum(json.loads(read(sweep, name))["seconds"] for name in records)
 
 
 def delete_rung_records(folder: Path) -> None:
     """Deletes a failed trial's records at rungs, so that no other is compared with them."""
     for path in folder.glob(RUNGS):
         path.unlink()
-
-
-def _record(sweep: Path, trial: int, step: int) -> Path:
-    return trial_folder(sweep, trial) / rung_name(step)
 
 
 def _finite(values: Sequence[float]) -> bool:

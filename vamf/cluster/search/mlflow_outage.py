@@ -2,10 +2,11 @@
 
 from vamf import tracking
 from vamf.cluster.search.search_config import Sweep
+from vamf.cluster.search.search_copy import SearchCopy
 from vamf.cluster.train.run_lock import exclusive
 from vamf.cluster.train.store_sync import StoreSync
 from vamf.errors import StoreError
-from vamf.run_layout import RUN, TRIAL, TRIALS
+from vamf.run_layout import RUN, SWEEP, TRIAL, TRIALS
 from vamf.store import StoragePath, Store
 from vamf.tracking import Run
 from vamf.tracking.unsent_events import Resent, has_unsent, send_all
@@ -21,13 +22,17 @@ def send_unsent(sweep: Sweep) -> int:
 
 
 def resend(location: StoragePath, uri: str | None) -> Resent:
-    """Sends the queued events in a folder, or of a run in a store; ValueError if that fails."""
+    """Sends the queued events in a folder, or of a run or a search in a store.
+
+    Raises ValueError if that fails.
+    """
     if not isinstance(location, Store):
         return tracking.resend(location, uri)
     copy = working_copy(location, "driver")
     with exclusive(location):
-        mirror = StoreSync(location, copy)
         try:
+            is_search = SWEEP in location.names()
+            mirror = (SearchCopy if is_search else StoreSync)(location, copy)
             mirror.clear()
             mirror.pull()
             found = tracking.resend(copy, uri)

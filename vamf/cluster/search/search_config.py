@@ -11,6 +11,7 @@ from vamf.cluster.search.budget import Budget
 from vamf.cluster.search.halving import Halving
 from vamf.experiment import Experiment
 from vamf.run_layout import STUDY
+from vamf.store import StoragePath, Store
 from vamf.tracking import Run
 from vamf.tracking.run import sqlite
 
@@ -49,6 +50,8 @@ class Sweep:
     """The address of the study's database, perhaps with a password; empty for a file."""
     named: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Settings of points that have a name: ``NAMED`` of the space, if it has that."""
+    store: Store | None = None
+    """The location in an object store of which the folder is a copy, if it is one."""
     name: str = ""
     """The sweep's name, in the study too: by default its folder's, which may be moved later."""
 
@@ -81,7 +84,12 @@ class Sweep:
     @property
     def resume_command(self) -> str:
         """The command that resumes it."""
-        return commands.shown("tune", "--resume", self.directory)
+        return commands.shown("tune", "--resume", self.location)
+
+    @property
+    def location(self) -> StoragePath:
+        """The store or the folder by which users name the search."""
+        return self.directory if self.store is None else self.store
 
     @property
     def announcement(self) -> str:
@@ -90,7 +98,7 @@ class Sweep:
         trials = f"{count}, each" if self.trials is None else f"{count} trials"
         return (
             f"searching {self.space}: {trials} of {self.seeds} x {self._steps} steps, in "
-            f"{self.directory}"
+            f"{self.location}"
         )
 
     @property

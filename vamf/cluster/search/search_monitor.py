@@ -6,6 +6,7 @@ from typing import Any
 
 from vamf.cluster.ray.capacity_watch import CapacityWatch
 from vamf.cluster.search.search_config import Sweep
+from vamf.cluster.search.search_copy import pull_trial, push
 from vamf.cluster.search.search_status import SearchStatus
 from vamf.cluster.search.space import Space
 from vamf.cluster.search.storage_failure import StorageMonitor
@@ -37,20 +38,30 @@ class SearchMonitor:
         self._storage.read_report(result)
         self._move(number, result.get("steps", result.get("step", 0)))
 
+    def started(self) -> None:
+        """A trial has started: the study must have it if this machine is lost."""
+        with self._storage.watched():
+            push(self._sweep)
+
     def completed(self, number: int) -> None:
         """A trial has ended by itself."""
         seeds = self._added.get(number, self._sweep.seeds)
         self._move(number, seeds * self._sweep.experiment.steps)
+        with self._storage.watched():
+            pull_trial(self._sweep, number)
         self.print_line(number)
         with self._storage.watched():
             record_result(self._sweep, number)
             follow_landscape(self._space, self._sweep, number)
+            push(self._sweep)
 
     def failed(self, drawn: Mapping[str, Any], error: Exception | None) -> None:
         """A trial will not be tried again; ``error`` is None if its process died."""
         if self._storage.writable():
             with self._storage.watched():
+                pull_trial(self._sweep, drawn["number"])
                 record_failure(self._sweep, drawn, error)
+                push(self._sweep)
             self.print_line(drawn["number"])
 
     def restarted(self, number: int, error: Exception | None) -> None:

@@ -1,40 +1,50 @@
 """Creates, runs and resumes a search, and publishes its results."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from vamf import commands, serialization, tracking
+from vamf import commands, tracking
 from vamf.cluster.ray import connect
 from vamf.cluster.ray.scaling import Scaling
 from vamf.cluster.search import space as spaces
 from vamf.cluster.search import study_database
+from vamf.cluster.search.admission import Admission
 from vamf.cluster.search.analysis.mlflow_view import show
 from vamf.cluster.search.analysis.report import publish
 from vamf.cluster.search.analysis.results import Results, gather
 from vamf.cluster.search.budget import Budget, BudgetClock
+from vamf.cluster.search.drivers import (
+    Driver,
+    found_at_work,
+    require_reachable,
+    turn,
+    working,
+)
+from vamf.cluster.search.extension import Extension, require_same
 from vamf.cluster.search.extra_seeds import LEVELS, extra_seeds
 from vamf.cluster.search.halving import Halving
 from vamf.cluster.search.mlflow_outage import send_unsent
+from vamf.cluster.search.saved_search import save, saved
 from vamf.cluster.search.search_config import Sweep
+from vamf.cluster.search.search_copy import begun_copy, mirrored, push
+from vamf.cluster.search.search_end import requeue, require_results, say_that_others_go_on
 from vamf.cluster.search.space import Space
 from vamf.cluster.search.storage_failure import as_storage_unusable
-from vamf.cluster.search.study import requeue_unfinished, retry_failed
-from vamf.cluster.search.trial_end import BUDGET_ENDED, postponed
-from vamf.cluster.search.trials import load_trials, trial_folder
+from vamf.cluster.search.study import retry_failed
+from vamf.cluster.search.trials import load_trials
 from vamf.cluster.search.tune import add_seeds, search
-from vamf.cluster.train.run_lock import exclusive, require_not_running
+from vamf.cluster.train.run_lock import require_not_running
 from vamf.cluster.train.run_params import shared
-from vamf.cluster.train.tracked_run import close_abandoned
-from vamf.errors import NothingFound, RunFailed, StorageUnusable
+from vamf.errors import StorageUnusable, StoreError
 from vamf.experiment import Experiment
-from vamf.files import claimed, write_whole
+from vamf.files import claimed
 from vamf.output import say
-from vamf.run_layout import RUN, SPOOL, STUDY, SWEEP
-from vamf.tracking import Run, Tracker
+from vamf.run_layout import SPOOL, STUDY, SWEEP
+from vamf.store import StoragePath, Store
+from vamf.tracking import Tracker
 from vamf.tracking.run import located
 from vamf.tracking.run_end import closing
 
@@ -70,7 +80,7 @@ class Plan:
 def new(
     plan: Plan,
     experiment: Experiment,
-    directory: Path,
+    location: StoragePath,
     uri: str,
     scaling: Scaling,
     *,
@@ -79,23 +89,29 @@ def new(
 ) -> Sweep:
     """Connects to Ray and creates the folder and the MLflow run of a new search.
 
-    If the folder exists, ``numbered`` chooses another name; otherwise ValueError is raised.
+    If the folder exists, ``numbered`` chooses another name; otherwise, and in a store, ValueError
+    is raised.
     ``study`` is the address of the study's database, by default a file in the folder.
 
     Raises ValueError if the space does not fit the experiment, weights are missing, or Ray, MLflow
     or the database refuses.
     """
-    study_database.require_free(study, directory.name)
+    study_database.require_free(study, location.name)
     objectives, experiment = check(plan, experiment), experiment.located()
     experiment.prepare()
-    scaling = connect.prepare(scaling, directory.parent, uri, cluster=True)
+    scaling = connect.prepare(scaling, location.parent, uri, cluster=True)
     plan.budget.check(scaling)
     seeds = LEVELS[0] if plan.seeds == "auto" else plan.seeds
-    directory = claimed(directory, numbered=numbered)
+    store = location if isinstance(location, Store) else None
+    if isinstance(location, Store):
+        location.claim()
+        directory = begun_copy(location).folder
+    else:
+        directory = claimed(location, numbered=numbered)
     preset, baseline = plan.preset or plan.space.PRESET, spaces.baseline(plan.space, experiment)
     parent = tracking.create(
         uri,
-        name=directory.name,
+        name=directory.name if store is None else store.name,
         params={
             "trials": "by budget" if plan.count is None else plan.count,
             "seeds": plan.seeds,
@@ -105,7 +121,7 @@ def new(
             "preset": preset,
             "space": plan.name,
             "objectives": ", ".join(objectives),
-            "directory": str(directory),
+            "directory": str(store or directory),
         },
         spool=directory / SPOOL,
     )
@@ -125,9 +141,19 @@ def new(
         baseline=baseline,
         study=study,
         named=getattr(plan.space, "NAMED", {}),
+        store=store,
+        name="" if store is None else store.name,
     )
-    _save(sweep)
+    save(sweep)
+    _as_value_error(lambda: push(sweep))
     return sweep
+
+
+def _as_value_error(action: Callable[[], None]) -> None:
+    try:
+        action()
+    except StoreError as error:
+        raise ValueError(f"the storage must answer; got {error}") from None
 
 
 def check(plan: Plan, experiment: Experiment) -> tuple[str, ...]:
@@ -145,107 +171,63 @@ def check(plan: Plan, experiment: Experiment) -> tuple[str, ...]:
     return spaces.objectives(plan.space, experiment)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Extension:
-    """What changes when a search is resumed; None for what stays."""
-
-    trials: int | None = None
-    """The number of trials, those before included."""
-    seeds: int | Literal["auto"] | None = None
-    """Trainings for the baseline and for points on and next to the front: a number, or "auto" for
-    more where the verdict is open."""
-    hours: float | None = None
-    """Hours that this command may take."""
-    gpu_hours: float | None = None
-    """GPU-hours of all trials, those before included."""
-
-    def of(self, sweep: Sweep) -> Sweep:
-        """The search with these changes.
-
-        Raises ValueError for fewer trials or seeds than it has, and for a budget without room for
-        another trial.
-        """
-        trials = load_trials(sweep.directory)
-        if self.trials is not None and self.trials < len(trials):
-            raise ValueError(f"the search has {len(trials)} trials already; got {self.trials}")
-        if isinstance(self.seeds, int) and self.seeds < sweep.seeds:
-            raise ValueError(f"each point has {sweep.seeds} seeds already; got {self.seeds}")
-        limits = {"hours": self.hours, "gpu_hours": self.gpu_hours}
-        given = {name: limit for name, limit in limits.items() if limit is not None}
-        budget = replace(sweep.budget, **given)
-        budget.check(sweep.scaling)
-        budget.require_room(trials)
-        return replace(
-            sweep,
-            trials=sweep.trials if self.trials is None else self.trials,
-            front_seeds=sweep.front_seeds if self.seeds is None else self.seeds,
-            budget=budget,
-        )
-
-
 def resumed(
-    directory: Path, uri: str, extension: Extension | None = None, study: str | None = None
+    location: StoragePath,
+    uri: str,
+    extension: Extension | None = None,
+    study: str | None = None,
+    *,
+    join: bool = False,
 ) -> Sweep:
     """The search in a folder, to be resumed, and perhaps extended, on the present cluster.
 
-    ``study`` is the address of its study's database with a password, if it has one.
+    ``study`` is the address of its study's database with a password, if it has one. With ``join``
+    others may work on the search.
 
     Raises ValueError if there is none, it is still running, Ray, MLflow or the study's database
     does not answer, the study is another search's, or the extension is not one.
     """
-    directory = directory.resolve()
+    store = location if isinstance(location, Store) else None
+    directory = _pulled(location, join) if isinstance(location, Store) else location.resolve()
     if not (directory / SWEEP).exists():
-        raise ValueError(f"no search in {directory}: {SWEEP} is missing")
-    require_not_running(directory)
+        raise ValueError(f"no search in {store or directory}: {SWEEP} is missing")
+    running = found_at_work(directory, join)
     tracking.check(uri := located(uri))
-    study_database.require_readable(directory / STUDY)
-    sweep = saved(directory, uri)
+    with turn(directory):  # another driver may be creating the study
+        study_database.require_readable(directory / STUDY)
+    sweep = saved(directory, uri, store)
     if study:
         sweep = replace(sweep, study=study_database.address_again(study, sweep.study))
-    study_database.require_own(sweep)
+    with turn(directory):
+        study_database.require_own(sweep)
     tracking.require(sweep.parent)
-    sweep = (extension or Extension()).of(sweep)
-    scaling = connect.prepare(sweep.scaling, directory.parent, uri, cluster=True)
+    before, sweep = sweep, (extension or Extension()).of(sweep)
+    if running:
+        require_same(before, sweep)
+        require_reachable(sweep, running)
+    scaling = connect.prepare(sweep.scaling, sweep.location.parent, uri, cluster=True)
     return replace(sweep, scaling=scaling)
 
 
-def saved(directory: Path, uri: str = "") -> Sweep:
-    """The search in a folder, as it was saved, to be read; ValueError if there is none."""
-    if not (directory / SWEEP).exists():
-        raise ValueError(f"no search in {directory}: {SWEEP} is missing")
-    data: dict[str, Any] = json.loads((directory / SWEEP).read_text())
-    parent = Run(**data["parent"] | {"uri": uri})
-    experiment = Experiment.from_dict(data["experiment"]).located()
-    halving, budget = data.get("halving", {}), data.get("budget", {})  # older searches lack them
-    fields: Mapping[str, Any] = data | {
-        "directory": directory,
-        "experiment": experiment.moved(parent.directory, directory),
-        "objectives": tuple(data["objectives"]),
-        "parent": parent.kept_in(directory),
-        "scaling": Scaling(**data["scaling"]),
-        "halving": serialization.from_dict(Halving, halving),
-        "budget": serialization.from_dict(Budget, budget),
-        "study": study_database.address_again(None, data.get("study", "")),
-    }
-    return Sweep(**fields)
-
-
-def _save(sweep: Sweep) -> None:
-    data = asdict(sweep) | {
-        "directory": None,
-        "experiment": sweep.experiment.to_dict(),
-        "parent": asdict(replace(sweep.parent, uri="")),  # it may hold credentials
-        "study": study_database.without_password(sweep.study),
-    }
-    write_whole(sweep.directory / SWEEP, json.dumps(data, indent=2) + "\n")
+def _pulled(store: Store, join: bool) -> Path:
+    """A search's working copy, downloaded anew; ValueError if it is in use here."""
+    if join:
+        raise ValueError(f"several commands can work on one search only in a folder; got {store}")
+    require_not_running(store)
+    copy = begun_copy(store)
+    _as_value_error(copy.pull)
+    return copy.folder
 
 
 @as_storage_unusable()
-def run(space: Space, sweep: Sweep, *, failed: bool = False) -> tuple[Results, dict[str, Path]]:
+def run(
+    space: Space, sweep: Sweep, *, failed: bool = False, join: bool = False
+) -> tuple[Results, dict[str, Path]]:
     """Runs the remaining trials of a search, and writes its results to files and to MLflow.
 
     Trials that were running when an earlier attempt ended are resumed from their checkpoints. With
-    ``failed`` the points of failed trials are tried again.
+    ``failed`` the points of failed trials are tried again. With ``join`` others may work on the
+    search; whoever ends last writes the results, and for the others there are no files.
 
     Raises:
         NothingFound: no trial succeeded, or none of this attempt.
@@ -253,51 +235,83 @@ def run(space: Space, sweep: Sweep, *, failed: bool = False) -> tuple[Results, d
         StillRunning: another process works on the search.
         StorageUnusable: nothing can be written any more.
     """
-    with exclusive(sweep.directory):
+    with working(sweep, join=join) as driver, mirrored(sweep):
         tracking.rejoin(sweep.parent)
-        _save(sweep)  # with the present folder, if it was moved
-        Tracker(sweep.parent).tags({"directory": str(sweep.directory)})
-        show(sweep)  # so that the trials can be compared while they run
-        with closing(sweep.parent):
-            return _search_and_publish(space, sweep, failed)
+        if not driver.joined:
+            save(sweep)  # with the present folder, if it was moved
+            Tracker(sweep.parent).tags({"directory": str(sweep.location)})
+            show(sweep)  # so that the trials can be compared while they run
+        with closing(sweep.parent, ends=driver.gone_as_last):
+            return _search_and_publish(space, sweep, driver, failed)
 
 
 def _search_and_publish(
-    space: Space, sweep: Sweep, failed: bool
+    space: Space, sweep: Sweep, driver: Driver, failed: bool
 ) -> tuple[Results, dict[str, Path]]:
-    _requeue_unfinished(sweep)
+    with turn(sweep.directory):
+        requeue(sweep, driver.others())
+        if failed:
+            retry_failed(sweep)
     send_unsent(sweep)
-    if failed:
-        retry_failed(sweep)
+    push(sweep)  # before a trial's process reads its files
     before = {trial.number for trial in load_trials(sweep.directory)}
     try:
-        _search(space, sweep)
+        left = _search(space, sweep, driver)
     except KeyboardInterrupt:
         connect.leave()  # ends the trials' processes
-        _requeue_unfinished(sweep)
+        _give_up(sweep, driver)
         raise
     except StorageUnusable:
         connect.leave()
         with suppress(Exception):  # done again when the search is resumed
-            _requeue_unfinished(sweep)
+            _give_up(sweep, driver)
         raise
-    left = _requeue_unfinished(sweep)
     found = gather(sweep)
+    if not driver.gone_as_last():
+        say_that_others_go_on(sweep, left)
+        return found, {}
     files = publish(sweep, found)
     if unsent := send_unsent(sweep):
         say(
-            f"Not yet sent to MLflow: events of trials in {sweep.directory} ({unsent}); "
-            f"{commands.shown('resend', sweep.directory)} sends them",
+            f"Not yet sent to MLflow: events of trials in {sweep.location} ({unsent}); "
+            f"{commands.shown('resend', sweep.location)} sends them",
             error=True,
         )
-    _require_results(sweep, found, before, left, files["table"])
+    require_results(sweep, found, before, left, files["table"])
     return found, files
 
 
-def _search(space: Space, sweep: Sweep) -> None:
-    """Runs the remaining trials, and then those that decide the search with more seeds."""
+def _search(space: Space, sweep: Sweep, driver: Driver) -> list[int]:
+    """Runs the remaining trials; the last driver then trains those that decide with more seeds.
+
+    Returns the numbers of the trials that have no result.
+    """
     clock = BudgetClock(sweep.budget)
-    search(space, sweep, clock)
+    left: list[int] | None = None
+    while left is None:
+        search(space, sweep, clock, driver)
+        left = _ended(sweep, clock, driver)
+    if driver.gone_as_last():
+        _add_seeds(space, sweep, clock)
+    return left
+
+
+def _ended(sweep: Sweep, clock: BudgetClock, driver: Driver) -> list[int] | None:
+    """Ends the work of a driver that finds no more trials; returns those without a result.
+
+    None if there are trials to start again: those that a driver left that died, or was interrupted.
+    """
+    with turn(sweep.directory):
+        others = driver.others()
+        abandoned = requeue(sweep, {driver.name, *others})
+        if sweep.trials is not None and Admission.of(sweep, clock).refusal() is None:
+            return None
+        own = requeue(sweep, others)
+        driver.go()
+    return sorted([*abandoned, *own])
+
+
+def _add_seeds(space: Space, sweep: Sweep, clock: BudgetClock) -> None:
     trials = load_trials(sweep.directory)
     while wanted := extra_seeds(sweep, trials):
         if (why := clock.exhausted(trials)) is not None:
@@ -309,29 +323,8 @@ def _search(space: Space, sweep: Sweep) -> None:
             return
 
 
-def _require_results(
-    sweep: Sweep, found: Results, before: set[int], left: list[int], table: Path
-) -> None:
-    """Raises RunFailed if trials have no result, NothingFound if all failed."""
-    reasons = {number: postponed(trial_folder(sweep.directory, number)) for number in left}
-    lost = [number for number, reason in reasons.items() if reason != BUDGET_ENDED]
-    if lost:
-        why = next((reason for number in lost if (reason := reasons[number])), "its process ended")
-        raise RunFailed(
-            f"{len(lost)} of {len(left) + len(found.trials)} trials have no result yet: {why}; "
-            f"those that ended are in {table}; to resume: {sweep.resume_command}"
-        )
-    tried = [trial for trial in found.trials if trial.number not in before]
-    if not found.complete or (tried and all(trial.error for trial in tried)):
-        raise NothingFound(
-            f"no trial of {sweep.name}{' that was tried now' * bool(before)} succeeded; see {table}"
-        )
-
-
-def _requeue_unfinished(sweep: Sweep) -> list[int]:
-    """Requeues trials without a result, and ends their MLflow runs until they are resumed."""
-    left = requeue_unfinished(sweep)
-    for number in left:
-        for run_file in trial_folder(sweep.directory, number).glob(f"*/{RUN}"):
-            close_abandoned(run_file, sweep.parent.uri)
-    return left
+def _give_up(sweep: Sweep, driver: Driver) -> None:
+    """Queues the trials of a driver that ends early, for others or a later attempt."""
+    with turn(sweep.directory):
+        requeue(sweep, driver.others())
+        driver.go()

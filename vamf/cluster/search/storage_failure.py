@@ -9,7 +9,7 @@ from typing import Any
 from optuna.exceptions import StorageInternalError
 
 from vamf.cluster.train.failures import is_full, storage_full
-from vamf.errors import StorageUnusable, one_line
+from vamf.errors import StorageUnusable, StoreError, one_line
 from vamf.redact import redacted
 from vamf.run_layout import SWEEP, WRITE_TEST
 
@@ -30,6 +30,8 @@ def unusable(error: BaseException | None) -> StorageUnusable | None:
             return error
         if isinstance(error, OSError) and is_full(error):
             return storage_full(error)
+        if isinstance(error, StoreError):
+            return StorageUnusable(f"the storage must answer: {error}")
         if found := DATABASE.search(str(error)):
             return StorageUnusable(f"the search's study cannot be written: {found[0]}")
         if isinstance(error, StorageInternalError):
@@ -92,7 +94,7 @@ class StorageMonitor:
             self._require_folder()
             probe = self._directory / WRITE_TEST
             probe.write_bytes(bytes(4096))
-            probe.unlink()
+            probe.unlink(missing_ok=True)  # another driver may have probed, too
         except OSError as error:
             self._failure = unusable(error) or self._gone(error)
         return self._failure is None

@@ -1,6 +1,7 @@
 """Keeps a search's Optuna study in step with the records of its trials."""
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import optuna
@@ -19,27 +20,32 @@ from vamf.tracking import Run, page_address
 BETA_STAR = "beta_star/gradient/mse"
 """The metric with the beta of the lowest gradient error in a trial's last landscape, if any."""
 
+DRIVER = "driver"
+"""A trial's user attribute with the name of the driver that started it last."""
+
 
 def open_study(sweep: Sweep) -> optuna.Study:
     """The sweep's study, which must exist."""
     return optuna.load_study(study_name=sweep.name, storage=database(sweep))
 
 
-def sampler(space: Space, sweep: Sweep) -> optuna.samplers.BaseSampler:
+def sampler(space: Space, sweep: Sweep, joined: str = "") -> optuna.samplers.BaseSampler:
     """The space's sampler, with the experiment's seed; with another seed once there are trials.
 
-    With the same seed a resumed search would draw the same points again.
+    With the same seed a resumed search would draw the same points again, and so would a driver that
+    has joined others, whose name is ``joined``.
     """
     seed = sweep.experiment.seed
     first, drawn = space.sampler(seed), _length(sweep)
-    if drawn == 0:
+    if drawn == 0 and not joined:
         return first
     if isinstance(first, optuna.samplers.QMCSampler):
         # The seed selects the sequence, and the study's length the index in it. Only the
         # independent draws, which it makes before a trial has ended, are reseeded.
         first.reseed_rng()
         return first
-    return space.sampler(seed_of("resumed", seed, drawn) % 2**32)  # NumPy takes 32 bits
+    key = ("joined", seed, drawn, joined) if joined else ("resumed", seed, drawn)
+    return space.sampler(seed_of(*key) % 2**32)  # NumPy takes 32 bits
 
 
 def _length(sweep: Sweep) -> int:
@@ -48,17 +54,18 @@ def _length(sweep: Sweep) -> int:
     return next((study.n_trials for study in studies if study.study_name == sweep.name), 0)
 
 
-def record_results(sweep: Sweep) -> list[int]:
+def record_results(sweep: Sweep, others: Collection[str] = ()) -> list[int]:
     """Records trials that have ended in the study; returns the numbers of those without a result.
 
     A finished trial is completed with its objectives, one that ended early becomes pruned, and one
-    that failed becomes failed.
+    that failed becomes failed. Leaves the trials of the drivers ``others`` to them.
     """
     if sweep.name not in optuna.get_all_study_names(database(sweep)):
         return []
     study = open_study(sweep)
     records = {trial.number: trial for trial in load_trials(sweep.directory)}
-    running = [t.number for t in study.get_trials(states=(optuna.trial.TrialState.RUNNING,))]
+    started = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
+    running = [t.number for t in started if t.user_attrs.get(DRIVER) not in others]
     for number in running:
         if number in records:
             _tell(study, sweep, records[number])
@@ -107,12 +114,13 @@ def _page(run: Run) -> str:
     return page_address(run.uri, run_path(run.experiment_id, run.run_id))
 
 
-def requeue_unfinished(sweep: Sweep) -> list[int]:
+def requeue_unfinished(sweep: Sweep, others: Collection[str] = ()) -> list[int]:
     """Records trials that have ended, and queues the others to be resumed; returns their numbers.
 
-    They keep their numbers and their parameters.
+    They keep their numbers and their parameters. Leaves the trials of the drivers ``others`` to
+    them.
     """
-    left = record_results(sweep)
+    left = record_results(sweep, others)
     requeue(database(sweep), sweep.name, left)
     return left
 

@@ -1,6 +1,7 @@
 """The database of a search's study: a file in the search's folder, or one that others reach."""
 
 import os
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,12 @@ VARIABLE = "VAMF_STUDY"
 
 OWNER = "vamf.search"
 """The study's user attribute with the MLflow run of the search that it belongs to."""
+
+BACKGROUND = re.compile(r" \(Background on this error at: .*?\)")
+"""The end of SQLAlchemy's messages."""
+
+SQLITE_WAIT_S = 60
+"""Seconds for which a study's file waits for another process that writes to it."""
 
 
 def address(given: str | None) -> str:
@@ -65,6 +72,13 @@ def _check(address: str) -> None:
             "a study's address must be postgresql://USER@HOST/NAME or mysql://USER@HOST/NAME; "
             f"got {redacted(address)}"
         )
+    scheme, _, rest = address.partition("://")
+    user, _, place = rest.rpartition("@")
+    if set(user) & set("/?#@"):  # it would be shown, or taken for a host
+        raise ValueError(
+            "user and password in a study's address must have special characters escaped, such as "
+            f"%2F for / and %40 for @; got {scheme}://...@{place}"
+        )
 
 
 class Database(optuna.storages.RDBStorage):  # type: ignore[misc, unused-ignore]
@@ -84,7 +98,9 @@ def _on_a_server(address: str) -> Database:
 
 def database(sweep: Sweep) -> str | Database:
     """The sweep's database, as Optuna's functions take it."""
-    return _on_a_server(sweep.study) if sweep.study else sweep.storage
+    if sweep.study:
+        return _on_a_server(sweep.study)
+    return f"{sweep.storage}?timeout={SQLITE_WAIT_S}"
 
 
 def study_names(sweep: Sweep) -> list[str]:
@@ -135,6 +151,6 @@ def _names(address: str) -> list[str]:
             "postgresql:// or pymysql for mysql+pymysql://; it is not installed"
         ) from None
     except Exception as error:  # Optuna's, SQLAlchemy's, the driver's
-        why = redacted(one_line(error).replace("$STORAGE_URL", address))
+        why = redacted(BACKGROUND.sub("", one_line(error)).replace("$STORAGE_URL", address))
         shown = redacted(address)
         raise ValueError(f"the search's study, {shown}, must be readable; got {why}") from None

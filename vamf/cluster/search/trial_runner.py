@@ -15,7 +15,7 @@ from vamf.cluster.search.trials import Trial, checked, not_finite, over_seeds, t
 from vamf.cluster.train.tracked_run import Launch, launch
 from vamf.errors import NonFiniteLoss, NonFiniteObjective, RunFailed, StorageUnusable
 from vamf.redact import redacted
-from vamf.run_layout import POSTPONED, SUMMARY, TRIAL, seed_name
+from vamf.run_layout import POSTPONED, SUMMARY, TRIAL, seed_name, trial_name
 from vamf.training.elapsed_time import spent_in
 from vamf.training.loop import Summary
 
@@ -77,7 +77,7 @@ def run_trial(
         "error": error,
         "stopped": next((run.stopped for run in runs if run.stopped is not None), None),
         "steps": sum(run.step for run in runs),
-        "seconds_at_rungs": seconds_at_rungs(sweep.directory, number),
+        "seconds_at_rungs": seconds_at_rungs(sweep.location, number),
     }
     ended = checked(Trial(**finished), sweep.objectives)  # a mean of seeds may overflow
     ended.save(folder)
@@ -106,6 +106,7 @@ def _run_seed(sweep: Sweep, trial: Trial, index: int, before: int) -> Summary:
     suffix = f" seed {seed}" if sweep.seeds > 1 or index else ""
     start = Launch(
         directory=trial_folder(sweep.directory, trial.number) / seed_name(seed),
+        store=sweep.store and sweep.store / trial_name(trial.number) / seed_name(seed),
         uri=sweep.parent.uri,
         name=f"t{trial.number:02d} {trial.label.replace('β', 'beta')}{suffix}",
         preset=sweep.preset,
@@ -134,7 +135,7 @@ def _require_finite(summary: Summary, objectives: Sequence[str]) -> None:
 def _pruner(sweep: Sweep, trial: Trial) -> ParetoPruner:
     return ParetoPruner(
         halving=sweep.halving,
-        sweep=sweep.directory,
+        sweep=sweep.location,
         trial=trial.number,
         objectives=sweep.objectives,
         never_ends=trial.baseline,

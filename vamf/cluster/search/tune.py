@@ -4,20 +4,23 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import optuna
 
 from vamf.cluster.ray.capacity import runs_that_fit, sizes
 from vamf.cluster.ray.log_filters import quiet_optuna
 from vamf.cluster.ray.scaling import Scaling
+from vamf.cluster.search.admission import ALL_TAKEN, Admission
 from vamf.cluster.search.budget import BudgetClock
+from vamf.cluster.search.drivers import Driver, turn
 from vamf.cluster.search.search_config import Sweep
+from vamf.cluster.search.search_copy import trial_copy
 from vamf.cluster.search.search_monitor import SearchMonitor
 from vamf.cluster.search.space import Space, points
 from vamf.cluster.search.storage_failure import as_storage_unusable, reported_to_the_search
-from vamf.cluster.search.study import open_study, record_results, sampler
+from vamf.cluster.search.study import DRIVER, open_study, record_results, sampler
 from vamf.cluster.search.study_database import OWNER, database, require_own
 from vamf.cluster.search.trial_runner import objective_name, run_trial
 from vamf.cluster.search.trials import load_trials
@@ -34,39 +37,47 @@ parameters, whatever their names are."""
 
 @as_storage_unusable()
 @quiet_optuna()
-def search(space: Space, sweep: Sweep, clock: BudgetClock) -> None:
+def search(space: Space, sweep: Sweep, clock: BudgetClock, driver: Driver) -> None:
     """Runs the remaining trials of a sweep; the results are in its study and its trials' files.
 
-    No trial starts after the budget's end. A trial that fails, or has an objective that is not
-    finite, does not end the search. One whose process dies is restarted up to
-    ``scaling.max_failures`` times, from its checkpoint. Raises KeyboardInterrupt if it is
-    interrupted, StorageUnusable if the storage is full or gone.
+    Other drivers may take some of them. No trial starts after the budget's end. A trial that fails,
+    or has an objective that is not finite, does not end the search. One whose process dies is
+    restarted up to ``scaling.max_failures`` times, from its checkpoint. Raises KeyboardInterrupt if
+    it is interrupted, StorageUnusable if the storage is full or gone.
     """
+    left = None if sweep.trials is None else sweep.trials - len(load_trials(sweep.directory))
+    with turn(sweep.directory):
+        require_own(sweep)
+        if Admission.of(sweep, clock).refusal() == ALL_TAKEN:
+            return
+        algorithm = _algorithm(space, sweep, clock, driver)
+    total = None if left is None else left * sweep.seeds * sweep.experiment.steps
+    with step_bar(total, scale=True) as bar:
+        chosen = {"search_alg": algorithm, "num_samples": -1}
+        _tuner(sweep, clock.end, SearchMonitor(space, sweep, bar), chosen).fit()
+    with turn(sweep.directory):
+        record_results(sweep, driver.others())
+
+
+def _algorithm(space: Space, sweep: Sweep, clock: BudgetClock, driver: Driver) -> Any:
+    """What suggests trials to Ray Tune; creates the study if there is none."""
     known = database(sweep)
     storage = optuna.storages.RDBStorage(known) if isinstance(known, str) else known
     exists = sweep.name in optuna.get_all_study_names(storage)
-    require_own(sweep)
-    left = None if sweep.trials is None else sweep.trials - len(load_trials(sweep.directory))
-    if left is not None and left <= 0:
-        return
     metrics = [objective_name(index) for index in range(len(sweep.objectives))]
-    algorithm = _budgeted(sweep.directory, clock)(
-        space=_Numbered(space.space),
+    algorithm = _admitted(Admission(sweep.directory, sweep.name, storage, sweep.trials, clock))(
+        space=_Numbered(space.space, driver.name),
         metric=metrics,
         mode=["min"] * len(metrics),
         points_to_evaluate=None if exists else points(space, sweep.experiment),
-        sampler=sampler(space, sweep),
+        sampler=sampler(space, sweep, driver.name if driver.joined else ""),
         study_name=sweep.name,
         storage=storage,
     )
     study = open_study(sweep)
     study.set_metric_names(list(sweep.objectives))
     study.set_user_attr(OWNER, sweep.parent.run_id)
-    total = None if left is None else left * sweep.seeds * sweep.experiment.steps
-    with step_bar(total, scale=True) as bar:
-        chosen = {"search_alg": algorithm, "num_samples": -1 if left is None else left}
-        _tuner(sweep, clock.end, SearchMonitor(space, sweep, bar), chosen).fit()
-    record_results(sweep)
+    return algorithm
 
 
 @as_storage_unusable()
@@ -103,7 +114,7 @@ def _tuner(
             **chosen,
         ),
         run_config=tune.RunConfig(
-            name=f"{time.strftime('%Y%m%d-%H%M%S')}",
+            name=f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid4().hex[:8]}",  # drivers may start at once
             storage_path=str(sweep.directory / RAY),
             failure_config=tune.FailureConfig(max_failures=sweep.scaling.max_failures),
             callbacks=[_callback(monitor, sweep.scaling.max_failures)],
@@ -113,8 +124,8 @@ def _tuner(
     )
 
 
-def _budgeted(directory: Path, clock: BudgetClock) -> Any:
-    """Ray Tune's search by Optuna, which suggests nothing any more when the budget is used up.
+def _admitted(admission: Admission) -> Any:
+    """Ray Tune's search by Optuna, which suggests nothing any more when no other trial may start.
 
     Ray writes the class, with all that it uses here, to the disk: not a sweep, whose address of
     MLflow may hold a password.
@@ -122,21 +133,23 @@ def _budgeted(directory: Path, clock: BudgetClock) -> Any:
     from ray.tune.search import Searcher
     from ray.tune.search.optuna import OptunaSearch
 
-    before = len(load_trials(directory))
-
-    class BudgetedSearch(OptunaSearch):
-        suggested = 0
-
+    class AdmittedSearch(OptunaSearch):
         def suggest(self, trial_id: str) -> Any:
-            trials = load_trials(directory) if clock.budget.limited else []
-            why = clock.exhausted(trials, self.suggested - len(trials) + before)
-            if why is not None:
+            with turn(admission.directory):
+                why = admission.refusal()
+                if why is None:
+                    return super().suggest(trial_id)
+            if why != ALL_TAKEN:
                 say(f"the budget has no room for another trial: {why}")
-                return Searcher.FINISHED
-            self.suggested += 1
-            return super().suggest(trial_id)
+            return Searcher.FINISHED
 
-    return BudgetedSearch
+        def on_trial_complete(self, trial_id: str, *_: Any, **__: Any) -> None:
+            """Nothing: ``record_result`` does it, with what dashboards show of a trial.
+
+            Ray calls this first, and a trial that has ended takes no attributes any more.
+            """
+
+    return AdmittedSearch
 
 
 def trial_resources(scaling: Scaling) -> dict[str, float]:
@@ -158,11 +171,16 @@ def max_concurrent_trials(scaling: Scaling) -> int | None:
 
 @dataclass(frozen=True)
 class _Numbered:
-    """Draws a trial's settings and its number in the study; Ray pickles it with its state."""
+    """Draws a trial's settings and its number in the study; Ray pickles it with its state.
+
+    The trial gets the driver's name: should the driver die, others know that nobody runs it.
+    """
 
     draw: Callable[[optuna.Trial], Mapping[str, Any]]
+    driver: str
 
     def __call__(self, trial: optuna.Trial) -> dict[str, Any]:
+        trial.set_user_attr(DRIVER, self.driver)
         return {DRAWN: {"number": trial.number, "settings": dict(self.draw(trial))}}
 
 
@@ -174,8 +192,11 @@ def _trainable(sweep: Sweep, end: float) -> Any:
 
     def run(config: dict[str, Any]) -> None:
         os.environ.update(variables)
-        with reported_to_the_search(tune.report):
-            run_trial(sweep, **_point(config), end=end)
+        with (
+            reported_to_the_search(tune.report),
+            trial_copy(sweep, _point(config)["number"]) as here,
+        ):
+            run_trial(here, **_point(config), end=end)
 
     return run
 
@@ -200,6 +221,9 @@ def _callback(monitor: SearchMonitor, max_failures: int) -> Any:
             self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
         ) -> None:
             monitor.reported(_point(trial.config)["number"], result)
+
+        def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+            monitor.started()
 
         def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             monitor.completed(_point(trial.config)["number"])

@@ -4,7 +4,7 @@ import errno
 from collections.abc import Mapping
 from pathlib import Path
 
-from vamf.errors import NonFiniteLoss, RunFailed, StorageUnusable, first_line
+from vamf.errors import NonFiniteLoss, RunFailed, StorageUnusable, StoreError, first_line
 from vamf.files import write_whole
 from vamf.redact import redacted
 from vamf.run_layout import ERROR_DETAILS
@@ -56,8 +56,9 @@ def too_many_failures(
 ) -> RunFailed:
     """The error if workers failed more often than allowed; ``failures`` are the last, by rank."""
     rank, last = next(iter(sorted(failures.items())), (0, RuntimeError("unknown")))
+    kind = StorageUnusable if isinstance(last, StoreError) else RunFailed
     path = _write_details("\n".join(map(_details, failures.values())), directory)
-    return RunFailed(
+    return kind(
         f"workers failed more than {allowed} times, the last time rank {rank} with "
         f"{_brief(last)}; more in {path}"
     )

@@ -63,10 +63,10 @@ class StoreSync:
         """Downloads the run's files, without checkpoints and pictures."""
         for name in self.store.names():
             if name.split("/")[0] not in (*OWN, *PICTURES):
-                path = self.folder / _inside(name)
+                path = self.folder / inside(name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_whole(path, self.store.read(name))
-                self._known[name] = _stamp(path)
+                self._known[name] = stamp(path)
 
     def push(self) -> None:
         """Uploads all changed files, without checkpoints, and deletes those that are gone."""
@@ -173,7 +173,7 @@ class StoreSync:
             for queue in self.folder.glob(f"{SPOOL}/*/{EVENTS}"):
                 stack.enter_context(EventQueue(queue.parent).frozen())
             now = {path.relative_to(self.folder).as_posix(): path for path in self._files()}
-            stamps = {name: _stamp(path) for name, path in now.items()}
+            stamps = {name: stamp(path) for name, path in now.items()}
             changed = (name for name in now if self._known.get(name) != stamps[name])
             return stamps, {name: now[name].read_bytes() for name in changed}
 
@@ -185,7 +185,7 @@ class StoreSync:
                     yield path
 
 
-def _inside(name: str) -> Path:
+def inside(name: str) -> Path:
     """The name of an object as a path within the folder; StoreError if it is not."""
     path = Path(name)
     if path.is_absolute() or ".." in path.parts:
@@ -193,7 +193,8 @@ def _inside(name: str) -> Path:
     return path
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def stamp(path: Path) -> tuple[int, int]:
+    """The time and size by which a changed file is known."""
     stat = path.stat()
     return stat.st_mtime_ns, stat.st_size
 

@@ -17,7 +17,7 @@ from vamf.cluster.train.run_lock import exclusive, require_not_running
 from vamf.cluster.train.run_params import dataset, parameters
 from vamf.cluster.train.start_delay import reason_in_file
 from vamf.cluster.train.store_sync import StoreSync
-from vamf.errors import RunFailed, StoreError
+from vamf.errors import StorageUnusable, StoreError
 from vamf.experiment import Experiment
 from vamf.files import write_whole
 from vamf.run_layout import CHECKPOINTS, EXPERIMENT, RUN, SCALING, SPOOL
@@ -251,7 +251,8 @@ def _save_scaling(directory: Path, scaling: Scaling) -> None:
 def _stored(start: Launch) -> Iterator[StoreSync | None]:
     """Uploads, at the block's end, a run's working copy to its store, if it has one.
 
-    Without an error the copy's checkpoints are then deleted. Raises RunFailed if the upload fails.
+    Without an error the copy's checkpoints are then deleted. Raises StorageUnusable if the upload
+    fails.
     """
     if start.store is None:
         yield None
@@ -262,7 +263,7 @@ def _stored(start: Launch) -> Iterator[StoreSync | None]:
         mirror.push()
         shutil.rmtree(start.directory / CHECKPOINTS, ignore_errors=True)
     except StoreError as error:
-        raise RunFailed(f"{error}; resume the run") from None
+        raise StorageUnusable(f"{error}; resume the run") from None
     except BaseException:
         with suppress(StoreError):
             mirror.push()

@@ -13,8 +13,18 @@ from vamf.cluster.search.search_config import Sweep
 from vamf.cluster.search.trials import Trial, trial_folder
 from vamf.files import write_whole
 from vamf.redact import redacted
-from vamf.run_layout import BEST_SAMPLES, FRONT, SAMPLES, SLICES, STEPS, TABLE, seed_name
-from vamf.tracking import Tracker, ui_command, view_path
+from vamf.run_layout import (
+    BEST_SAMPLES,
+    FRONT,
+    SAMPLES,
+    SLICES,
+    STEPS,
+    TABLE,
+    seed_name,
+    trial_name,
+)
+from vamf.store import StoragePath, names, read
+from vamf.tracking import Tracker, files_beside, ui_command, view_path
 
 
 def publish(sweep: Sweep, results: Results) -> dict[str, Path]:
@@ -28,7 +38,7 @@ def publish(sweep: Sweep, results: Results) -> dict[str, Path]:
     tracker = Tracker(sweep.parent)
     if results.best is not None:
         files["samples"] = sweep.directory / BEST_SAMPLES
-        write_whole(files["samples"], _samples(sweep, results.best).read_bytes())
+        write_whole(files["samples"], _samples(sweep, results.best))
         tracker.tags({"best": "; ".join(_best(results))})
     spent = {f"search/{name}": value for name, value in results.spent._asdict().items()}
     found = {"search/hypervolume": results.hypervolume, **spent}
@@ -72,7 +82,8 @@ def report(sweep: Sweep, results: Results, files: Mapping[str, Path]) -> str:
             if best
             else "",
             f"study      {redacted(sweep.storage)}",
-            f"compare    {ui_command(sweep.parent.uri, sweep.directory.parent, page)}",
+            *([f"search     {sweep.store}"] if sweep.store is not None else []),
+            f"compare    {ui_command(sweep.parent.uri, files_beside(sweep.location.parent), page)}",
         ]
     )
 
@@ -114,5 +125,13 @@ def seed_folder(sweep: Sweep, trial: Trial) -> Path:
     return trial_folder(sweep.directory, trial.number) / seed_name(sweep.experiment.seed)
 
 
-def _samples(sweep: Sweep, trial: Trial) -> Path:
-    return max((seed_folder(sweep, trial) / SAMPLES).glob(f"{STEPS}.png"))
+def seed_location(sweep: Sweep, trial: Trial) -> StoragePath:
+    """The folder of the run of a trial's first seed, or its location in a store."""
+    if sweep.store is None:
+        return seed_folder(sweep, trial)
+    return sweep.store / trial_name(trial.number) / seed_name(sweep.experiment.seed)
+
+
+def _samples(sweep: Sweep, trial: Trial) -> bytes:
+    run = seed_location(sweep, trial)
+    return read(run, max(names(run, f"{SAMPLES}/{STEPS}.png")))
