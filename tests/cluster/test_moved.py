@@ -55,7 +55,6 @@ def address(storage: Path) -> str:
     return f"sqlite:///{storage / 'mlflow.db'}"
 
 
-@pytest.mark.slow
 def test_a_training_goes_on_where_its_folder_is_now(old: Path, tmp_path: Path) -> None:
     """The run that it takes its proxy from was moved too, and a picture still waits to be sent."""
     experiment = TINY.override({"proxy": "reference", "reference": str(old / "frozen")})
@@ -98,7 +97,6 @@ def test_a_copy_writes_nothing_to_its_original(old: Path, tmp_path: Path) -> Non
     assert {path: path.stat().st_mtime_ns for path in old.rglob("*")} == before
 
 
-@pytest.mark.slow
 def test_a_search_goes_on_where_its_folder_is_now(
     old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

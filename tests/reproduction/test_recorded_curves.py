@@ -11,7 +11,6 @@ from vamf.cluster.search.trials import load_trials
 from vamf.reproduction import halving
 
 
-@pytest.mark.slow
 def test_curves_end_with_the_results_of_the_trials(
     tracking_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,7 +38,6 @@ def reported(directory: Path, uri: str, capsys: pytest.CaptureFixture[str]) -> s
     return line
 
 
-@pytest.mark.slow
 def test_another_mlflow_lacks_the_run_and_that_is_reported(
     begun: Path, other: str, tracking_uri: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -48,7 +47,6 @@ def test_another_mlflow_lacks_the_run_and_that_is_reported(
     assert line.endswith("--tracking must name the MLflow that the run began with")
 
 
-@pytest.mark.slow
 def test_a_deleted_run_is_reported_with_the_way_back(
     begun: Path, tracking_uri: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -60,7 +58,6 @@ def test_a_deleted_run_is_reported_with_the_way_back(
         launch(TINY, new(begun, tracking_uri, "digits"), Scaling())
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_in_the_mlflow_that_it_began_with(
     begun: Path, tracking_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
