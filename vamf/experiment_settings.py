@@ -116,8 +116,8 @@ class Compute:
     kernels; on a GPU a step is replayed as one CUDA graph from the fourth step on."""
     accumulate: int | Literal["auto"] = 1
     """Micro-batches into which each worker splits its share of a batch, one after the other: a step
-    needs the memory of one of them. auto: as few as fit into a GPU, by small passes before the first
-    step. With dropout, each has masks of its own."""
+    needs the memory of one of them. auto: as few as fit into a GPU, by small passes before the
+    first step. With dropout, each has masks of its own."""
     checkpointing: bool = False
     """Keep only the inputs of a network's blocks for the backward pass, which computes each block
     again: less memory, more time."""

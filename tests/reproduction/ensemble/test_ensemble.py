@@ -52,8 +52,8 @@ def in_float64(trainer):
     trainer.net.double(), trainer.ema.double()
     draw = trainer.objective.draw
 
-    def doubled(step):
-        draws, *rest = draw(step)
+    def doubled(*of):
+        draws, *rest = draw(*of)
         return Draws(*(part.double() for part in draws[:4]), draws.n_equal), *rest
 
     trainer.objective.draw = doubled
