@@ -73,6 +73,11 @@ class Experiment:
     every r."""
     reference: Path | None = None
     """Checkpoint or run's folder of the proxy `reference`: for example a flow-matching run."""
+    init: Path | None = None
+    """What the weights and their moving average start from: a run's folder, a checkpoint, an
+    exported file, or a checkpoint of py-meanflow. The optimiser starts anew."""
+    init_average: str | None = None
+    """The network of a py-meanflow checkpoint: net_ema1 by default, net_ema, net_ema2 or net."""
     loss: (
         MeanFlowLoss | AlphaFlowLoss | SemigroupLoss | TerminalVelocityLoss | DDPM | ObjectiveRule
     ) = field(default_factory=MeanFlowLoss)
@@ -140,6 +145,8 @@ class Experiment:
                 "the proxy reference takes a checkpoint, and no other proxy does; "
                 f"got proxy {self.proxy} and reference {self.reference}"
             )
+        if self.init_average is not None and self.init is None:
+            raise ValueError(f"init_average needs init; got {self.init_average!r} and None")
         if self.proxy == "oracle" and not self.data.has_exact_velocity:
             raise ValueError(
                 f"the proxy oracle needs data with a closed-form velocity; got {self.data}"

@@ -27,7 +27,7 @@ from vamf.cluster.search.trial_end import BUDGET_ENDED, postponed
 from vamf.cluster.search.trials import load_trials, trial_folder
 from vamf.cluster.search.tune import add_seeds, search
 from vamf.cluster.train.run_lock import exclusive, require_not_running
-from vamf.cluster.train.run_params import shared
+from vamf.cluster.train.run_params import origin, shared
 from vamf.cluster.train.tracked_run import close_abandoned
 from vamf.errors import NothingFound, RunFailed, StorageUnusable
 from vamf.experiment import Experiment
@@ -37,6 +37,7 @@ from vamf.run_layout import RUN, SPOOL, STUDY, SWEEP
 from vamf.tracking import Run, Tracker
 from vamf.tracking.run import located
 from vamf.tracking.run_end import closing
+from vamf.training.warm_start.start import resolved
 
 TRIALS = 6
 """Trials of a search that is given neither their number nor a budget."""
@@ -88,6 +89,7 @@ def new(
     study_database.require_free(study, directory.name)
     objectives, experiment = check(plan, experiment), experiment.located()
     experiment.prepare()
+    experiment = resolved(experiment)
     scaling = connect.prepare(scaling, directory.parent, uri, cluster=True)
     plan.budget.check(scaling)
     seeds = LEVELS[0] if plan.seeds == "auto" else plan.seeds
@@ -106,6 +108,7 @@ def new(
             "space": plan.name,
             "objectives": ", ".join(objectives),
             "directory": str(directory),
+            **origin(experiment),
         },
         spool=directory / SPOOL,
     )
