@@ -93,7 +93,7 @@ def read_py_meanflow(path: Path, average: str | None) -> PeerNetwork:
     try:
         model, shape = _configuration(tensors)
         return PeerNetwork(name, model, shape, _renamed(tensors), ratio == 0)
-    except (KeyError, IndexError) as error:
+    except (LookupError, ValueError) as error:
         raise ValueError(
             f"{path} holds another network than that of py-meanflow: {error}"
         ) from None
@@ -147,7 +147,7 @@ def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _require_filter(value: Tensor) -> None:
     expected = FILTER.outer(FILTER)[None, None]
     if value.shape != expected.shape or not torch.allclose(value.float(), expected):
-        raise KeyError(f"it resamples with {value.shape[-1]} numbers other than 1, 3, 3, 1")
+        raise ValueError(f"it resamples with {value.shape[-1]} numbers other than 1, 3, 3, 1")
 
 
 def _name(name: str, indices: dict[str, dict[str, int]]) -> str:
