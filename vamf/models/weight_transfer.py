@@ -27,6 +27,9 @@ TABLE, SCALE, HEAD, AUGMENT = "labels.table.weight", "labels.scale.", "velocity_
 OPTIONAL = ("dropout", "classes", "guided", "velocity_head", "augmentations")
 """Fields of a configuration in which two networks may differ."""
 
+OWN = "the source was trained at r = t only, and what your network computes at r < t is kept"
+"""The note on a network of a user's own."""
+
 
 @dataclass(frozen=True)
 class Places:
@@ -121,8 +124,7 @@ def transferred(
     """
     found, lines, places = dict(weights), dict[str, str](), PLACES.get(type(there))
     if places is None:
-        own = "its network is your own: what it computes at r < t is left as it is"
-        return found, {"r": own} if without_gap else {}
+        return found, {"r": OWN} if without_gap else {}
     if without_gap:
         lines["r"] = _say_without_gap(places.without_gap(found))
     other = there.classes != here.classes
@@ -130,7 +132,7 @@ def transferred(
         lines["guidance_scale"] = _remove_scale(found)
     if there.classes and other:
         places.add_constant(found, found.pop(TABLE)[-1])
-        lines["labels"] = f"its {there.classes} classes are not used: all images are of no class"
+        lines["labels"] = f"the source's {there.classes} classes are not used: it is told none"
     if here.classes and other:
         places.add_labels(found, fresh)
         found[TABLE] = torch.zeros_like(fresh[TABLE])
@@ -144,14 +146,14 @@ def transferred(
 def _say_without_gap(lost: float) -> str:
     rest = f", but for {lost:.1g} of what it adds for labels and augmentations" if lost else ""
     return (
-        "it was trained at r = t only: its embedding of t - r is made constant, so this run starts "
-        f"with u(z, r, t) = v(z, t) at every r{rest}"
+        "the source was trained at r = t only: its embedding of t - r is made constant, so "
+        f"this run starts with u(z, r, t) = v(z, t) at every r{rest}"
     )
 
 
 def _say_labels(there: int, here: int) -> str:
-    before = f"it has {there} classes" if there else "it has no labels"
-    return f"{before}: the embeddings of {here} classes start at 0, so all images are of no class"
+    before = f"the source has {there} classes" if there else "the source has no labels"
+    return f"{before}: the embeddings of {here} classes start at 0"
 
 
 def _remove_scale(weights: Weights) -> str:
@@ -161,14 +163,14 @@ def _remove_scale(weights: Weights) -> str:
     _plus(weights, TABLE, _through(weights, f"{SCALE}2", hidden))
     for name in [name for name in weights if name.startswith(SCALE)]:
         del weights[name]
-    return "its guidance scale is not used: that of 1 is kept"
+    return "the source's guidance scale is not used: it is told 1"
 
 
 def _add_scale(weights: Weights, fresh: Mapping[str, Tensor]) -> str:
     last = {f"{SCALE}2.weight", f"{SCALE}2.bias"}
     for name in [name for name in fresh if name.startswith(SCALE)]:
         weights[name] = torch.zeros_like(fresh[name]) if name in last else fresh[name].clone()
-    return "it takes no guidance scale: what the scale adds starts at 0"
+    return "the source takes no guidance scale: its embedding starts at 0"
 
 
 def _change_augment(
@@ -180,10 +182,10 @@ def _change_augment(
         return {}
     weights.pop(name, None)
     if not after:
-        return {"augment": "its augment labels are not used: all images are unchanged ones"}
+        return {"augment": "the source's augment labels are not used: it is told none"}
     weights[name] = torch.zeros_like(fresh[name])
-    had = f"{before} augment labels, of other augmentations" if before else "no augment labels"
-    return {"augment": f"it has {had}: what {after} labels add starts at 0"}
+    had = f"{before} other augment labels" if before else "no augment labels"
+    return {"augment": f"the source takes {had}: the weights of {after} start at 0"}
 
 
 def _change_head(
@@ -194,8 +196,8 @@ def _change_head(
     if there.velocity_head:
         for name in [name for name in weights if name.startswith(HEAD)]:
             del weights[name]
-        return {"velocity_head": "its velocity head is not used"}
+        return {"velocity_head": "the source's velocity head is not used"}
     output = {n: value for n, value in weights.items() if n.startswith(places.output)}
     for name, value in output.items():
         weights[HEAD + name.removeprefix(places.output)] = value.clone()
-    return {"velocity_head": "it has no velocity head: that starts as a copy of its output layer"}
+    return {"velocity_head": "the source has no velocity head: it starts as a copy of the output"}

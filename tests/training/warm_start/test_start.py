@@ -136,10 +136,12 @@ def test_it_goes_on_to_the_bit_without_its_source(died, runs, tmp_path):
 
 def test_what_cannot_be_a_start_is_refused_in_one_line(runs, tmp_path):
     wider = TOY.override({"init": str(runs / "mean_flow"), "model.hidden": [8, 9]})
-    with pytest.raises(ValueError, match=r"same network; .*hidden \(8,\) there, \(8, 9\) here$"):
+    with pytest.raises(
+        ValueError, match=r"same network; .*model.hidden: \(8,\) there, \(8, 9\) here$"
+    ):
         resolved(wider)
     unet = Experiment(init=runs / "mean_flow")
-    with pytest.raises(ValueError, match=r"a MLPConfig and here is a UNetConfig: .*UNetConfig\("):
+    with pytest.raises(ValueError, match=r"model: MLPConfig\(.* there, UNetConfig\(.* here$"):
         resolved(unet)
     lines = {
         runs / "none": f"no checkpoint in {runs / 'none'}",

@@ -40,8 +40,7 @@ class Source:
         here, shape = experiment.model, experiment.data.shape
         if differ := _differences(self.model, here):
             raise ValueError(
-                f"init must be of the same network; {self.path} is a {type(self.model).__name__} "
-                f"and here is a {type(here).__name__}: {', '.join(differ)}"
+                f"init must be of the same network; {self.path} differs in {', '.join(differ)}"
             )
         if self.shape != shape:
             raise ValueError(
@@ -63,11 +62,11 @@ def _predicts(velocity: bool) -> str:
 def _differences(there: Any, here: Any) -> list[str]:
     """The fields in which two configurations differ and must not."""
     if type(there) is not type(here):
-        return [f"{there} there, {here} here"]
+        return [f"model: {there} there, {here} here"]
     optional = OPTIONAL if type(here) in PLACES else ()
     pairs = {f.name: (getattr(there, f.name), getattr(here, f.name)) for f in fields(here)}
     return [
-        f"{name} {before} there, {now} here"
+        f"model.{name}: {before} there, {now} here"
         for name, (before, now) in pairs.items()
         if before != now and name not in optional
     ]

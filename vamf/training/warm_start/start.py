@@ -46,4 +46,4 @@ def start_networks(experiment: Experiment, net: nn.Module, ema: AveragedModel) -
         net.load_state_dict(weights)
         ema.module.load_state_dict(weights)
     said = {"init": f"starts from {source.described}"}
-    return said | {f"init.{name}": f"init: {line}" for name, line in lines.items()}
+    return said | {f"init.{name}": line for name, line in lines.items()}
