@@ -19,42 +19,35 @@ def without_gap(weights: Weights) -> float:
     if none is.
 
     The first layer takes W_t s(t) + W_g s(t - r), with sinusoids s, and W_g s(0) becomes a part of
-    its bias. If nothing else is added before the layer, W_g becomes 0. But embeddings of labels,
-    of the guidance scale and of augmentations are: their rows K in the second half go through W_g,
-    too. So their part in this half is turned. Let B be an orthonormal basis of K, and Q, of as many
-    vectors, the nearest to B that is orthogonal to all s(t - r). Then K becomes K B Q^T, and W_g
-    becomes W_g (B Q^T + P), where P projects on what is orthogonal to Q and to all s(t - r). This
-    maps s(t - r) to 0, and the new K to what W_g made of the old one.
+    its bias. If nothing else were added before the layer, W_g would become 0. But embeddings of
+    labels, of the guidance scale and of augmentations are, and their part in the second half, the
+    rows K, goes through W_g, too. So it is turned. Let B be an orthonormal basis of K, and Q, of as
+    many vectors, the nearest to B that is orthogonal to all s(t - r). Then K becomes K B Q^T, and
+    W_g becomes W_g B Q^T, which maps s(t - r) to 0, and the new K to what W_g made of the old one.
 
     The sinusoids are nearly dependent, as t - r and their frequencies are at most 1: they span
     about 7 dimensions in float32, of 256 for the network of CIFAR-10. If the others are too few for
     K, its smallest parts are lost.
     """
-    weight, half = weights["map0.weight"].double(), weights["map0.weight"].shape[1] // 2
-    gap = weight[:, half:]
-    times = torch.linspace(0, 1, TIMES, dtype=torch.float64)
-    sines = sinusoid(times, half, endpoint=True)
-    bias = weights["map0.bias"].double() + gap @ sines[0]
-    known, lost, gap_now = _known(weights, half), 0.0, torch.zeros_like(gap)
-    if len(known):
-        eps = torch.finfo(weights["map0.weight"].dtype).eps
-        wanted, free = _basis(known, eps), _complement(sines, eps)
-        wanted = wanted[:, : free.shape[1]]
-        lost = float((known - known @ wanted @ wanted.T).norm() / known.norm())
-        u, _, v = torch.linalg.svd(free.T @ wanted, full_matrices=False)
-        turned = free @ u @ v
-        _turn(weights, half, turned @ wanted.T)
-        gap_now = gap @ (wanted @ turned.T + free @ free.T - turned @ turned.T)
     like = weights["map0.weight"]
-    weights["map0.weight"] = torch.cat([weight[:, :half], gap_now], 1).to(like)
-    weights["map0.bias"] = bias.to(like)
+    weight, half, eps = like.double(), like.shape[1] // 2, torch.finfo(like.dtype).eps
+    gap, known = weight[:, half:], _known(weights, half)
+    sines = sinusoid(torch.linspace(0, 1, TIMES, dtype=torch.float64), half, endpoint=True)
+    free = _complement(sines, eps)
+    wanted = _basis(known, eps)[:, : free.shape[1]]
+    u, _, v = torch.linalg.svd(free.T @ wanted, full_matrices=False)
+    turn = free @ u @ v @ wanted.T
+    _turn(weights, half, turn)
+    weights["map0.weight"] = torch.cat([weight[:, :half], gap @ turn.T], 1).to(like)
+    weights["map0.bias"] = (weights["map0.bias"].double() + gap @ sines[0]).to(like)
+    lost = float((known - known @ wanted @ wanted.T).norm() / known.norm()) if known.any() else 0.0
     return lost if lost > 1e-6 else 0.0
 
 
 def _basis(rows: Tensor, eps: float) -> Tensor:
     """An orthonormal basis of the rows, (dim, rank), the largest parts first."""
     _, sizes, v = torch.linalg.svd(rows, full_matrices=False)
-    return v[sizes > eps * sizes[0]].T if sizes[0] > 0 else v[:0].T
+    return v[sizes > eps * sizes[:1].sum()].T
 
 
 def _complement(rows: Tensor, eps: float) -> Tensor:
