@@ -107,7 +107,7 @@ def test_at_step_0_it_is_measured_as_the_source(runs, tmp_path):
 
 
 def test_flow_matching_starts_as_mean_flow_with_its_velocity(runs, tmp_path):
-    """A run of flow matching from it keeps its weights to the bit instead."""
+    """A run of flow matching from it, or one that is told so, keeps its weights to the bit."""
     notes = started(runs / "flow", tmp_path / "run")
     assert notes.keys() == {"init", "init.r"} and "v(z, t) at every r" in notes["init.r"]
     net, flow = load(checkpoint(tmp_path / "run", 0).path, CPU).ema, load(runs / "flow", CPU).ema
@@ -115,8 +115,11 @@ def test_flow_matching_starts_as_mean_flow_with_its_velocity(runs, tmp_path):
     torch.testing.assert_close(net(z, r, t), flow(z, t, t), rtol=1e-6, atol=1e-6)
     assert not torch.allclose(flow(z, r, t), flow(z, t, t), rtol=1e-3)
     assert started(runs / "flow", tmp_path / "again", FLOW).keys() == {"init"}
-    again = load(checkpoint(tmp_path / "again", 0).path, CPU).ema
-    assert same(without_count(again.state_dict()), without_count(flow.state_dict()))
+    kept = started(runs / "flow", tmp_path / "kept", {"init_independent_of_r": False})
+    assert kept["init.r"].endswith("; its embedding of t - r is kept")
+    for name in ("again", "kept"):
+        ema = load(checkpoint(tmp_path / name, 0).path, CPU).ema
+        assert same(without_count(ema.state_dict()), without_count(flow.state_dict()))
 
 
 @pytest.mark.parametrize("died", [2, 10])
@@ -158,8 +161,9 @@ def test_what_cannot_be_a_start_is_refused_in_one_line(runs, tmp_path):
         resolved(replace(TOY, init=tmp_path / "other.pth"))
     with pytest.raises(ValueError, match=r"init_average chooses among .*; got 'net'"):
         resolved(replace(TOY, init=runs / "mean_flow", init_average="net"))
-    with pytest.raises(ValueError, match="init_average needs init; got 'net' and None"):
-        replace(TOY, init_average="net")
+    for setting in ({"init_average": "net"}, {"init_independent_of_r": False}):
+        with pytest.raises(ValueError, match="init_independent_of_r = false need init; got "):
+            TOY.override(setting)
 
 
 def test_another_shape_and_a_damaged_checkpoint_are_refused(runs, tmp_path):

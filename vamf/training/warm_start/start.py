@@ -31,14 +31,16 @@ def start_networks(experiment: Experiment, net: nn.Module, ema: AveragedModel) -
     """Sets the weights and the moving average to those of ``init``; returns notes by name.
 
     Both start as the source's moving average, by which it samples. If the source was trained at r =
-    t only, and this run is not, they start with u(z, r, t) = v(z, t) at every r: see
+    t only, and this run is not, they start with u(z, r, t) = v(z, t) at every r, unless
+    ``init_independent_of_r`` is false: see
     ``models.weight_transfer``. Raises ValueError, in one line, if the source cannot be used.
     """
     assert experiment.init is not None
     source = read_source(experiment.init, experiment.init_average)
     source.require_fits(experiment)
     fresh = {name: value.cpu() for name, value in net.state_dict().items()}
-    without_gap = source.equal_times and experiment.times.prob_equal < 1
+    only_equal = source.equal_times and experiment.times.prob_equal < 1
+    without_gap = only_equal and experiment.init_independent_of_r
     weights, lines = transferred(
         source.weights, source.model, experiment.model, fresh, without_gap=without_gap
     )
@@ -46,4 +48,6 @@ def start_networks(experiment: Experiment, net: nn.Module, ema: AveragedModel) -
         net.load_state_dict(weights)
         ema.module.load_state_dict(weights)
     said = {"init": f"starts from {source.described}"}
+    if only_equal and not without_gap:
+        said["init.r"] = "the source was trained at r = t only; its embedding of t - r is kept"
     return said | {f"init.{name}": line for name, line in lines.items()}
