@@ -73,9 +73,10 @@ def started(source, directory, changes=None, *, die_at=None):
     return notes
 
 
-@pytest.mark.parametrize("kind", ["run", "checkpoint", "export"])
+@pytest.mark.parametrize("kind", ["run", "checkpoint", "state", "export"])
 def test_both_networks_start_as_the_sources_moving_average(kind, runs, tmp_path):
-    source = {"run": runs / "mean_flow", "checkpoint": checkpoint(runs / "mean_flow", 12).path}
+    saved = checkpoint(runs / "mean_flow", 12).path
+    source = {"run": runs / "mean_flow", "checkpoint": saved, "state": saved / "state.pt"}
     if kind == "export":
         source[kind] = tmp_path / "model.safetensors"
         export(runs / "mean_flow", source[kind])
@@ -87,7 +88,7 @@ def test_both_networks_start_as_the_sources_moving_average(kind, runs, tmp_path)
     assert same(state["net"], averaged)
     assert same({f"module.{n}": v for n, v in averaged.items()}, without_count(state["ema"]))
     assert state["ema"]["n_averaged"] == 1 and state["optimiser"]["state"] == {}
-    named = source[kind] if kind == "export" else checkpoint(runs / "mean_flow", 12).path
+    named = source[kind] if kind == "export" else saved
     assert notes == {"init": f"starts from the moving average of step 12 in {named}"}
     assert first.experiment().init == named
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from vamf.experiment import Experiment
 from vamf.models.config import NetworkConfig
 from vamf.models.weight_transfer import OPTIONAL, PLACES
+from vamf.run_layout import STATE
 from vamf.store import Store
 from vamf.training.checkpoints.checkpoint import find_checkpoint
 from vamf.training.checkpoints.exported_file import SUFFIX, read_export, with_prefix
@@ -78,6 +79,7 @@ def read_source(path: Path, average: str | None = None) -> Source:
     ``average`` chooses a network of the last kind. Raises ValueError, in one line, for what cannot
     be used.
     """
+    path = path.parent if path.name == STATE else path
     peer = Store.of(str(path)) is None and path.is_file() and path.suffix != SUFFIX
     if peer:
         return _of_peer(path, average)
