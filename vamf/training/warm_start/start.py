@@ -31,9 +31,9 @@ def start_networks(experiment: Experiment, net: nn.Module, ema: AveragedModel) -
     """Sets the weights and the moving average to those of ``init``; returns notes by name.
 
     Both start as the source's moving average, by which it samples. If the source was trained at r =
-    t only, and this run is not, they start with u(z, r, t) = v(z, t) at every r, unless
-    ``init_independent_of_r`` is false: see
-    ``models.weight_transfer``. Raises ValueError, in one line, if the source cannot be used.
+    t only, and this run is not, they start with u(z, r, t) = v(z, t) at every r (see
+    ``models.weight_transfer``), unless ``init_independent_of_r`` is false. Raises ValueError, in
+    one line, if the source cannot be used.
     """
     assert experiment.init is not None
     source = read_source(experiment.init, experiment.init_average)
