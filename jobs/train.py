@@ -14,6 +14,7 @@ from vamf.cluster.train.progress import progress_bar
 from vamf.cluster.train.tracked_run import Launch, claimed, launch, new, resumed, scaling_of
 from vamf.experiment import Experiment
 from vamf.training.loop import Summary
+from vamf.training.warm_start.start import resolved
 
 from . import cli
 from .registering import register_best
@@ -39,6 +40,7 @@ def main(argv: list[str]) -> None:
     if options.dry_run:
         cli.show(experiment)
         return
+    experiment = cli.guarded(lambda: resolved(experiment))
     start = cli.guarded(
         lambda: new(options.directory(user_modules.short(preset)), options.uri(), preset)
     )

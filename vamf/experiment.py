@@ -73,6 +73,14 @@ class Experiment:
     every r."""
     reference: Path | None = None
     """Checkpoint or run's folder of the proxy `reference`: for example a flow-matching run."""
+    init: Path | None = None
+    """What the weights and their moving average start from: a run's folder, a checkpoint, an
+    exported file, or a checkpoint of py-meanflow. The optimiser starts anew."""
+    init_average: str | None = None
+    """The network of a py-meanflow checkpoint: net_ema1 by default, net_ema, net_ema2 or net."""
+    init_independent_of_r: bool = True
+    """Whether a network that was trained at r = t only starts with u(z, r, t) = v(z, t) at every r.
+    If not, its embedding of t - r is kept, which has been trained at 0 only."""
     loss: (
         MeanFlowLoss | AlphaFlowLoss | SemigroupLoss | TerminalVelocityLoss | DDPM | ObjectiveRule
     ) = field(default_factory=MeanFlowLoss)
@@ -139,6 +147,11 @@ class Experiment:
             raise ValueError(
                 "the proxy reference takes a checkpoint, and no other proxy does; "
                 f"got proxy {self.proxy} and reference {self.reference}"
+            )
+        if self.init is None and (self.init_average or not self.init_independent_of_r):
+            raise ValueError(
+                "init_average and init_independent_of_r = false need init; "
+                f"got {self.init_average!r} and {self.init_independent_of_r}"
             )
         if self.proxy == "oracle" and not self.data.has_exact_velocity:
             raise ValueError(

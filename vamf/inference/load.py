@@ -10,8 +10,8 @@ from torch.optim.swa_utils import AveragedModel
 from vamf.diagnostics.adaptive import AdaptiveBetaState
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
-from vamf.inference.export import SUFFIX, read_export
 from vamf.training.checkpoints.checkpoint import find_checkpoint
+from vamf.training.checkpoints.exported_file import SUFFIX, read_export
 from vamf.training.step.networks import build_networks
 from vamf.training.step.objective import beta_at
 from vamf.training.step.trainer import Trainer

@@ -9,7 +9,7 @@ from typing import Any
 
 from vamf.data.source import LatentSource
 from vamf.inference import serving
-from vamf.inference.export import read_export
+from vamf.training.checkpoints.exported_file import read_export
 
 EXAMPLE = {"count": [4], "seed": [0]}
 

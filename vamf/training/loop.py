@@ -33,6 +33,7 @@ from vamf.training.step.networks import as_sampled
 from vamf.training.step.precision import require
 from vamf.training.step.precision_check import self_test
 from vamf.training.step.trainer import Trainer
+from vamf.training.warm_start.start import start_networks
 
 ERROR = "_se"
 """What follows a metric's name in the name of its standard error."""
@@ -148,7 +149,10 @@ def _train(experiment: Experiment, session: Session) -> Summary:
     if session.leads:
         session.directory.mkdir(parents=True, exist_ok=True)
     folder = checkpoints(experiment, session.directory)
-    restore(trainer, folder, session.note, session.fetch_checkpoint)
+    resumed = restore(trainer, folder, session.note, session.fetch_checkpoint)
+    starts = not resumed and experiment.init is not None
+    if starts:
+        _start(trainer, session)
     _agree(trainer)
     if trainer.step < experiment.steps:
         _require_memory(trainer, lambda: _prepare_step(trainer, session))
@@ -157,6 +161,8 @@ def _train(experiment: Experiment, session: Session) -> Summary:
     if session.at_rung(trainer.step):  # an earlier attempt died before it reported a decision
         metrics, stopped = _asked(trainer, session, lambda: _evaluated(trainer))
     with Saver(folder, session.workers.described(), session.on_checkpoint) as saver:
+        if starts and session.leads:  # so that no later attempt needs the source
+            saver.save(experiment, trainer.state_dict(), {})
         first = trainer.step + 1
         clock.begin_steps(trainer.step)
         while trainer.step < experiment.steps and stopped is None:
@@ -227,6 +233,14 @@ def _prepare(experiment: Experiment, session: Session) -> Trainer:
     if isinstance(dataset, ImageSet):
         dataset = dataset.to(workers.device)
     return Trainer(experiment, dataset, workers, session.wrap)
+
+
+def _start(trainer: Trainer, session: Session) -> None:
+    """Starts from the weights that the experiment names, and notes what differs."""
+    notes = start_networks(trainer.experiment, trainer.net, trainer.ema)
+    if session.leads:
+        for name, text in notes.items():
+            session.note(name, text)
 
 
 def _prepare_step(trainer: Trainer, session: Session) -> None:

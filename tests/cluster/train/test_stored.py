@@ -25,11 +25,11 @@ from vamf.cluster.ray.scaling import Scaling
 from vamf.cluster.train import store_sync
 from vamf.cluster.train.tracked_run import launch, new
 from vamf.errors import RunFailed
-from vamf.inference.export import read_export
 from vamf.run_layout import MANIFEST, STATE
 from vamf.store import Store
 from vamf.tracking.event_queue import Event
 from vamf.training.checkpoints.checkpoint import find_checkpoint
+from vamf.training.checkpoints.exported_file import read_export
 from vamf.training.checkpoints.remote_checkpoints import complete
 
 KEPT = {"checkpoint.keep": 2}

@@ -72,6 +72,19 @@ def test_a_child_names_its_parent_and_its_trial(tracking_uri: str, tmp_path: Pat
     assert run.data.tags["trial"] == "3"
 
 
+def test_a_run_names_the_run_that_it_starts_from(tracking_uri: str, tmp_path: Path) -> None:
+    """Its checkpoint as a parameter, and the run of MLflow as a tag."""
+    source = create(TINY, new(tmp_path / "source", tracking_uri, "digits"))
+    init = tmp_path / "source" / "checkpoints" / "step_00000006"
+    for name, path in (("started", init), ("exported", tmp_path / "model.safetensors")):
+        create(replace(TINY, init=path), new(tmp_path / name, tracking_uri, "digits"))
+        (run,) = tracked(tracking_uri, tmp_path / name)
+        assert run.data.params["init"] == str(path)
+        assert run.data.tags.get("init.run") == (source.run_id if path == init else None)
+    (run,) = tracked(tracking_uri, tmp_path / "source")
+    assert "init" not in run.data.params and "init.run" not in run.data.tags
+
+
 def test_a_child_on_a_node_that_does_not_see_its_sweep_makes_no_folder(
     tracking_uri: str, tmp_path: Path
 ) -> None:

@@ -37,7 +37,7 @@ from vamf.cluster.search.study import retry_failed
 from vamf.cluster.search.trials import load_trials
 from vamf.cluster.search.tune import add_seeds, search
 from vamf.cluster.train.run_lock import require_not_running
-from vamf.cluster.train.run_params import shared
+from vamf.cluster.train.run_params import origin, shared
 from vamf.errors import StorageUnusable, StoreError
 from vamf.experiment import Experiment
 from vamf.files import claimed
@@ -47,6 +47,7 @@ from vamf.store import StoragePath, Store
 from vamf.tracking import Tracker
 from vamf.tracking.run import located
 from vamf.tracking.run_end import closing
+from vamf.training.warm_start.start import resolved
 
 TRIALS = 6
 """Trials of a search that is given neither their number nor a budget."""
@@ -99,6 +100,7 @@ def new(
     study_database.require_free(study, location.name)
     objectives, experiment = check(plan, experiment), experiment.located()
     experiment.prepare()
+    experiment = resolved(experiment)
     scaling = connect.prepare(scaling, location.parent, uri, cluster=True)
     plan.budget.check(scaling)
     seeds = LEVELS[0] if plan.seeds == "auto" else plan.seeds
@@ -122,6 +124,7 @@ def new(
             "space": plan.name,
             "objectives": ", ".join(objectives),
             "directory": str(store or directory),
+            **origin(experiment),
         },
         spool=directory / SPOOL,
     )

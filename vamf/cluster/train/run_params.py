@@ -10,6 +10,7 @@ from typing import Any
 
 from vamf import presets
 from vamf.experiment import Experiment
+from vamf.run_layout import RUN
 from vamf.serialization import KIND, to_dict
 
 MAIN = (
@@ -42,7 +43,8 @@ def parameters(experiment: Experiment, preset: str, varied: Iterable[str] = ()) 
     except (ValueError, ImportError):
         chosen = () if varied else flat
     first = {name: flat[name] for name in varied if name in flat}
-    return first | {name: value for name, value in flat.items() if name in {*chosen, *MAIN}}
+    shown = {*chosen, *MAIN, *(("init",) if experiment.init else ())}
+    return first | {name: value for name, value in flat.items() if name in shown}
 
 
 def shared(experiment: Experiment, preset: str, varied: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,6 +56,17 @@ def shared(experiment: Experiment, preset: str, varied: Mapping[str, Any]) -> di
         for name, value in found.items()
         if name not in varied and not name.startswith(tuple(kinds))
     }
+
+
+def origin(experiment: Experiment) -> dict[str, str]:
+    """The MLflow tag with the run from whose checkpoint the experiment starts; empty if none."""
+    if experiment.init is None:
+        return {}
+    run_file = experiment.init.parent.parent / RUN  # of RUN/checkpoints/STEP
+    try:
+        return {"init.run": json.loads(run_file.read_text())["run_id"]}
+    except (OSError, ValueError, KeyError, TypeError):  # an export, or not a run of MLflow
+        return {}
 
 
 def dataset(experiment: Experiment) -> tuple[str, str, str]:

@@ -14,7 +14,7 @@ from vamf.cluster.ray.scaling import Scaling
 from vamf.cluster.train.failures import is_full, storage_full
 from vamf.cluster.train.fit import fit
 from vamf.cluster.train.run_lock import exclusive, require_not_running
-from vamf.cluster.train.run_params import dataset, parameters
+from vamf.cluster.train.run_params import dataset, origin, parameters
 from vamf.cluster.train.start_delay import reason_in_file
 from vamf.cluster.train.store_sync import StoreSync
 from vamf.errors import StorageUnusable, StoreError
@@ -208,6 +208,7 @@ def _tags(experiment: Experiment, start: Launch) -> dict[str, str]:
         "seed": str(experiment.seed),
         "evaluation.protocol": protocol(experiment),
         "directory": str(start.location),
+        **origin(experiment),
         **start.tags,
     }
 

@@ -39,8 +39,8 @@ def restore(
     folder: CheckpointFolder,
     note: NoteRecorder,
     fetch: Callable[[Path], None] = lambda path: None,
-) -> None:
-    """Loads the newest intact checkpoint, the same one on all workers.
+) -> bool:
+    """Loads the newest intact checkpoint, the same one on all workers; False if there is none.
 
     Rank 0 chooses it, hides damaged ones, and records notes on them and on a change of workers.
     ``fetch`` makes the chosen checkpoint available to the other ranks. Raises ValueError if no
@@ -57,6 +57,7 @@ def restore(
         checkpoint = folder.at(int(step))
         fetch(checkpoint.path)
         _load(trainer, checkpoint)
+    return bool(step)
 
 
 def _note(found: Checkpoint, wrong: list[str], now: str, note: NoteRecorder) -> None:
