@@ -8,7 +8,7 @@ from helpers.tiny import TINY
 
 from vamf.distributed import Workers
 from vamf.inference.export import export
-from vamf.inference.load import load
+from vamf.inference.load import load, load_trainer
 from vamf.inference.measure import measure
 from vamf.inference.sampling import generator_of
 from vamf.presets import PRESETS
@@ -46,8 +46,9 @@ def test_samples_are_computed_in_the_precision_of_training(trained_in, wanted, t
 
 
 def test_a_compiled_run_is_used_as_any_other(tmp_path):
-    """Its weights have channels last; an export is read by others."""
-    compiled = PRESETS["digits"].override({"compute.compile": True, "steps": 2, "batch": 4})
+    """Its weights have channels last; an export is read by others; a probe has its own batch."""
+    how = {"compute.compile": True, "compute.accumulate": 2}
+    compiled = PRESETS["digits"].override(how | {"steps": 2, "batch": 4})
     train(compiled, Session(directory=tmp_path))
     exported = tmp_path / "model.safetensors"
     export(tmp_path, exported)
@@ -55,6 +56,7 @@ def test_a_compiled_run_is_used_as_any_other(tmp_path):
     for a, b in zip(one.ema.parameters(), other.ema.parameters(), strict=True):
         assert torch.equal(a, b)
     assert any(p.ndim == 4 and p.std() > 0 for p in other.ema.parameters())
+    assert load_trainer(tmp_path, CPU, {"batch": 5}).step == 2
 
 
 @pytest.mark.parametrize("compiled", [(True, False), (False, True)])

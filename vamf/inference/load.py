@@ -74,7 +74,8 @@ def load_trainer(path: Path, device: torch.device, changes: Mapping[str, Any]) -
     """
     checkpoint = find_checkpoint(path)
     changes = {name: value for name, value in changes.items() if value is not None}
-    experiment = checkpoint.experiment().override(changes)
+    whole = {"compute.accumulate": 1}  # another batch may not divide as the run's does
+    experiment = checkpoint.experiment().override(whole | changes)
     trainer = Trainer(experiment, experiment.data.load("train"), Workers(device=device))
     try:
         trainer.load_state_dict(checkpoint.load(device))
