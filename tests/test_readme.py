@@ -153,7 +153,7 @@ def test_every_job_is_shown():
     shown = {job for job, *_ in README}
     assert shown == {
         *("train", "tune", "evaluate", "compare", "sample", "bench", "submit"),
-        *("probe", "reproduce", "export", "encode", "resend"),
+        *("probe", "reproduce", "export", "encode", "resend", "clock"),
     }
 
 

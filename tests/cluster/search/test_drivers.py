@@ -167,6 +167,7 @@ def test_who_ends_before_others_publishes_nothing_and_the_last_one_all(
     assert parent_status(sweep) == "FINISHED"
 
 
+@pytest.mark.slow
 def test_what_a_killed_driver_leaves_another_one_ends(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,6 +76,7 @@ def dies_at(reports: int) -> Callable[[Mapping[str, Any]], None]:
     return report
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_on_another_machine(
     store: Store,
     machine: Callable[[str], None],
