@@ -77,6 +77,11 @@ class Plan:
         """The number of trials, None for as many as the budget allows."""
         return TRIALS if self.trials is None and not self.budget.limited else self.trials
 
+    @property
+    def sizes(self) -> dict[str, int | str]:
+        """The numbers of trials and seeds, for MLflow."""
+        return {"trials": "by budget" if self.count is None else self.count, "seeds": self.seeds}
+
 
 def new(
     plan: Plan,
@@ -90,12 +95,9 @@ def new(
 ) -> Sweep:
     """Connects to Ray and creates the folder and the MLflow run of a new search.
 
-    If the folder exists, ``numbered`` chooses another name; otherwise, and in a store, ValueError
-    is raised.
-    ``study`` is the address of the study's database, by default a file in the folder.
-
-    Raises ValueError if the space does not fit the experiment, weights are missing, or Ray, MLflow
-    or the database refuses.
+    If the folder exists, ``numbered`` chooses another name. ``study`` is the address of the study's
+    database, by default a file in the folder. Raises ValueError if the name is taken, the space
+    does not fit the experiment, weights are missing, or Ray, MLflow or the database refuses.
     """
     study_database.require_free(study, location.name)
     objectives, experiment = check(plan, experiment), experiment.located()
@@ -104,21 +106,12 @@ def new(
     scaling = connect.prepare(scaling, location.parent, uri, cluster=True)
     plan.budget.check(scaling)
     seeds = LEVELS[0] if plan.seeds == "auto" else plan.seeds
-    store = location if isinstance(location, Store) else None
-    if isinstance(location, Store):
-        location.claim()
-        directory = begun_copy(location).folder
-    else:
-        directory = claimed(location, numbered=numbered)
+    directory, store = _claimed(location, numbered)
     preset, baseline = plan.preset or plan.space.PRESET, spaces.baseline(plan.space, experiment)
     parent = tracking.create(
         uri,
         name=directory.name if store is None else store.name,
-        params={
-            "trials": "by budget" if plan.count is None else plan.count,
-            "seeds": plan.seeds,
-            **shared(experiment, preset, baseline or {}),
-        },
+        params={**plan.sizes, **shared(experiment, preset, baseline or {})},
         tags={
             "preset": preset,
             "space": plan.name,
@@ -150,6 +143,14 @@ def new(
     save(sweep)
     _as_value_error(lambda: push(sweep))
     return sweep
+
+
+def _claimed(location: StoragePath, numbered: bool) -> tuple[Path, Store | None]:
+    """The folder of a new search, and the store of which it is a copy, if it is one."""
+    if isinstance(location, Store):
+        location.claim()
+        return begun_copy(location).folder, location
+    return claimed(location, numbered=numbered), None
 
 
 def _as_value_error(action: Callable[[], None]) -> None:
