@@ -165,8 +165,8 @@ def test_distance_stands_for_the_experiments_own():
             distance=serialization.override(toy.evaluation.distance, {"samples": 64}),
         ),
     )
-    assert objectives(made(None), toy)[0] == "eval/sw1_n4096"
-    assert objectives(made(None), smaller)[0] == "eval/sw1_n64"
+    assert objectives(made(None), toy)[-1] == "eval/sw1_n4096"
+    assert objectives(made(None), smaller)[-1] == "eval/sw1_n64"
 
 
 def test_a_baseline_without_a_beta_is_refused():
@@ -204,3 +204,14 @@ def test_a_space_without_points_has_no_baseline():
     assert baseline(made(two), PRESETS["toy"]) is None
     point = {"beta.value": 0.0, "optim.lr": 1e-3}
     assert baseline(made(two, points=(point,)), PRESETS["toy"]) == point
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_distance_decides_wherever_it_stands(order):
+    """Tables, verdicts and the best trial are by the last objective."""
+    names = (DISTANCE, "eval/loss_variance", "eval/gradient_variance")[::order]
+    found = objectives(made(lambda trial: {}, names), PRESETS["toy"])
+    assert found[-1] == f"eval/{PRESETS['toy'].evaluation.distance.key}"
+    assert set(found[:-1]) == {"eval/loss_variance", "eval/gradient_variance"}
+    others = tuple(name for name in names if name != DISTANCE)
+    assert objectives(made(lambda trial: {}, others), PRESETS["toy"]) == others

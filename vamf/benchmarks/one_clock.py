@@ -109,7 +109,7 @@ SPACE = '''"""{title}."""
 import optuna
 
 PRESET = {preset!r}
-OBJECTIVES = ("eval/distance", "eval/gradient_variance")
+OBJECTIVES = ("eval/gradient_variance", "eval/distance")
 NAMED = {named}
 POINTS = tuple({{"objective": name}} for name in NAMED)
 

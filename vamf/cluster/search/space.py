@@ -20,7 +20,10 @@ class Space(Protocol):
     PRESET: str
     """Name of the preset to vary, unless another one is asked for."""
     OBJECTIVES: Sequence[str]
-    """Metrics to minimise, two or more; ``eval/distance`` is the preset's distance."""
+    """Metrics to minimise, two or more; ``eval/distance`` is the preset's distance.
+
+    Trials are ranked and tested by the distance, or without it by the last one.
+    """
     POINTS: Sequence[Mapping[str, Any]]
     """Parameters to try first. The first of them is the baseline, with which verdicts compare. A
     value None is the experiment's own, if the parameter has the name of a setting."""
@@ -48,7 +51,10 @@ class Space(Protocol):
 
 
 def objectives(space: Space, experiment: Experiment) -> tuple[str, ...]:
-    """The full names of a space's objectives; ValueError for a metric that is not measured."""
+    """The full names of a space's objectives; the last one decides: the distance, if it is one.
+
+    Raises ValueError for a metric that is not measured.
+    """
     if not experiment.loss.learns_velocity:
         raise ValueError(f"a search needs an objective that has a beta; got {experiment.loss}")
     distance = f"eval/{experiment.evaluation.distance.key}"
@@ -61,7 +67,7 @@ def objectives(space: Space, experiment: Experiment) -> tuple[str, ...]:
             )
     if len(set(names)) < 2:
         raise ValueError(f"a search needs at least two objectives; got {', '.join(names)}")
-    return names
+    return tuple(sorted(names, key=lambda name: name == distance))
 
 
 def points(space: Space, experiment: Experiment) -> list[dict[str, Any]]:
