@@ -1,10 +1,11 @@
 """A run as one frozen value: all choices that determine its result."""
 
 import json
+from bisect import bisect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 
@@ -29,16 +30,13 @@ from vamf.experiment_settings import (
     require_at_least,
     require_divisor,
 )
+from vamf.experiment_stages import Loss, Proxy, Stage, Times, first_steps
 from vamf.files import write_whole
 from vamf.flow.guidance import Guidance
-from vamf.flow.objectives.alpha_flow import AlphaFlowLoss
 from vamf.flow.objectives.ddpm import DDPM
 from vamf.flow.objectives.meanflow import MeanFlowLoss
-from vamf.flow.objectives.semigroup import SemigroupLoss
-from vamf.flow.objectives.terminal_velocity import TerminalVelocityLoss
-from vamf.flow.objectives.terms import ObjectiveRule
 from vamf.flow.schedules import BetaOfTime, BetaSchedule
-from vamf.flow.times import ClippedLogitNormalTimes, LogitNormalTimes, UniformTimes
+from vamf.flow.times import LogitNormalTimes, UniformTimes
 from vamf.metrics.distances import FrechetDistance, SlicedWasserstein
 from vamf.models.config import NetworkConfig
 from vamf.models.dit import DiTConfig
@@ -58,13 +56,11 @@ class Experiment:
     """The training data."""
     model: MLPConfig | UNetConfig | DiTConfig | NetworkConfig = field(default_factory=UNetConfig)
     """The network u(z, r, t)."""
-    times: UniformTimes | LogitNormalTimes | ClippedLogitNormalTimes = field(
-        default_factory=LogitNormalTimes
-    )
+    times: Times = field(default_factory=LogitNormalTimes)
     """Distribution of the times (r, t)."""
     beta: BetaSchedule | BetaOfTime | AdaptiveBeta = field(default_factory=BetaSchedule)
     """Weight of the proxy in the jvp's tangent."""
-    proxy: Literal["ema", "online", "head", "oracle", "batch", "reference"] = "ema"
+    proxy: Proxy = "ema"
     """The proxy of the marginal velocity. ema, online: the velocity at r = t of the moving average,
     or of the trained network itself. head: the network's velocity head. oracle: the exact velocity
     of data that have a closed form. batch: the exact velocity if the step's batch were all data,
@@ -81,11 +77,12 @@ class Experiment:
     init_independent_of_r: bool = True
     """Whether a network that was trained at r = t only starts with u(z, r, t) = v(z, t) at every r.
     If not, its embedding of t - r is kept, which has been trained at 0 only."""
-    loss: (
-        MeanFlowLoss | AlphaFlowLoss | SemigroupLoss | TerminalVelocityLoss | DDPM | ObjectiveRule
-    ) = field(default_factory=MeanFlowLoss)
+    loss: Loss = field(default_factory=MeanFlowLoss)
     """The objective. SemigroupLoss and TerminalVelocityLoss have no tangent and so no beta; a DDPM
     is a baseline without beta."""
+    stages: tuple[Stage, ...] = ()
+    """What trains before the objective, each for a share of the steps: for example flow matching.
+    The objective has the steps that remain; evaluations and probes measure it at all steps."""
     guidance: Guidance | None = None
     """Labels and classifier-free guidance in training; needs model.classes."""
     augment: Augmentation | None = None
@@ -141,6 +138,20 @@ class Experiment:
                 "points are measured by SlicedWasserstein and images by FrechetDistance; "
                 f"got {type(self.evaluation.distance).__name__} for {type(self.data).__name__}"
             )
+        self._check_stages()
+
+    def _check_stages(self) -> None:
+        first_steps(self.stages, self.steps)
+        for index, stage in enumerate(self.stages):
+            if stage.beta is None and isinstance(self.beta, AdaptiveBeta):
+                raise ValueError(
+                    "only the experiment itself can adapt beta: set that of each stage; got none "
+                    f"for stages.{index}"
+                )
+            try:
+                self.stage(index)
+            except ValueError as error:
+                raise ValueError(f"stages.{index}: {error}") from None
 
     def _check_proxy(self) -> None:
         if (self.proxy == "reference") != (self.reference is not None):
@@ -264,6 +275,28 @@ class Experiment:
                 "latents are compared with data.images, the training images, or with a file of "
                 "statistics; got evaluation.distance.reference test"
             )
+
+    def stage_at(self, step: int) -> int:
+        """The stage of a step, both counted from 0; ``len(stages)`` is the experiment itself."""
+        return bisect(first_steps(self.stages, self.steps), step) - 1
+
+    def progress(self, step: int) -> float:
+        """The share of the steps after all stages that a step, counted from 0, has behind it."""
+        first = first_steps(self.stages, self.steps)[-1]
+        return max(step - first, 0) / (self.steps - first)
+
+    def stage(self, index: int) -> tuple[int, Self]:
+        """The first step of a stage, and its steps as an experiment without stages."""
+        first = (*first_steps(self.stages, self.steps), self.steps)
+        steps = first[index + 1] - first[index]
+        if index == len(self.stages):
+            return first[index], replace(self, stages=(), steps=steps)
+        stage = self.stages[index]
+        own = {f.name: getattr(stage, f.name) for f in fields(stage) if f.name != "share"}
+        chosen = {name: value for name, value in own.items() if value is not None}
+        if chosen.get("proxy", self.proxy) != "reference":
+            chosen["reference"] = None
+        return first[index], replace(self, stages=(), steps=steps, probe=None, **chosen)
 
     @property
     def reference_images(self) -> DataSource:

@@ -46,7 +46,7 @@ def to_dict(value: Any, annotation: Any = None) -> Any:
         }
         return {KIND: user_modules.name_of(cls) if own else cls.__name__, **fields}
     if isinstance(value, tuple | list):
-        return [to_dict(item) for item in value]
+        return [to_dict(item, _item(annotation)) for item in value]
     return str(value) if isinstance(value, Path) else value
 
 
@@ -70,6 +70,8 @@ def from_dict(cls: type[T], data: Mapping[str, Any], path: str = "") -> T:
 
 def _parse(annotation: Any, value: Any, path: str) -> Any:
     options = _options(annotation)
+    if value is None and type(None) in options:
+        return None
     classes = {o.__name__: o for o in options if isinstance(o, type) and _has_fields(o)}
     if isinstance(value, Mapping) and classes:
         kind = value.get(KIND, next(iter(classes)) if len(classes) == 1 else None)
@@ -83,7 +85,10 @@ def _parse(annotation: Any, value: Any, path: str) -> Any:
             known = ", ".join(classes)
             raise ValueError(f"{path}.{KIND} must be one of {known}{more}; got {kind!r}")
         return from_dict(classes[kind], value, f"{path}.")
-    if classes and not (value is None and type(None) in options):
+    item = _item(annotation)
+    if isinstance(item, type) and _has_fields(item) and isinstance(value, list | tuple):
+        return tuple(_parse(item, part, f"{path}.{i}") for i, part in enumerate(value))
+    if classes:
         names = [f"{path}.{f.name}" for c in classes.values() for f in dataclasses.fields(c)]
         raise ValueError(f"set {path} by its fields ({', '.join(names)}); got {value!r}")
     if isinstance(value, bool) and bool not in options:
@@ -129,10 +134,18 @@ def _options(annotation: Any) -> tuple[Any, ...]:
     return typing.get_args(annotation) if is_union else (annotation,)
 
 
+def _item(annotation: Any) -> Any:
+    """The type of the items of ``tuple[item, ...]``; None for another type."""
+    first, *rest = typing.get_args(annotation) or (None,)
+    return first if typing.get_origin(annotation) is tuple and rest == [...] else None
+
+
 def flatten(data: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one level of dotted names."""
+    """Nested dictionaries as one level of dotted names; those in a list have their place there."""
     flat: dict[str, Any] = {}
     for name, value in data.items():
+        if isinstance(value, list) and value and isinstance(value[0], Mapping):
+            value = {str(place): item for place, item in enumerate(value)}
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{path}{name}.")
         else:
@@ -154,12 +167,31 @@ def overridden(cls: type[T], data: dict[str, Any], changes: Mapping[str, Any]) -
         *parents, leaf = name.split(".")
         node = data
         for parent in parents:
-            if node.get(parent) is None:
-                node[parent] = {}
-            node = node[parent]
-            if not isinstance(node, dict):
-                raise ValueError(f"unknown setting {name!r}: {parent} has no fields")
+            node = _inner(node, parent, name)
+        if not isinstance(node, dict):
+            raise ValueError(f"unknown setting {name!r}: set the list whole, or a field of an item")
         if leaf == KIND and node.get(KIND) != change:
             node.clear()
         node[leaf] = change
     return from_dict(cls, data)
+
+
+def _inner(node: Any, parent: str, name: str) -> Any:
+    """The dictionary or list in ``node`` at ``parent``, a part of the dotted ``name``.
+
+    A missing dictionary is added to a dictionary, and one behind the last to a list of them.
+    """
+    if isinstance(node, list):
+        if not parent.isdecimal() or int(parent) > len(node):
+            raise ValueError(
+                f"unknown setting {name!r}: a list's item must be 0 to {len(node)}; got {parent!r}"
+            )
+        node.extend([{}] * (int(parent) == len(node)))
+        inner = node[int(parent)]
+    else:
+        if node.get(parent) is None:
+            node[parent] = {}
+        inner = node[parent]
+    if not isinstance(inner, dict | list):
+        raise ValueError(f"unknown setting {name!r}: {parent} has no fields")
+    return inner

@@ -133,8 +133,13 @@ def changes(experiment: Experiment, name: str) -> dict[str, Any]:
 def measure(experiment: Experiment, device: torch.device, seconds: float) -> Clock:
     """Times the steps of all objectives on this machine.
 
-    Raises ValueError if one takes as long for its first steps as the whole training may.
+    Raises ValueError if one takes as long for its first steps as the whole training may, and for an
+    experiment with stages.
     """
+    if experiment.stages:
+        raise ValueError(
+            f"each training must have one objective: stages must be empty; got {experiment.stages}"
+        )
     paces, refused = {}, {}
     for name in METHODS:
         try:

@@ -72,7 +72,8 @@ class Subject:
 
 
 def trainer_of(experiment: Experiment, device: torch.device) -> Trainer:
-    """A trainer as in the training loop, with images in memory moved to the device."""
+    """A trainer as in the training loop, without stages, with images in memory on the device."""
+    experiment = replace(experiment, stages=())
     dataset = experiment.data.load("train")
     if isinstance(dataset, ImageSet):
         dataset = dataset.to(device)

@@ -17,6 +17,7 @@ def logged_values(trainer: Trainer, clock: Clock) -> dict[str, float]:
         "grad/norm": trainer.gradient_norm(),
         **_beta(trainer),
         "schedule/lr": trainer.optimiser.param_groups[0]["lr"],
+        **({"schedule/stage": trainer.stage} if trainer.experiment.stages else {}),
         "time/seconds": spent.seconds,
         **on_gpus,
         "time/workers": trainer.workers.world,

@@ -244,12 +244,15 @@ def _start(trainer: Trainer, session: Session) -> None:
 
 
 def _prepare_step(trainer: Trainer, session: Session) -> None:
-    """Chooses the micro-batches, if that is asked for, and tests a step's numbers."""
-    choose_micro_batches(trainer)
+    """Chooses the micro-batches, if that is asked for, and tests the numbers of all stages left."""
+    stages = trainer.experiment.stages
+    for stage in (*range(len(stages), trainer.stage, -1), trainer.stage):  # ends where it began
+        trainer.begin(stage)
+        choose_micro_batches(trainer)
+        self_test(trainer)
     if session.leads and (parts := trainer.micro_batches) > 1:
         size = trainer.experiment.batch // trainer.workers.world // parts
         session.note("memory.micro_batches", f"a step has {parts} micro-batches of {size} samples")
-    self_test(trainer)
 
 
 def _require_memory(trainer: Trainer, action: Callable[[], None]) -> None:

@@ -43,6 +43,8 @@ def check(experiment: Experiment, betas: Sequence[float], seeds: Sequence[int]) 
         )
     if experiment.proxy not in ("ema", "online"):
         raise ValueError(f"an ensemble's proxy must be ema or online; got {experiment.proxy}")
+    if experiment.stages:
+        raise ValueError(f"an ensemble has one objective: no stages; got {experiment.stages}")
     if experiment.ema_every != 1:
         raise ValueError(f"an ensemble needs ema_every = 1; got {experiment.ema_every}")
     loss = experiment.loss

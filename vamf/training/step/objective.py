@@ -84,16 +84,20 @@ class Objective(nn.Module):
         workers: Workers,
     ) -> None:
         super().__init__()
-        self.net, self.v_hat = net, v_hat
-        self.experiment, self.dataset, self.workers = experiment, dataset, workers
+        self.net, self.dataset, self.workers = net, dataset, workers
         self.execution = Execution.of(experiment.compute, workers.device)
-        rule = experiment.beta
         # With dropout the loss's evaluation uses masks, and guidance's uses none.
         self._steady = self.execution.duals and not getattr(experiment.model, "dropout", 0)
-        self._moves = rule.varies_over_training and self.execution.duals
+        rule = experiment.beta
         self.adapted = (
             AdaptiveBetaState.new(rule, workers.device) if isinstance(rule, AdaptiveBeta) else None
         )
+        self.begin(experiment, v_hat)
+
+    def begin(self, experiment: Experiment, v_hat: Velocity, first: int = 0) -> None:
+        """Takes the loss, times and beta of a stage that begins with the step ``first``."""
+        self.experiment, self.v_hat, self.first = experiment, v_hat, first
+        self._moves = experiment.beta.varies_over_training and self.execution.duals
 
     @property
     def u(self) -> AverageVelocity:
@@ -111,7 +115,8 @@ class Objective(nn.Module):
         beta = self.beta(step, draws.t)
         if self._moves and isinstance(beta, float):  # a captured step has its numbers built in
             beta = torch.full_like(draws.t, beta)
-        progress = step / self.experiment.steps if self.experiment.loss.moves else None
+        loss, own = self.experiment.loss, step - self.first
+        progress = self.experiment.progress(own) if loss.moves else None
         known = self.augment_labels(step), beta, self.signs(step), progress, batch
         return Inputs(draws, uniform, labels, *known)
 
@@ -227,7 +232,7 @@ class Objective(nn.Module):
 
     def beta(self, step: int, t: Time) -> Beta:
         """beta of samples at times ``t`` in a step, counted from 0."""
-        return beta_at(self.experiment, step, self.adapted)(t)
+        return beta_at(self.experiment, step - self.first, self.adapted)(t)
 
     def signs(self, step: int) -> torch.Tensor | None:
         """This worker's share of the step's sign vectors for the trace weight, if it is used.
@@ -262,12 +267,15 @@ class Objective(nn.Module):
 
 
 def beta_at(experiment: Experiment, step: int, adapted: AdaptiveBetaState | None) -> BetaAt:
-    """beta in a step, counted from 0, as a function of t; ``adapted`` is its learnt state."""
+    """beta in a step, counted from 0, as a function of t; ``adapted`` is its learnt state.
+
+    In the steps of stages it is that of the first step after them.
+    """
     rule = experiment.beta
     if isinstance(rule, AdaptiveBeta):
         assert adapted is not None
         return adapted.at
-    return partial(rule.at, step / experiment.steps)
+    return partial(rule.at, experiment.progress(step))
 
 
 def draw(experiment: Experiment, x: torch.Tensor, g: torch.Generator) -> tuple[Draws, Time]:

@@ -169,7 +169,7 @@ def self_test(trainer: Trainer) -> None:
     there is no dropout. Skipped for an uncompiled run in float32, which uses the reference's
     formulas, and for a DDPM.
     """
-    mode, experiment = trainer.experiment.compute, trainer.experiment
+    mode, experiment = trainer.experiment.compute, trainer.objective.experiment
     plain = mode.precision == "float32" and not mode.compile
     if plain or not experiment.loss.learns_velocity:
         return

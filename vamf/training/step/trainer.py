@@ -26,7 +26,7 @@ from vamf.training.step.accumulation import GradientSum, over_parts
 from vamf.training.step.cuda_graph_step import Captured, captured
 from vamf.training.step.execution import Execution
 from vamf.training.step.networks import build_networks
-from vamf.training.step.objective import Inputs, Objective
+from vamf.training.step.objective import Inputs, Objective, beta_at
 from vamf.training.step.proxies import build_proxy
 from vamf.typing import Beta, Estimates, Time
 
@@ -91,6 +91,7 @@ class Trainer:
         self.execution.arrange(self.net, self.ema)
         self.v_hat = build_proxy(experiment, self.net, self.ema, workers.device)
         self.objective = Objective(experiment, self.net, self.v_hat, dataset, workers)
+        self.stage = len(experiment.stages)
         # Captured gradients are averaged afterwards: DistributedDataParallel's hooks cannot be
         # captured.
         capture = self.objective.execution.capture
@@ -98,6 +99,7 @@ class Trainer:
         chosen = experiment.compute.accumulate
         self._chooses = chosen == "auto" and workers.device.type == "cuda"
         self.split(1 if chosen == "auto" else chosen)
+        self.begin(0)
         optim = experiment.optim
         self.optimiser = torch.optim.Adam(
             self.net.parameters(), optim.lr, (optim.beta1, optim.beta2), fused=True
@@ -118,9 +120,20 @@ class Trainer:
         several = self._captured is not None and micro_batches > 1
         self._sum = GradientSum(parameters) if several else None
 
+    def begin(self, stage: int) -> None:
+        """Sets the objective to that of a stage: its loss, times, beta and proxy."""
+        if stage == self.stage:
+            return
+        first, own = self.experiment.stage(stage)
+        last = stage == len(self.experiment.stages)
+        v_hat = self.v_hat if last else build_proxy(own, self.net, self.ema, self.workers.device)
+        self.objective.begin(own, v_hat, first)
+        self.stage = stage
+        self.split(self.micro_batches)  # forgets captured steps
+
     def beta(self, t: Time) -> Beta:
-        """beta of samples at times ``t`` in the next step."""
-        return self.objective.beta(self.step, t)
+        """beta of the experiment itself, after all stages, at times ``t`` in the next step."""
+        return beta_at(self.experiment, self.step, self.objective.adapted)(t)
 
     def probe(self, plan: Probe) -> Landscape:
         """Measures the beta landscape of the current weights; does not change training."""
@@ -132,19 +145,22 @@ class Trainer:
         return probe_ratios(self.experiment, self.ema, self.workers.device, samples)
 
     def _adapt(self) -> None:
-        rule, state = self.experiment.beta, self.objective.adapted
-        if isinstance(rule, AdaptiveBeta) and rule.due(self.step):
+        rule, state = self.objective.experiment.beta, self.objective.adapted
+        if isinstance(rule, AdaptiveBeta) and rule.due(self.step - self.objective.first):
             assert state is not None
             self.objective.adapted = state.updated(rule, self.probe(rule.probe).tables)
 
     def train_step(self) -> None:
         """One step of the optimiser and of the moving average; does not wait for the device."""
         e = self.experiment
+        self.begin(e.stage_at(self.step))
         self._adapt()
         dropout = seed_of(e.seed, "dropout", self.workers.rank, self.step)
         seed_default(dropout, self.workers.device)
+        own, first = self.objective.experiment, self.objective.first
         for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(e.optim, self.step, e.steps)
+            group["lr"] = learning_rate(own.optim, self.step - first, own.steps)
+            group["betas"] = own.optim.beta1, own.optim.beta2
         self.optimiser.zero_grad()
         with self.execution.step():
             statistics = self._differentiated()
@@ -215,8 +231,10 @@ class Trainer:
 
     def _alpha(self) -> dict[str, float]:
         """alpha of the last step, if the loss has one."""
-        loss, progress = self.experiment.loss, (self.step - 1) / self.experiment.steps
-        return {"schedule/alpha": loss.alpha(progress)} if isinstance(loss, AlphaFlowLoss) else {}
+        own, step = self.objective.experiment, self.step - 1 - self.objective.first
+        if not isinstance(own.loss, AlphaFlowLoss):
+            return {}
+        return {"schedule/alpha": own.loss.alpha(own.progress(step))}
 
     def gradient_norm(self) -> float:
         """Norm of the last step's gradient, averaged over workers."""
@@ -237,6 +255,7 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores a state of ``state_dict``; training continues bit for bit."""
         self.step = state["step"]
+        self.begin(self.experiment.stage_at(self.step))
         self.net.load_state_dict(state["net"])
         self.ema.load_state_dict(state["ema"])
         self.optimiser.load_state_dict(state["optimiser"])
