@@ -8,6 +8,7 @@ import sys
 
 import torch
 
+from vamf.models import dit
 from vamf.models.fast import kernels, reference_ops
 
 DEVICE = sys.argv[1]
@@ -92,6 +93,32 @@ def attention(batch, tokens, dtype):
     compare("tangent of softmax", *([f(expected, d, 0.1)] for f in both), dtype)
 
 
+def token_attention(n, tokens, heads, size, n_constant, dtype):
+    g = torch.Generator().manual_seed(3)
+    qkv, moved, back = (
+        draw(k, tokens, c, dtype=dtype, g=g)
+        for k, c in (
+            (n, 3 * heads * size),
+            (n - n_constant, 3 * heads * size),
+            (n, heads * size),
+        )
+    )
+    moved = 3 + moved  # what all keys share is no change
+    given = qkv.double().requires_grad_()
+    expected = dit._mix(given, heads)
+    gradient = torch.autograd.grad(expected, given, back.double())[0]
+    y, dy, logs = kernels.attend(qkv, moved, heads)
+    compare("attend", [y], [expected.to(dtype)], dtype)
+    tangent = dit._mix_tangent((given[n_constant:], heads), (moved.double(), heads))
+    compare("tangent of attend", [dy], [tangent.to(dtype)], dtype)
+    bare, nothing, again = kernels.attend(qkv, None, heads)
+    assert nothing is None
+    compare("attend without a tangent", [bare, again], [y, logs], dtype)
+    found = kernels.attend_backward(qkv, y, logs, back, heads)
+    compare("attend backward", [found], [gradient.to(dtype)], dtype)
+    assert torch.equal(found, kernels.attend_backward(qkv, y, logs, back, heads))
+
+
 CASES = [(True, True, True, True), (False, True, False, True), (True, True, False, False)]
 CASES += [(False, False, False, True)]
 for shape, case in itertools.product(SHAPES, CASES):
@@ -103,4 +130,8 @@ others(*SHAPES[0][:3], torch.bfloat16)
 for tokens in (1, 16, 60):
     attention(3, tokens, torch.float32)
 attention(3, 16, torch.bfloat16)
+for case in ((3, 20, 2, 8, 1), (2, 64, 1, 64, 0), (2, 130, 1, 72, 2)):
+    token_attention(*case, torch.float32)
+    if DEVICE == "cuda":  # the interpreter has no products of bfloat16
+        token_attention(*case, torch.bfloat16)
 print("the kernels agree")

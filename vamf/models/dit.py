@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention, silu
 
 from vamf.flow.derivatives import apply_with_tangent
-from vamf.flow.duals import value_of
+from vamf.flow.duals import Dual, in_dual_mode, value_of
+from vamf.models.fast.attention import between_tokens, has_kernel
 from vamf.models.fast.fused import Group
 from vamf.models.fast.reference_ops import silu_slope
 from vamf.models.layers import (
@@ -168,7 +169,15 @@ def _mix_bare(qkv: Tensor, heads: int) -> Tensor:
     return _tokens(scaled_dot_product_attention(q, k, v))
 
 
-_mixed = Group(_mix, _mix_tangent, _mix_bare)
+_mixed_plainly = Group(_mix, _mix_tangent, _mix_bare)
+
+
+def _mixed(qkv: Any, heads: int) -> Any:
+    """``_mix``, by a kernel that needs no table of all pairs of tokens if there is one."""
+    needed = isinstance(qkv, Dual) or torch.is_grad_enabled()
+    if in_dual_mode() and needed and has_kernel(value_of(qkv), heads):
+        return between_tokens(qkv, heads)
+    return _mixed_plainly(qkv, heads)
 
 
 class TransformerBlock(nn.Module):

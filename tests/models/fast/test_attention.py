@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from vamf.flow.duals import Dual
-from vamf.models.fast.attention import between_pixels
+from vamf.flow.duals import Dual, dual_mode
+from vamf.models import dit
+from vamf.models.fast.attention import between_pixels, has_kernel
 from vamf.models.layers import attend
 from vamf.rng import generator
 
@@ -65,3 +66,33 @@ def test_bfloat16_rounds_and_no_more(device):
         results.append([part.double().cpu() for part in (out.value, out.tangent, qkv.grad)])
     for found, expected in zip(*results, strict=True):
         assert (found - expected).norm() < 2e-2 * expected.norm()
+
+
+def test_tokens_have_a_kernel_in_bfloat16_on_a_gpu_only():
+    tokens = torch.zeros(1, 4, 3 * 2 * 8)
+    assert not has_kernel(tokens, 2) and not has_kernel(tokens.bfloat16(), 2)
+    if torch.cuda.is_available():
+        assert has_kernel(tokens.bfloat16().cuda(), 2)
+        assert not has_kernel(tokens.cuda(), 2)
+        assert not has_kernel(torch.zeros(1, 4, 3 * 256, device="cuda").bfloat16(), 1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("n_constant", [0, 1, 3])
+@pytest.mark.parametrize(("tokens", "heads", "size"), [(64, 12, 64), (256, 2, 72), (300, 1, 128)])
+def test_tokens_attend_as_in_float64_in_linear_memory(n_constant, tokens, heads, size):
+    """Value, tangent and gradient by the kernel, and plainly from the same numbers."""
+    g = generator("tokens")
+    exact = torch.randn(3, tokens, 3 * heads * size, generator=g).bfloat16().double()
+    d, back = torch.randn_like(exact[n_constant:]), torch.randn_like(exact[..., : heads * size])
+    results = []
+    for dtype in (torch.bfloat16, torch.float64):
+        qkv, moved = (x.to("cuda", dtype).requires_grad_() for x in (exact, d.bfloat16()))
+        with dual_mode():
+            out = dit._mixed(Dual(qkv, moved.detach()), heads)
+            alone = dit._mixed(qkv, heads)
+        out.value.backward(back.bfloat16().to("cuda", dtype))
+        assert not out.tangent.requires_grad
+        results.append([p.double().cpu() for p in (out.value, alone, out.tangent, qkv.grad)])
+    for found, expected in zip(*results, strict=True):
+        assert (found - expected).norm() <= 1e-2 * expected.norm()

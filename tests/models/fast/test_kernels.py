@@ -74,10 +74,14 @@ KERNELS = [  # with the values that are known when it is compiled
     ("rows.add_up", {"BC": 32, "BP": 32}),
     ("residual._scaled_sum", {"BIAS": True, "BC": 128, "BP": 32}),
     ("residual._scaled_sum_backward", {"BIAS": True, "SPAN": 256, "BC": 128, "BP": 16}),
+    ("token_attention._attend", {"D": 64, "BD": 64, "BQ": 64, "BK": 64, "TANGENT": True}),
+    ("token_attention._attend", {"D": 72, "BD": 128, "BQ": 64, "BK": 64, "TANGENT": False}),
+    ("token_attention._queries_backward", {"D": 72, "BD": 128, "BQ": 64, "BK": 64}),
+    ("token_attention._keys_backward", {"D": 72, "BD": 128, "BQ": 64, "BK": 64}),
     ("resampling._fir", {"H": 32, "W": 32, "UP": True, "BC": 128, "BP": 32}),
     ("resampling._fir", {"H": 16, "W": 16, "UP": False, "BC": 128, "BP": 32}),
 ]
-INTEGERS = {"ldx", "ldd", "ldy", "ldg", "ldm", "ldo", "n_constant", "size", "N", "C", "M"}
+INTEGERS = {"ldx", "ldd", "ldy", "ldg", "ldm", "ldo", "n_constant", "size", "N", "C", "M", "H"}
 NUMBERS = {"eps", "scale", "half", "gain"}
 
 

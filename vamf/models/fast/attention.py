@@ -1,6 +1,7 @@
-"""Attention between the pixels of an image, with its tangent, in operations that are fast on a GPU.
+"""Attention between pixels or tokens, with its tangent, in operations that are fast on a GPU.
 
-The backward pass uses the attention weights as they were multiplied: rounded, if images are.
+Between pixels the backward pass uses the attention weights as they were multiplied: rounded, if
+images are. Between tokens they are never written down, but computed again.
 """
 
 import math
@@ -12,7 +13,10 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from vamf.flow.duals import Dual
-from vamf.models.fast.fused import ops_for
+from vamf.models.fast.fused import TRITON, ops_for
+
+LARGEST_HEAD = 128
+"""Channels of a head for which there is a kernel between tokens."""
 
 
 def _heads(qkv: Tensor, heads: int) -> tuple[Tensor, ...]:
@@ -73,3 +77,48 @@ def between_pixels(qkv: Tensor | Dual, heads: int) -> Tensor | Dual:
     if isinstance(qkv, Dual):
         return Dual(*_Attend.apply(qkv.value, qkv.tangent, heads))
     return _Attend.apply(qkv, None, heads)[0]
+
+
+class _AttendTokens(Function):
+    """Returns the tokens and their tangent."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, qkv: Tensor, moved: Tensor | None, heads: int
+    ) -> tuple[Tensor, Tensor | None]:
+        ctx.set_materialize_grads(False)
+        y, dy, logs = ops_for(qkv).attend(qkv, moved, heads)
+        ctx.save_for_backward(qkv, y, logs)
+        ctx.heads = heads
+        if dy is not None:
+            ctx.mark_non_differentiable(dy)
+        return y, dy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None]:
+        if g is None:
+            return None, None, None
+        qkv, y, logs = ctx.saved_tensors
+        return ops_for(qkv).attend_backward(qkv, y, logs, g, ctx.heads), None, None
+
+
+def between_tokens(qkv: Tensor | Dual, heads: int) -> Tensor | Dual:
+    """softmax(q k / sqrt(d)) v between the tokens of each sample, (batch, tokens, 3 heads d).
+
+    The channels are those of q, then k, then v; each has its heads in order, of d channels each.
+    Needs memory linear in the tokens, where ``has_kernel`` is true.
+    """
+    if isinstance(qkv, Dual):
+        return Dual(*_AttendTokens.apply(qkv.value, qkv.tangent, heads))
+    return _AttendTokens.apply(qkv, None, heads)[0]
+
+
+def has_kernel(qkv: Tensor, heads: int) -> bool:
+    """Whether ``between_tokens`` can be used for this tensor's device, precision and heads.
+
+    Products of float32 numbers without rounding are faster by torch's own; larger heads do not fit
+    into the shared memory of all GPUs.
+    """
+    size = qkv.shape[-1] // 3 // heads
+    return TRITON and qkv.is_cuda and qkv.dtype == torch.bfloat16 and size <= LARGEST_HEAD
