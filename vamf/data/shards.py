@@ -36,6 +36,8 @@ class ShardIndex(ABC):
     """The command that writes it."""
     REMEDY: ClassVar[str]
     """What to do about a damaged shard."""
+    FREE: ClassVar[tuple[str, ...]]
+    """Fields that may differ when the making of a folder is resumed."""
 
     count: int
     """Number of samples."""
@@ -101,6 +103,7 @@ class Index(ShardIndex):
 
     FILE: ClassVar[str] = INDEX
     ARRAYS: ClassVar[str] = "moments"
+    FREE: ClassVar[tuple[str, ...]] = ("vae",)  # compared by its weights
     WHAT: ClassVar[str] = "latents"
     MAKER: ClassVar[str] = "encode"
     REMEDY: ClassVar[str] = (
@@ -144,6 +147,24 @@ class Index(ShardIndex):
 
 def _checksum(view: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(view).data)
+
+
+def begin(index: ShardIndex, out: Path) -> None:
+    """Writes the index into a new or empty folder; leaves a folder with the same index as it is.
+
+    Raises ValueError if ``out`` holds other files, or an index that differs.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / index.FILE).is_file():
+        found = index.load(out)
+        for name in vars(index):
+            ours, theirs = getattr(index, name), getattr(found, name)
+            if name not in index.FREE and ours != theirs:
+                raise ValueError(f"{out} must hold {index.WHAT} with {name} {ours}; got {theirs}")
+    elif any(not path.name.startswith(".") for path in out.iterdir()):
+        raise ValueError(f"a folder for {index.WHAT} must be empty; got files in {out}")
+    else:
+        index.save(out)
 
 
 def write_shard(root: Path, index: ShardIndex, number: int, views: Tensor, labels: Tensor) -> None:
