@@ -59,7 +59,7 @@ class CouplingsIndex(ShardIndex):
     weights: str
     """A checksum of the moving average."""
     steps: int
-    """Steps of Heun's rule from t = 1 to t = 0."""
+    """Steps of Heun's rule from t = 1 to t = 0, the last of them Euler's."""
     seed: int
     """Seed of noise and labels: those of a pair are a function of the seed and its number."""
     guidance_scale: float

@@ -31,7 +31,7 @@ class Coupling:
     count: int
     """Number of pairs, at least 2: some are held out."""
     steps: int = 25
-    """Steps of Heun's rule, with two evaluations of the network each."""
+    """Steps of Heun's rule, with two evaluations of the network each; the last step is Euler's."""
     seed: int = 0
     """Seed of noise and labels: pair i is a function of seed and i, whatever the count."""
     scale: float | None = None
@@ -102,7 +102,7 @@ def couple(plan: Coupling, trained: Trained, out: Path) -> Iterator[str]:
             write_shard(out, index, number, pairs[:, None], labels)
         done = "is there" if there else "written"
         yield f"shard {number + 1} of {len(index.shards)}, {len(index.of(number))} pairs: {done}"
-    yield f"train on them: --data.kind Couplings --data.root {shown(out)}"
+    yield f"train on them: --set data.kind=Couplings data.root={shown(out)}"
 
 
 def integrated(trained: Trained, indices: range, plan: Coupling) -> tuple[Tensor, Label]:
@@ -117,7 +117,7 @@ def integrated(trained: Trained, indices: range, plan: Coupling) -> tuple[Tensor
     y = classes(plan.seed, indices, number, device) if number else None
     with torch.inference_mode(), matmul_precision(experiment.compute):
         velocity = boundary_velocity(conditioned(trained.ema, experiment, y))
-        x = heun(velocity, e, plan.steps)
+        x = heun(velocity, e, plan.steps, last_euler=True)
     if not x.isfinite().all():
         raise ValueError(f"samples of {trained.path} must be finite; got others of {plan}")
     labels = torch.zeros(len(e), dtype=torch.long) if y is None else y.cpu()
