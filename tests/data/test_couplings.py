@@ -21,6 +21,7 @@ from vamf.data.toys import Toy
 from vamf.experiment import Experiment
 from vamf.rng import generator
 from vamf.training.evaluation import protocol
+from vamf.training.replica_consistency import fingerprint
 
 CPU = torch.device("cpu")
 
@@ -174,6 +175,30 @@ def test_one_wrong_bit_is_found_when_its_pair_is_read(folder):
     with pytest.raises(ValueError, match=r"pairs-00001.npy is damaged: row 3 is not as it was"):
         for step in range(4):
             data.batch(step, 7, 0, CPU)
+
+
+def test_what_samples_are_compared_with_is_looked_for_before_training(folder, tmp_path):
+    images = {"kind": "ImageFolder", "root": str(tmp_path / "gone"), "size": 8, "channels": 1}
+    named = {f"data.source.{name}": value for name, value in images.items()}
+    coupled = {"data.kind": "Couplings", "data.root": str(folder[0]), "data.labelled": False}
+    unlabelled = tmp_path / "unlabelled"
+    write_couplings(unlabelled, folder[1], Digits())
+    TINY.override(coupled | {"data.root": str(unlabelled)}).prepare()
+    with pytest.raises(ValueError, match="gone"):
+        TINY.override(coupled | {"data.root": str(unlabelled)} | named).prepare()
+
+
+def test_workers_compare_the_noise_too(tmp_path):
+    """By a digest of all pairs: those of one noise alone differ."""
+    pairs = random_pairs(8, (2,))
+    other = pairs.clone()
+    other[3, 1] += 1
+    digests = set()
+    for name, some in {"a": pairs, "b": other, "c": pairs}.items():
+        write_couplings(tmp_path / name, some, Toy())
+        experiment = replace(POINTS, data=Couplings(root=tmp_path / name))
+        digests.add(fingerprint(experiment.data.load("train"), experiment))
+    assert len(digests) == 2
 
 
 def test_a_source_can_be_named_anew(folder):
