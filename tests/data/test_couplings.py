@@ -13,6 +13,7 @@ from helpers.tiny import TINY
 from vamf.data.couplings import Couplings
 from vamf.data.dataset import Coupled, Images, Labelled
 from vamf.data.digits import Digits
+from vamf.data.image_folder import ImageFolder
 from vamf.data.latents import Latents
 from vamf.data.mixtures import Mixture
 from vamf.data.source import DataSource, LatentSource
@@ -142,6 +143,9 @@ def test_folders_without_couplings_and_of_others_are_refused(folder, tmp_path):
         Couplings(root=folder[0], source=Toy(), labelled=False).load("train")
     with pytest.raises(ValueError, match="must have the classes 0; got 10 in"):
         Couplings(root=folder[0], labelled=False).load("train")
+    write_couplings(tmp_path / "moons", random_pairs(4, (2,)), Toy(name="two_moons"))
+    with pytest.raises(ValueError, match=r"must be of the data Toy\(.*eight.*; got Toy\(.*moons"):
+        Couplings(root=tmp_path / "moons", source=Toy()).load("train")
     with pytest.raises(ValueError, match="besides those held out; got 1 pairs, 1 of them"):
         Couplings(root=folder[0], keep=0.01).load("train")
     with pytest.raises(ValueError, match="split must be 'train' or 'test'; got 'all'"):
@@ -178,14 +182,11 @@ def test_one_wrong_bit_is_found_when_its_pair_is_read(folder):
 
 
 def test_what_samples_are_compared_with_is_looked_for_before_training(folder, tmp_path):
-    images = {"kind": "ImageFolder", "root": str(tmp_path / "gone"), "size": 8, "channels": 1}
-    named = {f"data.source.{name}": value for name, value in images.items()}
-    coupled = {"data.kind": "Couplings", "data.root": str(folder[0]), "data.labelled": False}
-    unlabelled = tmp_path / "unlabelled"
-    write_couplings(unlabelled, folder[1], Digits())
-    TINY.override(coupled | {"data.root": str(unlabelled)}).prepare()
+    TINY.override({"data.kind": "Couplings", "data.root": str(folder[0])}).prepare()
+    images = ImageFolder(root=tmp_path / "gone", size=8, channels=1)
+    write_couplings(tmp_path / "of images", folder[1], images)
     with pytest.raises(ValueError, match="gone"):
-        TINY.override(coupled | {"data.root": str(unlabelled)} | named).prepare()
+        TINY.override({"data.kind": "Couplings", "data.root": f"{tmp_path}/of images"}).prepare()
 
 
 def test_workers_compare_the_noise_too(tmp_path):

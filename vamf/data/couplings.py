@@ -24,7 +24,7 @@ from vamf.data.latents import Latents
 from vamf.data.mixtures import Mixture
 from vamf.data.shards import ShardIndex, Shards
 from vamf.data.shuffle import Order
-from vamf.data.source import DataSource, LatentSource
+from vamf.data.source import DataSource, LatentSource, is_points
 from vamf.data.streaming import Ahead
 from vamf.data.torchvision_sets import CIFAR10, MNIST
 from vamf.data.toys import Toy
@@ -191,6 +191,10 @@ def _load(data: Couplings) -> dict[Split, "CoupledSet"]:
     for name, (wanted, found) in declared.items():
         if wanted != found:
             raise ValueError(f"couplings must have the {name} {wanted}; got {found} in {data.root}")
+    if not _same(data.original, index.source):
+        raise ValueError(
+            f"couplings must be of the data {data.original}; got {index.source} in {data.root}"
+        )
     shards = Shards(data.root, index)
     check_labels(shards.labels, max(index.classes, 1), data.root)
     kept = _nearest(shards, data.keep)
@@ -203,6 +207,11 @@ def _load(data: Couplings) -> dict[Split, "CoupledSet"]:
     parts: tuple[Split, Split] = ("train", "test")
     places = (kept[:-held_out], kept[-held_out:])
     return {s: CoupledSet(shards, p) for s, p in zip(parts, places, strict=True)}
+
+
+def _same(declared: DataSource, found: DataSource) -> bool:
+    """Whether two choices are of the same data; files may lie elsewhere than they were."""
+    return type(declared) is type(found) and (declared == found or not is_points(declared))
 
 
 def _nearest(shards: Shards[CouplingsIndex], share: float) -> np.ndarray:
