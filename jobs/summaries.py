@@ -8,6 +8,7 @@ PROGRAMS = {
     "sample": "draws samples from a checkpoint",
     "export": "writes a checkpoint for use elsewhere",
     "encode": "encodes images, for training on latents",
+    "couple": "makes pairs of noise and samples of a flow, to train on: rectified couplings",
     "probe": "measures the beta landscape of a checkpoint",
     "reproduce": "trains for the tables of arXiv 2605.09235 on points",
     "bench": "measures what training costs on this machine",

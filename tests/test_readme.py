@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import pages
+from helpers.couplings import digits_couplings
 from helpers.ended import write_run
 from helpers.pictures import write_images, write_tiny
 from helpers.searching import without_ray
@@ -18,6 +19,7 @@ from jobs import (
     cli,
     clock,
     compare,
+    couple,
     encode,
     evaluate,
     export,
@@ -153,7 +155,7 @@ def test_every_job_is_shown():
     shown = {job for job, *_ in README}
     assert shown == {
         *("train", "tune", "evaluate", "compare", "sample", "bench", "submit"),
-        *("probe", "reproduce", "export", "encode", "resend", "clock"),
+        *("probe", "reproduce", "export", "encode", "resend", "clock", "couple"),
     }
 
 
@@ -167,6 +169,9 @@ def test_experiments_resolve(arguments, capsys, tmp_path, monkeypatch):
             job.main(["--resume", str(tmp_path)])
         assert "is missing" in capsys.readouterr().err
         return
+    if "data.kind=Couplings" in arguments:  # which must be there: their folder says what they are
+        digits_couplings(tmp_path / "pairs")
+        arguments = [w.replace("=pairs", f"={tmp_path}/pairs") for w in arguments]
     job.main([*arguments, "--dry-run"])
     assert '"steps"' in capsys.readouterr().out
 
@@ -214,6 +219,14 @@ def test_checkpoints_are_used(job, arguments, run, tmp_path, monkeypatch, capsys
     job.main([str(run) if argument == "runs/NAME" else argument for argument in arguments])
     assert "step 6" in capsys.readouterr().out
     assert job is evaluate or (tmp_path / arguments[arguments.index("--out") + 1]).exists()
+
+
+@pytest.mark.parametrize("arguments", commands("couple"), ids=" ".join)
+def test_flows_are_coupled(arguments, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    named = [str(run) if word.startswith("runs/") else word for word in arguments]
+    couple.main([*named, "--count", "2", "--steps", "1"])
+    assert "data.kind=Couplings data.root=pairs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", commands("compare"), ids=" ".join)

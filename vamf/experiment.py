@@ -11,6 +11,7 @@ import torch
 
 from vamf import moved_paths, serialization
 from vamf.data.augment import Augmentation
+from vamf.data.couplings import Couplings, original
 from vamf.data.digits import Digits
 from vamf.data.image_folder import ImageFolder
 from vamf.data.latents import Latents
@@ -50,9 +51,9 @@ from vamf.typing import Sample
 class Experiment:
     """All settings of a run; ``dataclasses.replace`` or ``override`` makes a variant."""
 
-    data: Toy | Mixture | Digits | MNIST | CIFAR10 | ImageFolder | Latents | DataSource = field(
-        default_factory=Digits
-    )
+    data: (
+        Toy | Mixture | Digits | MNIST | CIFAR10 | ImageFolder | Latents | Couplings | DataSource
+    ) = field(default_factory=Digits)
     """The training data."""
     model: MLPConfig | UNetConfig | DiTConfig | NetworkConfig = field(default_factory=UNetConfig)
     """The network u(z, r, t)."""
@@ -119,6 +120,8 @@ class Experiment:
         self._check_proxy()
         self._check_guidance()
         self._check_latents()
+        if isinstance(self.data, Couplings):
+            self.data.require_fits(self.loss, self.proxy, self.augment is not None)
         self._check_augment()
         self._check_compute()
         self._check_ddpm()
@@ -263,7 +266,7 @@ class Experiment:
             raise ValueError(f"augment needs a proxy that takes augment labels; got {self.proxy}")
 
     def _check_latents(self) -> None:
-        if not isinstance(self.data, LatentSource):
+        if not isinstance(self.original, LatentSource):
             return
         if self.augment:
             raise ValueError(
@@ -299,23 +302,34 @@ class Experiment:
         return first[index], replace(self, stages=(), steps=steps, probe=None, **chosen)
 
     @property
+    def original(self) -> DataSource:
+        """The data whose distribution is learnt: of couplings, those that their flow learnt."""
+        return original(self.data)
+
+    @property
     def reference_images(self) -> DataSource:
-        """The data that generated samples are compared with: the data, or the images of latents."""
-        return self.data.reference_images if isinstance(self.data, LatentSource) else self.data
+        """The data that generated samples are compared with: the original, or latents' images."""
+        data = self.original
+        return data.reference_images if isinstance(data, LatentSource) else data
 
     def decoder(self, device: torch.device) -> Callable[[Sample], Sample]:
         """A function from generated samples to samples of ``reference_images``.
 
         Raises ValueError if the autoencoder of latents is missing.
         """
-        return self.data.decoder(device) if isinstance(self.data, LatentSource) else lambda x: x
+        data = self.original
+        return data.decoder(device) if isinstance(data, LatentSource) else lambda x: x
 
     def prepare(self) -> None:
         """Loads the data and prepares the distance; raises ValueError if something is missing."""
         self.data.load("train")
-        distance = self.evaluation.distance
-        if isinstance(self.data, LatentSource) and isinstance(distance, FrechetDistance):
-            self.data.prepare(compared=not isinstance(distance.reference, Path))
+        data, distance = self.original, self.evaluation.distance
+        compared = not isinstance(getattr(distance, "reference", None), Path)
+        if isinstance(data, LatentSource):
+            if isinstance(distance, FrechetDistance):
+                data.prepare(compared)
+        elif compared:
+            data.load("train")  # of couplings, which are no part of it
         distance.prepare(self.reference_images)
 
     def located(self) -> Self:
@@ -324,7 +338,7 @@ class Experiment:
         Relative paths are resolved against this process's working folder.
         """
         placed: Self = serialization.with_paths(self, absolute)
-        if not isinstance(placed.data, LatentSource):
+        if not isinstance(placed.data, LatentSource | Couplings):
             return placed
         return replace(placed, data=placed.data.located())
 

@@ -89,7 +89,7 @@ def test_draws_are_of_the_given_generator(folder):
 
 def test_batches_are_read_ahead_and_no_shard_is_read_whole(folder, monkeypatch):
     data = latents(folder[0]).load("train")
-    assert all(isinstance(part, np.memmap) for part in data.shards._moments)
+    assert all(isinstance(part, np.memmap) for part in data.shards._arrays)
     read, read_some = [], data.shards.read
     monkeypatch.setattr(data.shards, "read", lambda *some: read.append(some) or read_some(*some))
     data.batch(0, 1, 0, CPU)
@@ -186,7 +186,7 @@ def test_missing_and_damaged_shards_are_named(folder):
 def test_views_of_many_shards_are_read_in_the_order_in_which_they_are_asked_for(folder):
     root, moments = folder
     images, views = np.array([9, 0, 5, 9, 0, 4]), np.array([1, 0, 1, 0, 0, 1])
-    shards = Shards(root)
+    shards = Shards(root, INDEX)
     for _ in range(2):
         assert torch.equal(shards.read(images, views), moments[images, views])
 
@@ -198,7 +198,7 @@ def test_one_wrong_bit_is_found_when_its_row_is_read(folder):
     content[-10] ^= 1  # of image 7's mirror image
     path.write_bytes(content)
     data = latents(root).load("train")
-    shards = Shards(root)
+    shards = Shards(root, INDEX)
     assert shards.read(np.array([7]), np.array([0])).shape == (1, 8, 4, 4)
     with pytest.raises(ValueError, match=r"moments-00001.npy is damaged: row 3 is not as it was"):
         shards.read(np.array([7]), np.array([1]))

@@ -1,6 +1,7 @@
 """Sampling: exact on exact average velocities, first order on velocities alone."""
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -13,6 +14,8 @@ from vamf.typing import expand_like
 E = torch.randn(6, 2, generator=generator("sampler"), dtype=torch.float64)
 X0 = torch.tensor([0.7, -1.3], dtype=torch.float64)
 SCALE = 0.5
+
+ending = partial(heun, last_euler=True)
 
 
 def to_one_point(z, r, t):
@@ -91,7 +94,7 @@ def test_no_steps_are_refused(steps):
         sample(to_one_point, E, steps)
 
 
-@pytest.mark.parametrize(("solver", "order"), [(euler, 1), (heun, 2)])
+@pytest.mark.parametrize(("solver", "order"), [(euler, 1), (heun, 2), (ending, 2)])
 def test_solvers_converge_at_their_order(solver, order):
     """The flow of Gaussian data takes E to SCALE * E."""
     errors = [
@@ -102,7 +105,7 @@ def test_solvers_converge_at_their_order(solver, order):
         assert coarse / fine == pytest.approx(2**order, rel=0.1)
 
 
-@pytest.mark.parametrize(("solver", "calls"), [(euler, 5), (heun, 10)])
+@pytest.mark.parametrize(("solver", "calls"), [(euler, 5), (heun, 10), (ending, 9)])
 def test_calls_of_the_network(solver, calls):
     seen = []
 
@@ -115,7 +118,7 @@ def test_calls_of_the_network(solver, calls):
     assert len(seen) == calls and seen[0] == 1 and min(seen) >= 0
 
 
-@pytest.mark.parametrize("solver", [euler, heun])
+@pytest.mark.parametrize("solver", [euler, heun, ending])
 def test_solvers_refuse_no_steps(solver):
     with pytest.raises(ValueError, match="at least 1 step; got 0"):
         solver(lambda z, t: z, E, 0)

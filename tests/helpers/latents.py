@@ -25,7 +25,7 @@ INDEX = Index(
 
 def moments(index: Index, number: int) -> torch.Tensor:
     """Random means, and log-variances of about exp(-2)."""
-    return torch.randn(index.moments(number), generator=generator("moments", number)) - 1
+    return torch.randn(index.arrays(number), generator=generator("moments", number)) - 1
 
 
 def write_latents(root: Path, index: Index = INDEX) -> torch.Tensor:

@@ -68,6 +68,30 @@ class Images(Labelled, Protocol):
         ...
 
 
+@runtime_checkable
+class Coupled(Dataset, Protocol):
+    """Samples that have a noise each, in the place of one that is drawn independently."""
+
+    def noise_of(
+        self, step: int, size: int, seed: int, device: torch.device, part: slice = WHOLE
+    ) -> Sample:
+        """The noise of the samples of ``batch`` with the same arguments."""
+        ...
+
+    def draw_pairs(self, n: int, generator: torch.Generator) -> tuple[Sample, Sample]:
+        """n independent draws of a sample and its noise, with replacement, each (n, *shape)."""
+        ...
+
+
+def draw_with_noise(
+    dataset: Dataset, n: int, generator: torch.Generator
+) -> tuple[Sample, Sample | None]:
+    """n independent draws, and the noise of each; None if that is drawn independently."""
+    if isinstance(dataset, Coupled):
+        return dataset.draw_pairs(n, generator)
+    return dataset.draw(n, generator), None
+
+
 @dataclass(frozen=True)
 class Generated:
     """A distribution given by its sampler: every batch is drawn anew, so there are no epochs."""

@@ -10,7 +10,7 @@ import torch
 
 from vamf.data.image_files import image_files
 from vamf.data.image_folder import ImageFolder
-from vamf.data.shards import INDEX, Index, intact, write_shard
+from vamf.data.shards import Index, begin, intact, write_shard
 from vamf.data.streaming import FileSet
 from vamf.data.vae import VAE
 from vamf.files import shown
@@ -87,14 +87,7 @@ def encode(encoding: Encoding, root: Path, out: Path, vae: VAE) -> Iterator[str]
     images = folder.load("train")
     assert isinstance(images, FileSet)  # as memory_gb is 0
     index = plan(encoding, folder, images, vae)
-    out.mkdir(parents=True, exist_ok=True)
-    holds = [path for path in out.iterdir() if not path.name.startswith(".")]
-    if (out / INDEX).is_file():
-        _same(index, Index.load(out), out)
-    elif holds:
-        raise ValueError(f"a folder for latents must be empty; got files in {out}")
-    else:
-        index.save(out)
+    begin(index, out)
     mine, step = encoding.part
     for number in index.shards[mine::step]:
         there = intact(out, index, number)
@@ -108,13 +101,6 @@ def encode(encoding: Encoding, root: Path, out: Path, vae: VAE) -> Iterator[str]
         f"--data.channels {index.shape[0]} --data.size {index.shape[1]} "
         f"--data.resolution {index.resolution} --data.classes {index.classes}"
     )
-
-
-def _same(wanted: Index, found: Index, out: Path) -> None:
-    for name in vars(wanted):
-        ours, theirs = getattr(wanted, name), getattr(found, name)
-        if name != "vae" and ours != theirs:  # compared by its weights
-            raise ValueError(f"{out} must hold latents with {name} {ours}; got {theirs}")
 
 
 def _encode_shard(index: Index, number: int, images: FileSet, vae: VAE, out: Path) -> None:

@@ -150,7 +150,7 @@ class Latents:
         )
         folder.mkdir(parents=True, exist_ok=True)
         index.save(folder)
-        moments = torch.randn(index.moments(0), generator=generator("stand-in"))
+        moments = torch.randn(index.arrays(0), generator=generator("stand-in"))
         write_shard(folder, index, 0, moments, torch.arange(count) % max(self.classes, 1))
         return {"root": str(folder)}
 
@@ -161,8 +161,8 @@ def _weights(sha256: str, scaling: float) -> str:
 
 @cache
 def _load(data: Latents, root: Path) -> "LatentSet":
-    shards = Shards(root)
-    index = shards.index
+    index = Index.load(root)
+    shards = Shards(root, index)
     declared = {
         "shape": (data.shape, index.shape),
         "resolution": (data.resolution, index.resolution),
@@ -183,7 +183,7 @@ def _load(data: Latents, root: Path) -> "LatentSet":
 class LatentSet:
     """Latents that are read from disk before the steps need them, in the order of ``ImageSet``."""
 
-    def __init__(self, shards: Shards, mirror: bool) -> None:
+    def __init__(self, shards: Shards[Index], mirror: bool) -> None:
         """``mirror`` uses the mirror image's moments half of the time."""
         self.shards, self.mirror, self.labels = shards, mirror, shards.labels
         self._order = Order(len(self.labels))

@@ -25,11 +25,18 @@ def euler(v: Velocity, e: Sample, steps: int) -> Sample:
     return sample(lambda z, r, t: v(z, t), e, steps)
 
 
-def heun(v: Velocity, e: Sample, steps: int) -> Sample:
-    """Solves the same equation by Heun's rule: second order, two calls for each step."""
+def heun(v: Velocity, e: Sample, steps: int, *, last_euler: bool = False) -> Sample:
+    """Solves the same equation by Heun's rule: second order, two calls for each step.
+
+    With ``last_euler`` the last step is Euler's, as in EDM (arXiv 2206.00364, algorithm 1), and the
+    order the same. Then v(z, 0) is not used, which jumps if the data are points: of one point c, v
+    is e - c on the path and -c at t = 0.
+    """
     z = e
-    for t, r in _intervals(e, steps):
+    for index, (t, r) in enumerate(_intervals(e, steps), start=1):
         here = v(z, t.expand(len(z)))
+        if last_euler and index == steps:
+            return z - (t - r) * here
         there = v(z - (t - r) * here, r.expand(len(z)))
         z = z - (t - r) * (here + there) / 2
     return z

@@ -53,7 +53,7 @@ def _protocol_of_anchors(
     experiment: Experiment, measure: FrechetDistance, workers: Workers
 ) -> dict[str, str]:
     """All settings that the reference distances depend on."""
-    data, test = experiment.data, experiment.data.load("test")
+    data, test = experiment.original, experiment.original.load("test")
     assert isinstance(test, Labelled)  # data of points have no such distance
     decoder = "none"
     if isinstance(data, LatentSource):
@@ -69,7 +69,7 @@ def _protocol_of_anchors(
 def _anchors(
     experiment: Experiment, measure: FrechetDistance, workers: Workers
 ) -> dict[str, Measurement]:
-    test, seed = experiment.data.load("test"), experiment.evaluation.seed
+    test, seed = experiment.original.load("test"), experiment.evaluation.seed
     images, decode = experiment.reference_images, experiment.decoder(workers.device)
 
     def real(indices: range) -> Sample:
@@ -80,7 +80,7 @@ def _anchors(
         g = generator(seed, "uniform", indices.start)
         return (torch.rand(len(indices), *images.shape, generator=g) * 2 - 1).to(workers.device)
 
-    name = "real test images" if images is experiment.data else "real test latents, decoded"
+    name = "real test images" if images is experiment.original else "real test latents, decoded"
     sources = {name: real, "uniform noise": uniform}
     return {
         name: next(iter(measure(source, images, workers, seed).values()))

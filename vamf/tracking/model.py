@@ -31,7 +31,7 @@ def save_model(exported: Path, out: Path) -> None:
         ColSpec(kind, name, required=name == "count") for name, kind in serving.COLUMNS.items()
     ]
     needed = ["torch", "numpy", "pillow", "safetensors", "pydantic", "jaxtyping"]
-    data = read_export(exported)[0].data
+    data = read_export(exported)[0].original
     needed += data.decoder_packages if isinstance(data, LatentSource) else []
     save(
         str(out),

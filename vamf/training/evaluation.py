@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from vamf.data.dataset import draw_with_noise
 from vamf.data.source import LatentSource
 from vamf.diagnostics.variance import (
     TIMES,
@@ -30,7 +31,7 @@ from vamf.training.step.networks import as_sampled
 from vamf.training.step.objective import draw
 from vamf.training.step.precision import matmul_precision
 from vamf.training.step.trainer import Trainer
-from vamf.typing import AverageVelocity, Beta, BetaAt, Label, Sample, Scalars, Time, Velocity
+from vamf.typing import AverageVelocity, Beta, BetaAt, Label, Sample, Time, Velocity
 
 Metrics = dict[str, Measurement]
 
@@ -67,17 +68,18 @@ def generate_from(
             y = classes(evaluation.seed, indices, number, device) if number else None
             if y is not None and label is not None:
                 y = torch.full_like(y, label)
-            own = u if y is None else with_labels(u, y, _kappa(experiment, e))
-            return decode(_sampled(own, experiment, e, indices))
+            return decode(_sampled(conditioned(u, experiment, y), experiment, e, indices))
 
     return generate
 
 
-def _kappa(experiment: Experiment, e: Sample) -> Scalars | None:
-    """1 - 1 / scale for each sample of ``e``; None if the network takes no guidance scale."""
-    if not experiment.model.guided:
-        return None
-    return e.new_full((len(e),), 1 - 1 / experiment.evaluation.guidance_scale)
+def conditioned(u: AverageVelocity, experiment: Experiment, y: Label | None) -> AverageVelocity:
+    """The network with the classes of a batch, if any, and the experiment's guidance scale."""
+    if y is None:
+        return u
+    kappa = 1 - 1 / experiment.evaluation.guidance_scale
+    scales = torch.full(y.shape, kappa, device=y.device) if experiment.model.guided else None
+    return with_labels(u, y, scales)
 
 
 def _sampled(u: AverageVelocity, experiment: Experiment, e: Sample, indices: range) -> Sample:
@@ -113,7 +115,7 @@ def protocol(experiment: Experiment) -> str:
     evaluation = experiment.evaluation
     how = "" if evaluation.sampler == "average" else f" {evaluation.sampler}"
     scale = f", guidance scale {evaluation.guidance_scale:g}" if experiment.model.guided else ""
-    data = experiment.data
+    data = experiment.original
     decoded = f", decoded by {data.decoder_name}" if isinstance(data, LatentSource) else ""
     return (
         f"{evaluation.distance.key}, {evaluation.sampling_steps}-step{how} samples{scale}, "
@@ -137,8 +139,9 @@ def loss_variance(
 ) -> Metrics:
     """Mean over t of the variance over samples of the unweighted loss per dimension.
 
-    Samples come from the test split; they and their noise are the same for all runs. The loss is
-    that of ``sample_losses``, or the objective's own if it has no landscape.
+    Samples come from the test split; they and their noise, which couplings bring along, are the
+    same for all runs. The loss is that of ``sample_losses``, or the objective's own if it has no
+    landscape.
     """
     n, seed = experiment.evaluation.variance_samples, experiment.evaluation.seed
     rule = experiment.loss
@@ -146,8 +149,9 @@ def loss_variance(
     mine = slice(workers.rank, None, workers.world)
     for row, t in enumerate(TIMES):
         g = generator(seed, "loss_variance", row)
-        x = experiment.data.load("test").draw(n, g).cpu()
-        e = torch.randn(x.shape, generator=g)
+        x, own = draw_with_noise(experiment.data.load("test"), n, g)
+        x, drawn = x.cpu(), torch.randn(x.shape, generator=g)
+        e = drawn if own is None else own
         uniform = torch.rand(n, generator=g)[mine].to(workers.device)
         draws = evaluation_draws(x[mine].to(workers.device), e[mine].to(workers.device), t)
         with matmul_precision(experiment.compute):
@@ -195,8 +199,8 @@ def _at(beta: Beta | BetaAt, draws: Draws) -> Beta:
 
 def _fresh(experiment: Experiment, index: int, device: torch.device) -> tuple[Draws, Time]:
     g = generator(experiment.evaluation.seed, "gradient_variance", index)
-    x = experiment.data.load("train").draw(experiment.batch, g)
-    (x, e, r, t, n_equal), uniform = draw(experiment, x, g)
+    x, own = draw_with_noise(experiment.data.load("train"), experiment.batch, g)
+    (x, e, r, t, n_equal), uniform = draw(experiment, x, g, own)
     draws = Draws(x.to(device), e.to(device), r.to(device), t.to(device), n_equal)
     return draws, uniform.to(device)
 

@@ -5,6 +5,7 @@ from dataclasses import fields
 import torch
 from torch import nn
 
+from vamf.data.dataset import draw_with_noise
 from vamf.diagnostics.landscape import Landscape, ProbeMoments
 from vamf.diagnostics.probe import Probe, ProbeTarget, probe_pair
 from vamf.diagnostics.ratios import ratios
@@ -72,8 +73,9 @@ def probe_ratios(
     if samples < 4:
         raise ValueError(f"ratios need at least 4 samples for their errors; got {samples}")
     g = generator(experiment.evaluation.seed, "ratios")
-    x = experiment.data.load("test").draw(samples, g).cpu()
-    e = torch.randn(x.shape, generator=g)
+    x, own = draw_with_noise(experiment.data.load("test"), samples, g)
+    x, drawn = x.cpu(), torch.randn(x.shape, generator=g)
+    e = drawn if own is None else own
     signs = None if x[0].numel() <= EXACT else draw_signs((SIGNS, *x.shape), g).to(device)
     with matmul_precision(experiment.compute):
         return ratios(u, x.to(device), e.to(device), signs)
@@ -87,6 +89,6 @@ def _require_velocity(experiment: Experiment) -> None:
 def _fresh(experiment: Experiment, key: tuple[int | str, ...], device: torch.device) -> Draws:
     """A batch drawn as in training, from its own random stream."""
     g = generator(*key)
-    x = experiment.data.load("train").draw(experiment.batch, g)
-    (x, e, r, t, n_equal), _ = draw(experiment, x, g)
+    x, own = draw_with_noise(experiment.data.load("train"), experiment.batch, g)
+    (x, e, r, t, n_equal), _ = draw(experiment, x, g, own)
     return Draws(x.to(device), e.to(device), r.to(device), t.to(device), n_equal)

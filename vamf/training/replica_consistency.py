@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vamf.compat.torch import named_leaves
-from vamf.data.dataset import Dataset, ImageSet
+from vamf.data.dataset import Coupled, Dataset, ImageSet, Labelled
 from vamf.distributed import Workers
 from vamf.errors import WorkersDiffer
 from vamf.experiment import Experiment
@@ -68,9 +68,11 @@ def code(package: Path) -> dict[str, str]:
 
 
 def fingerprint(dataset: Dataset, experiment: Experiment) -> str:
-    """A digest of all images and labels; of other data, a digest of the first and last batch."""
+    """A digest of all images and labels, or of couplings; else of the first and last batch."""
     if isinstance(dataset, ImageSet):
         return _digest(_bytes(dataset.images), _bytes(dataset.labels))
+    if isinstance(dataset, Coupled) and isinstance(dataset, Labelled):
+        return dataset.fingerprint()
     size, seed, cpu = experiment.batch, experiment.seed, torch.device("cpu")
     steps = (0, experiment.steps - 1)
     return _digest(*(_bytes(dataset.batch(step, size, seed, cpu)) for step in steps))

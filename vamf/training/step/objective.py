@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from vamf.data.dataset import Dataset, Labelled
+from vamf.data.dataset import Coupled, Dataset, Labelled
 from vamf.diagnostics.adaptive import AdaptiveBeta, AdaptiveBetaState
 from vamf.distributed import Workers
 from vamf.dropout import Masks, sharing, without_dropout
@@ -249,7 +249,8 @@ class Objective(nn.Module):
     def draw(self, step: int, batch: Batch | None = None) -> tuple[Draws, Time]:
         """This worker's share of the step's samples, and uniform numbers for the anchor.
 
-        ``batch``, if given, has the data already.
+        ``batch``, if given, has the data already. Couplings bring their noise; the other numbers
+        are the same as without them.
         """
         e, (rank, world, device) = self.experiment, self.workers
         mine = slice(rank, None, world)
@@ -262,8 +263,10 @@ class Objective(nn.Module):
             x = e.augment(x, strengths)
         g = generator(e.seed, "step", step, device=device)
         (noise, r, t, uniform), n_equal = draw_noise(e, (e.batch, *self.dataset.shape), g)
-        n_equal = len(range(rank, n_equal, world))
-        return Draws(x, noise[mine], r[mine], t[mine], n_equal), uniform[mine]
+        n_equal, noise = len(range(rank, n_equal, world)), noise[mine]
+        if isinstance(self.dataset, Coupled):
+            noise = self.dataset.noise_of(step, e.batch, e.seed, device, mine)
+        return Draws(x, noise, r[mine], t[mine], n_equal), uniform[mine]
 
 
 def beta_at(experiment: Experiment, step: int, adapted: AdaptiveBetaState | None) -> BetaAt:
@@ -278,10 +281,15 @@ def beta_at(experiment: Experiment, step: int, adapted: AdaptiveBetaState | None
     return partial(rule.at, experiment.progress(step))
 
 
-def draw(experiment: Experiment, x: torch.Tensor, g: torch.Generator) -> tuple[Draws, Time]:
-    """Noise, times and anchor numbers for the data ``x``, from one generator on its device."""
+def draw(
+    experiment: Experiment, x: Sample, g: torch.Generator, own: Sample | None = None
+) -> tuple[Draws, Time]:
+    """Noise, times and anchor numbers for the data ``x``, from one generator on its device.
+
+    ``own``, if given, replaces the noise; the other numbers do not change.
+    """
     (noise, r, t, uniform), n_equal = draw_noise(experiment, x.shape, g)
-    return Draws(x, noise, r, t, n_equal), uniform
+    return Draws(x, noise if own is None else own, r, t, n_equal), uniform
 
 
 def draw_noise(
