@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vamf.data.source import LatentSource
 from vamf.diagnostics.variance import (
@@ -18,13 +18,14 @@ from vamf.diagnostics.variance import (
 )
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
-from vamf.flow.guidance import with_labels
+from vamf.flow.guidance import velocity_with_labels, with_labels
 from vamf.flow.objectives.ddpm import DDPM
 from vamf.flow.objectives.terms import Draws
 from vamf.flow.oracle import for_batch
 from vamf.flow.samplers import euler, heun, sample
 from vamf.flow.tangents import boundary_velocity
 from vamf.metrics.distances import Generate, Measurement
+from vamf.models.config import takes_interval
 from vamf.rng import generator, seed_of
 from vamf.training.step.networks import as_sampled
 from vamf.training.step.objective import draw
@@ -67,22 +68,31 @@ def generate_from(
             y = classes(evaluation.seed, indices, number, device) if number else None
             if y is not None and label is not None:
                 y = torch.full_like(y, label)
-            own = u if y is None else with_labels(u, y, _kappa(experiment, e))
-            return decode(_sampled(own, experiment, e, indices))
+            return decode(_sampled(u, y, experiment, e, indices))
 
     return generate
 
 
-def _kappa(experiment: Experiment, e: Sample) -> Scalars | None:
-    """1 - 1 / scale for each sample of ``e``; None if the network takes no guidance scale."""
-    if not experiment.model.guided:
-        return None
-    return e.new_full((len(e),), 1 - 1 / experiment.evaluation.guidance_scale)
+def _guidance(experiment: Experiment, e: Sample) -> tuple[Scalars | None, Tensor | None]:
+    """1 - 1 / scale for each sample of ``e``, and its interval; None for what is no input."""
+    evaluation, model = experiment.evaluation, experiment.model
+    if not model.guided:
+        return None, None
+    kappa = e.new_full((len(e),), 1 - 1 / evaluation.guidance_scale)
+    if not takes_interval(model):
+        return kappa, None
+    times = evaluation.guidance_t_min, evaluation.guidance_t_max
+    return kappa, torch.stack([e.new_full((len(e),), t) for t in times], 1)
 
 
-def _sampled(u: AverageVelocity, experiment: Experiment, e: Sample, indices: range) -> Sample:
+def _sampled(
+    u: AverageVelocity, y: Label | None, experiment: Experiment, e: Sample, indices: range
+) -> Sample:
     """Samples with these indices from noise ``e``, by the experiment's sampler."""
     steps, own = experiment.evaluation.sampling_steps, boundary_velocity(u)
+    if y is not None:
+        known = y, *_guidance(experiment, e)
+        u, own = with_labels(u, *known), velocity_with_labels(own, *known)
     match experiment.evaluation.sampler:
         case "average":
             return sample(u, e, steps)
@@ -113,6 +123,8 @@ def protocol(experiment: Experiment) -> str:
     evaluation = experiment.evaluation
     how = "" if evaluation.sampler == "average" else f" {evaluation.sampler}"
     scale = f", guidance scale {evaluation.guidance_scale:g}" if experiment.model.guided else ""
+    if takes_interval(experiment.model):
+        scale += f" from t = {evaluation.guidance_t_min:g} to {evaluation.guidance_t_max:g}"
     data = experiment.data
     decoded = f", decoded by {data.decoder_name}" if isinstance(data, LatentSource) else ""
     return (
