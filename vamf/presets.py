@@ -191,6 +191,7 @@ MNIST_DIGITS = Experiment(
     checkpoint=Checkpoints(every=2000),
 )
 
+# Improved Mean Flows, as `digits_imf`.
 MNIST_IMF = _imf(MNIST_DIGITS)
 
 # The same network as a DDPM, to compare sampling in many steps with sampling in one step.
