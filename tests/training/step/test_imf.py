@@ -115,6 +115,14 @@ def test_micro_batches_have_the_gradient_of_the_whole_batch():
         torch.testing.assert_close(a, b, **ROUNDING)
 
 
+def test_the_mean_of_two_workers_is_the_single_one():
+    """Whose intervals and samples with r = t are shared out as the batch is."""
+    whole, halves = objective(), [objective(workers=Workers(rank, 2)) for rank in range(2)]
+    losses = [own.terms(inputs_of(own)).loss for own in halves]
+    expected = whole.terms(inputs_of(whole)).loss
+    torch.testing.assert_close(sum(losses) / 2, expected, rtol=1e-12, atol=0)
+
+
 STD, NULL = 0.6, torch.tensor([0.3, -0.2]).double()
 MEANS = torch.tensor([[2.0, 0.0], [-1.0, 1.5], [0.5, -2.0]]).double()
 
