@@ -26,6 +26,8 @@ class Options:
     """Class of all samples, for a network that knows classes; by default random ones."""
     scale: float | None = None
     """Guidance scale, for a network that takes one as an input; by default the experiment's."""
+    interval: tuple[float, float] | None = None
+    """First and last guided time, for a network that takes them; by default the experiment's."""
     steps: int | None = None
     """Steps of the sampler; by default the experiment's, one for most."""
     seed: int = 0
@@ -42,7 +44,8 @@ def main(argv: list[str]) -> None:
     trained = cli.guarded(lambda: load.load(options.checkpoint, device))
     experiment = cli.guarded(lambda: cli.changed(trained.experiment, options.set))
     trained = trained._replace(experiment=experiment)
-    chosen = {name: getattr(options, name) for name in ("steps", "seed", "label", "scale")}
+    names = ("steps", "seed", "label", "scale", "interval")
+    chosen = {name: getattr(options, name) for name in names}
     generate = cli.guarded(lambda: sampling.generator_of(trained, **chosen))
     n = cli.guarded(lambda: sampling.save_samples(generate, trained.shape, options.count, out))
     print(f"{out}: {n} samples of {trained.path}, step {trained.step}")

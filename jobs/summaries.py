@@ -19,12 +19,15 @@ PROGRAMS = {
 
 PRESETS = {
     "digits": "scikit-learn's 8x8 digits, U-Net of 0.2 M: minutes on a CPU; distance 0.59",
+    "digits_imf": "the same with classes by improved Mean Flows, told scale and times of guidance",
     "digits_search": "the same in 400 steps, as a search on two CPU cores affords each trial",
     "toy": "points in the plane (--data.name), MLP of 0.04 M: a minute on a CPU",
     "mnist": "MNIST, U-Net of 7 M: 6 minutes on an H200; distance 0.47, real 0.02, noise 379",
+    "mnist_imf": "the same with classes by improved Mean Flows",
     "mnist_ddpm": "the same network as a DDPM: 3 minutes; distance 0.22 with 50 steps of DDIM",
     "cifar10": "CIFAR-10, U-Net of 56 M, Mean Flows' own recipe: 44 GiB, in 4 micro-batches 12",
     "cifar10_cond": "the same with classes and guidance",
+    "cifar10_imf": "the same by improved Mean Flows",
     "cifar10_ddpm": "the same network as a DDPM, batch 128: a GPU",
     "imagenet_dit_b4": "latents of ImageNet (jobs.encode), DiT-B/4 of 131 M, their recipe: 8 GiB",
     "imagenet_dit_b2": "the same with DiT-B/2 of 131 M",

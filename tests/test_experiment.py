@@ -177,6 +177,7 @@ def test_default_model_is_the_published_unet():
 
 
 GUIDED = DIGITS.override({"guidance.cfg_kappa": 0.5, "model.classes": 10})
+TOLD = DIGITS.override({"guidance.max_scale": 8.0, "model.classes": 10, "model.guided": True})
 
 
 def test_guidance_and_classes_are_set_together():
@@ -194,6 +195,13 @@ def test_guidance_and_classes_are_set_together():
         (TOY, {"guidance.omega": 1.0}, "guidance needs labelled data; got Toy"),
         (TOY, {"guidance.omega": 1.0, "model.classes": 8}, "with 0 classes"),
         (GUIDED, {"proxy": "oracle"}, "guidance needs a proxy that knows labels; got oracle"),
+        (GUIDED, {"model.guided_interval": True}, "needs its scale: model.guided must be true"),
+        (TOLD, {"model.guided_interval": True}, "model.guided_interval go together; got False and"),
+        (TOLD, {"guidance.random_interval": True}, "go together; got True and False"),
+        (TOLD, {"evaluation.guidance_t_max": 0.8}, "must be 0 and 1 without .*; got 0.0 and 0.8"),
+        (TOLD, {"evaluation.guidance_t_min": 0.6}, r"lie in \[0, 0.5\] and .*; got 0.6 and 1.0"),
+        (TOLD, {"head.every_r": True}, "settings of a head need the proxy head; got VelocityHead"),
+        (TOLD, {"head.weight": 0.0}, "head.weight must be positive and finite; got 0.0"),
         (
             GUIDED,
             {"proxy": "online", "guidance.mixing": "parameters"},

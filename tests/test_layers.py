@@ -24,7 +24,7 @@ LAYERS = (
     ("vamf.models", "vamf.data"),
     ("vamf.metrics",),
     ("vamf.experiment_settings",),
-    ("vamf.experiment_objective", "vamf.experiment_stages"),
+    ("vamf.experiment_objective", "vamf.experiment_guidance", "vamf.experiment_stages"),
     ("vamf.experiment",),
     ("vamf.presets", "vamf.training"),
     ("vamf.inference",),

@@ -21,7 +21,12 @@ from vamf.training.checkpoints.checkpoint import find_checkpoint
 from vamf.training.loop import Session, Summary, train
 from vamf.training.step.trainer import Trainer
 
-PRESET = pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+LEFT = ("mnist_imf", "cifar10_imf")
+"""The presets that are left to the slow suite: digits_imf is the same on other data."""
+PRESET = pytest.mark.parametrize(
+    "preset",
+    [pytest.param(p, id=n, marks=[pytest.mark.slow] * (n in LEFT)) for n, p in PRESETS.items()],
+)
 
 TINY = {
     "steps": 2,

@@ -114,6 +114,7 @@ OWN = {"model.kind": "jobs/examples/shapes.py:Convolutions"}
         *(HEAD | {"compute.compile": True}, FLOW_MATCHING | COMPILED, DENOISES | COMPILED),
         *(COMPILED | {"loss.kind": "jobs/examples/shapes.py:WithBoundary"}, OWN),
         *(LABELLED | COMPILED, LABELLED | ALPHA, AUGMENTED | COMPILED),
+        *(HEAD | COMPILED, LABELLED | HEAD, AUGMENTED | HEAD | COMPILED),
         *({"model.kind": "MLPConfig"}, {"model.kind": "DiTConfig", "model.patch": 2}),
         *(
             SEMIGROUP | COMPILED,
@@ -136,9 +137,13 @@ def test_what_works_together(changes, monkeypatch):
     "changes",
     [
         *(ALPHA | COMPILED, OWN | {"compute.compile": True}, OWN | HEAD),
-        *(HEAD | {"compute.precision": "bfloat16"}, {"proxy": "reference"}),
+        *({"head.every_r": True}, {"proxy": "reference"}),
         *(DENOISES | {"probe.every": 5}, DENOISES | LABELLED),
-        *(LABELLED | HEAD, LABELLED | {"proxy": "oracle"}, AUGMENTED | {"proxy": "oracle"}),
+        *(
+            AUGMENTED | {"proxy": "batch"},
+            LABELLED | {"proxy": "oracle"},
+            AUGMENTED | {"proxy": "oracle"},
+        ),
         *(AUGMENTED | {"model.kind": "MLPConfig"}, {"data.kind": "Toy"}),
         *(SEMIGROUP | {"beta.value": 1}, TERMINAL | COMPILED, TERMINAL | LABELLED),
         *(SEMIGROUP | {"probe.every": 5}, SEMIGROUP | {"times.prob_equal": 0}),

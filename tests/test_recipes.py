@@ -2,7 +2,8 @@
 
 Expected values are computed here from the definitions of the sources, not by the package: P is
 github.com/Gsunshine/py-meanflow (arXiv 2505.13447, CIFAR-10), J github.com/Gsunshine/meanflow
-(ImageNet), D arXiv 2006.11239, appendix B, and the code at github.com/hojonathanho/diffusion.
+(ImageNet), I github.com/Lyy-iiis/imeanflow (arXiv 2512.02012), D arXiv 2006.11239, appendix B, and
+the code at github.com/hojonathanho/diffusion.
 """
 
 import math
@@ -26,6 +27,7 @@ from vamf.training.step.trainer import Trainer, learning_rate
 
 CIFAR10, COND, DDPM = (PRESETS[name] for name in ("cifar10", "cifar10_cond", "cifar10_ddpm"))
 DITS = {name: PRESETS[f"imagenet_dit_{name}"] for name in ("b4", "b2", "l2", "xl2")}
+IMFS = {name: PRESETS[f"{name}_imf"] for name in ("digits", "mnist", "cifar10")}
 RARE = 1e-5
 """A correct recipe fails one of these tests of chance once in so many changes of its stream."""
 
@@ -161,9 +163,42 @@ def test_times_of_imagenet(name):
     assert equal == 30_000 == int((r == t).sum())
 
 
+@pytest.mark.parametrize("preset", IMFS.values(), ids=IMFS)
+def test_improved_mean_flows(preset):
+    """I, configs/default.py: P_mean, P_std, data_proportion, norm_p, norm_eps, cfg_beta and so on.
+
+    imf.py: s_max 7, so that scales end at 1 + 7; loss_u + loss_v, v of the net at the step's h; the
+    predicted velocity as the jvp's tangent.
+    """
+    times, rule = preset.times, preset.guidance
+    assert (times.mean, times.std, times.prob_equal) == (-0.4, 1.0, 0.5)
+    assert (preset.loss.weight.p, preset.loss.weight.c) == (1.0, 0.01)
+    assert (rule.max_scale, rule.scale_power, rule.dropout) == (1 + 7.0, 1.0, 0.1)
+    assert rule.random_interval and not (rule.cfg_kappa or rule.t_min) and rule.t_max == rule.omega
+    assert (preset.head.weight, preset.head.every_r) == (1.0, True)
+    assert preset.beta == BetaSchedule(value=1.0) and preset.proxy == "head"
+    model = preset.model
+    assert model.classes and model.guided and model.guided_interval and model.velocity_head
+    # default.py, sampling: num_steps 1; train_config.yml: any interval around 0.5, as [0.4, 0.65]
+    assert preset.evaluation.sampling_steps == 1
+    chosen = {"guidance_scale": 7.5, "guidance_t_min": 0.4, "guidance_t_max": 0.65}
+    preset.override({f"evaluation.{name}": value for name, value in chosen.items()})
+
+
+def test_scales_and_intervals_of_improved_mean_flows():
+    """I, imf.py, sample_cfg_scale: exp(u log(1 + 7)), u uniform; sample_cfg_interval."""
+    n, rule = 40_000, IMFS["digits"].guidance
+    scales = 1 / (1 - rule.draw_kappa(n, generator("scales")).double())
+    assert kstest((scales.log() / math.log(8)).numpy(), "uniform").pvalue > RARE
+    whole = torch.zeros(n, dtype=torch.bool)
+    t_min, t_max = rule.draw_interval(whole, generator("intervals")).double().numpy().T
+    assert kstest(t_min, "uniform", (0.0, 0.5)).pvalue > RARE
+    assert kstest(t_max, "uniform", (0.5, 0.5)).pvalue > RARE
+
+
 def test_shares_of_labels_and_augmentations():
     n = 40_000
-    for preset in (*DITS.values(), COND):  # J: class_dropout_prob 0.1
+    for preset in (*DITS.values(), COND, *IMFS.values()):  # J, I: class_dropout_prob 0.1
         y = torch.zeros(n, dtype=torch.long)
         classes, share = preset.model.classes, preset.guidance.dropout
         dropped = drop_labels(y, classes, share, generator("labels")).dropped

@@ -64,16 +64,20 @@ class Model:
         steps: int | None = None,
         label: int | None = None,
         scale: float | None = None,
+        interval: tuple[float, float] | None = None,
     ) -> Tensor:
         """``count`` samples, (count, *shape) float32 on the CPU; images lie in about [-1, 1].
 
-        Sample i is a function of ``seed`` and i. ``steps`` of the sampler and the guidance
-        ``scale`` are by default the experiment's; ``label`` is the class of all samples. Raises
-        ValueError for a count or steps below 1, and for what the network does not know.
+        Sample i is a function of ``seed`` and i. ``steps`` of the sampler, the guidance ``scale``
+        and the ``interval`` of guided times are by default the experiment's; ``label`` is the class
+        of all samples. Raises ValueError for a count or steps below 1, and for what the network
+        does not know.
         """
         if count < 1:
             raise ValueError(f"count must be at least 1; got {count}")
-        made = generator_of(self.trained, steps=steps, seed=seed, label=label, scale=scale)
+        made = generator_of(
+            self.trained, steps=steps, seed=seed, label=label, scale=scale, interval=interval
+        )
         return torch.cat(list(in_parts(made, count)))
 
     def grid(self, count: int | None = None, **chosen: Any) -> Image.Image:

@@ -21,6 +21,7 @@ from vamf.data.torchvision_sets import CIFAR10, MNIST
 from vamf.data.toys import Toy
 from vamf.diagnostics.adaptive import AdaptiveBeta
 from vamf.diagnostics.probe import Probe
+from vamf.experiment_guidance import check_guidance
 from vamf.experiment_objective import check_objective
 from vamf.experiment_schema import SCHEMA, migrated, present_names
 from vamf.experiment_settings import (
@@ -28,6 +29,7 @@ from vamf.experiment_settings import (
     Compute,
     Evaluation,
     Optimiser,
+    VelocityHead,
     require_at_least,
     require_divisor,
 )
@@ -66,8 +68,9 @@ class Experiment:
     or of the trained network itself. head: the network's velocity head. oracle: the exact velocity
     of data that have a closed form. batch: the exact velocity if the step's batch were all data,
     without a network. reference: the velocity of another checkpoint. With dropout, the trained
-    network uses the masks of the step. The head is trained at r = t; that of improved Mean Flows at
-    every r."""
+    network uses the masks of the step."""
+    head: VelocityHead = field(default_factory=VelocityHead)
+    """How the velocity head of the proxy `head` is trained."""
     reference: Path | None = None
     """Checkpoint or run's folder of the proxy `reference`: for example a flow-matching run."""
     init: Path | None = None
@@ -118,7 +121,13 @@ class Experiment:
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1); got {self.ema}")
         self._check_proxy()
-        self._check_guidance()
+        check_guidance(
+            self.guidance,
+            model=self.model,
+            data=self.data,
+            proxy=self.proxy,
+            evaluation=self.evaluation,
+        )
         self._check_latents()
         if isinstance(self.data, Couplings):
             self.data.require_fits(self.loss, self.proxy, self.augment is not None)
@@ -176,6 +185,8 @@ class Experiment:
                 "the proxy head and model.velocity_head go together; "
                 f"got proxy {self.proxy} and velocity_head {self.model.velocity_head}"
             )
+        if self.proxy != "head" and self.head != VelocityHead():
+            raise ValueError(f"the settings of a head need the proxy head; got {self.head}")
 
     def _check_compute(self) -> None:
         if self.compute.accumulate != "auto":
@@ -184,11 +195,6 @@ class Experiment:
             raise ValueError(
                 "compute.checkpointing needs a network of blocks, a UNetConfig or a DiTConfig; got "
                 f"{type(self.model).__name__}"
-            )
-        if self.compute.precision == "bfloat16" and self.proxy == "head":
-            raise ValueError(
-                "bfloat16 needs a proxy other than head; got proxy head: use another, or "
-                "compute.precision float32"
             )
         if self.compute.compile and not isinstance(self.model, MLPConfig | UNetConfig | DiTConfig):
             raise ValueError(
@@ -225,35 +231,6 @@ class Experiment:
         if steps > levels:
             raise ValueError(f"DDIM takes 1 to {levels} steps; got {steps}")
 
-    def _check_guidance(self) -> None:
-        known = self.data.classes
-        if self.model.classes != (known if self.guidance else 0):
-            raise ValueError(
-                "guidance and model.classes go together, with labelled data of as many classes; "
-                f"got {self.guidance}, {self.model.classes} and {self.data} with {known} classes"
-            )
-        most = self.guidance.max_scale if self.guidance else None
-        if self.model.guided != (most is not None):
-            raise ValueError(
-                "guidance.max_scale and model.guided go together; "
-                f"got {most} and {self.model.guided}"
-            )
-        if self.evaluation.guidance_scale > (most or 1):
-            raise ValueError(
-                "evaluation.guidance_scale must lie in [1, guidance.max_scale], and be 1 without "
-                f"that; got {self.evaluation.guidance_scale} and {most}"
-            )
-        if self.guidance is None:
-            return
-        if self.model.classes == 0:
-            raise ValueError(f"guidance needs labelled data; got {self.data}")
-        if self.proxy not in ("ema", "online", "batch"):
-            raise ValueError(f"guidance needs a proxy that knows labels; got {self.proxy}")
-        if self.guidance.mixing == "parameters" and self.proxy != "ema":
-            raise ValueError(
-                f"guidance that mixes parameters needs the proxy ema; got {self.proxy}"
-            )
-
     def _check_augment(self) -> None:
         taken = self.model.augmentations if isinstance(self.model, UNetConfig) else 0
         wanted = self.augment.dim if self.augment else 0
@@ -262,7 +239,7 @@ class Experiment:
                 "augment and model.augmentations go together; "
                 f"got {self.augment}, which gives {wanted} numbers, and a network for {taken}"
             )
-        if self.augment and self.proxy not in ("ema", "online"):
+        if self.augment and self.proxy not in ("ema", "online", "head"):
             raise ValueError(f"augment needs a proxy that takes augment labels; got {self.proxy}")
 
     def _check_latents(self) -> None:

@@ -60,6 +60,21 @@ class Optimiser:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VelocityHead:
+    """How a network's velocity head is trained: by flow matching, weighted as the loss."""
+
+    weight: float = 1.0
+    """Factor of the head's loss, positive."""
+    every_r: bool = False
+    """Train it on a sample's own r, as in improved Mean Flows (arXiv 2512.02012 and its code); if
+    not, at r = t, where it is used."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < float("inf"):
+            raise ValueError(f"head.weight must be positive and finite; got {self.weight}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """How and how often the moving average of the network is evaluated, on fixed noise."""
 
@@ -75,6 +90,10 @@ class Evaluation:
     """Steps for each generated sample; a step evaluates the network once, Heun's rule twice."""
     guidance_scale: float = 1.0
     """Guidance scale of generated samples, for a network that takes it as input; 1: no guidance."""
+    guidance_t_min: float = 0.0
+    """Earliest time of guidance in [0, 0.5], for a network that takes the interval as input."""
+    guidance_t_max: float = 1.0
+    """Latest time of guidance in [0.5, 1], for a network that takes the interval as input."""
     variance_samples: int = 512
     """Samples at each time for the loss variance, at least 2."""
     gradient_batches: int = 8
@@ -86,6 +105,11 @@ class Evaluation:
         require_at_least(1, every=self.every, sampling_steps=self.sampling_steps)
         if not 1 <= self.guidance_scale < float("inf"):
             raise ValueError(f"guidance_scale must be at least 1; got {self.guidance_scale}")
+        if not 0 <= self.guidance_t_min <= 0.5 <= self.guidance_t_max <= 1:
+            raise ValueError(
+                "guidance_t_min must lie in [0, 0.5] and guidance_t_max in [0.5, 1]; "
+                f"got {self.guidance_t_min} and {self.guidance_t_max}"
+            )
         require_at_least(
             2, variance_samples=self.variance_samples, gradient_batches=self.gradient_batches
         )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from vamf.flow.guidance import Guidance, Labels, drop_labels, with_labels
+from vamf.flow.guidance import Guidance, Labels, drop_labels, velocity_with_labels, with_labels
 from vamf.flow.objectives.meanflow import Anchor, MeanFlowLoss, path_derivative
 from vamf.flow.objectives.terms import Draws
 from vamf.flow.tangents import boundary_velocity
@@ -106,13 +106,64 @@ def test_a_drawn_scale_guides_its_sample():
     assert left == 0.4 and torch.equal(velocity[DRAWN.dropped], v_cond[DRAWN.dropped])
 
 
-def test_scales_are_log_uniform():
-    """Their density falls as their inverse, from 1 to the largest."""
-    kappa = Guidance(max_scale=8.0).draw_kappa(20_000, generator("scales"))
+@pytest.mark.parametrize("power", [0.0, 1.0, 1.5, 3.0])
+def test_scales_follow_a_power_law(power):
+    """Their density falls as scale ** -power, from 1 to the largest; at 1 as their inverse."""
+    kappa = Guidance(max_scale=8.0, scale_power=power).draw_kappa(20_000, generator("scales"))
     scales = 1 / (1 - kappa.double())
     assert scales.min() >= 1 and scales.max() < 8.001  # float32 rounding
-    assert stats.kstest(scales.log() / math.log(8), "uniform").pvalue > 1e-3
+    b = 1 - power
+    share = (scales**b - 1) / (8**b - 1) if b else scales.log() / math.log(8)
+    assert stats.kstest(share, "uniform").pvalue > 1e-3
     assert Guidance().draw_kappa(4, generator("scales")) is None
+
+
+def test_a_power_near_one_is_that_of_one():
+    """By differences of logarithms, or 1 - 1 / scale would lose its digits."""
+    one, near = (
+        Guidance(max_scale=8.0, scale_power=p).draw_kappa(1000, generator("near"))
+        for p in (1.0, 1 + 1e-9)
+    )
+    torch.testing.assert_close(near, one, rtol=1e-5, atol=1e-7)  # float32 rounding
+
+
+def test_intervals_begin_in_the_first_half_and_end_in_the_second():
+    whole = torch.arange(20_000) < 100
+    rule = Guidance(max_scale=8.0, random_interval=True)
+    interval = rule.draw_interval(whole, generator("intervals"))
+    assert (interval[:100] == torch.tensor([0.0, 1.0])).all()
+    first, last = (2 * interval[100:].double()).unbind(1)
+    assert stats.kstest(first, "uniform").pvalue > 1e-3
+    assert stats.kstest(last - 1, "uniform").pvalue > 1e-3
+    assert abs(stats.pearsonr(first, last).statistic) < 5 / 20_000**0.5
+    assert Guidance(max_scale=8.0).draw_interval(whole, generator("intervals")) is None
+
+
+def test_a_velocity_is_told_the_scale_that_applies_at_its_time():
+    """And no interval; the samples are the last of the batch."""
+    seen = []
+    kappa, t = torch.full((N,), 0.5), torch.linspace(0, 1, N)
+    interval = torch.tensor([0.2, 0.6]).expand(N, 2)
+    v = velocity_with_labels(lambda z, t, *known: seen.append(known) or z, Y, kappa, interval)
+    v(torch.zeros(N - 2, 2), t[2:])
+    ((y, told),) = seen
+    assert torch.equal(y, Y[2:])
+    assert told.tolist() == [0.5 * (0.2 <= s <= 0.6) for s in t[2:].tolist()]
+    own = torch.zeros(N, 2)
+    velocity_with_labels(lambda z, t, *known: seen.append(known) or z, Y, kappa)(own, t)
+    assert torch.equal(seen[1][1], kappa)  # without an interval all is told
+
+
+def test_outside_of_its_own_interval_a_sample_is_not_guided():
+    net, d = Net(), draws()
+    z, v_cond = on_path(d)
+    interval = torch.stack([d.t - 0.01, d.t + 0.01], 1)
+    interval[::2] += 0.05
+    rule, v = Guidance(max_scale=8.0, random_interval=True), boundary_velocity(net)
+    kappa = torch.full((N,), 0.7).double()
+    always = rule.velocity(v, z, d.t, v_cond, Y, kappa)
+    found = rule.velocity(v, z, d.t, v_cond, Y, kappa, interval=interval)
+    assert torch.equal(found[::2], v_cond[::2]) and torch.equal(found[1::2], always[1::2])
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.4, 1.0, torch.linspace(0, 1, N, dtype=torch.float64)])
@@ -347,6 +398,23 @@ def test_a_largest_scale_of_no_use_is_refused(most):
         Guidance(max_scale=most)
     with pytest.raises(ValueError, match=r"omega and cfg_kappa must be 1 and 0; got 1.0 and"):
         Guidance(max_scale=4.0, cfg_kappa=0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"random_interval": True}, "random_interval need guidance.max_scale; got 1.0 and True"),
+        ({"scale_power": 2.0}, "need guidance.max_scale; got 2.0 and False without it"),
+        ({"max_scale": 8.0, "scale_power": math.inf}, "scale_power must be finite; got inf"),
+        (
+            {"max_scale": 8.0, "random_interval": True, "t_max": 0.5},
+            "t_min and t_max must be 0 and 1; got 0.0 and 0.5",
+        ),
+    ],
+)
+def test_draws_that_do_not_go_together_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Guidance(**settings)
 
 
 @pytest.mark.parametrize("times", [(-0.1, 1.0), (0.0, 1.1), (0.5, 0.5), (math.nan, 1.0)])

@@ -107,10 +107,34 @@ def test_a_guided_network_takes_a_scale():
         Served(trained).images([{"count": 1, "scale": 0.5}])
 
 
+def test_a_network_may_take_the_times_of_guidance():
+    """For samples and in requests; Heun's rule is told the scale at guided times alone."""
+    changes = {"model.guided": True, "guidance.max_scale": 4.0, "evaluation.guidance_scale": 2.0}
+    changes |= {"model.guided_interval": True, "guidance.random_interval": True}
+    experiment, seen = LABELLED.override(changes | {"evaluation.guidance_t_max": 0.75}), []
+    own = Trainer(experiment, experiment.data.load("train"))
+    own.ema.module.register_forward_pre_hook(lambda _, args: seen.append(args))
+    trained = Trained(experiment, own.ema, own.beta, Path("here"), 0)
+    generator_of(trained, steps=2, seed=0, interval=(0.25, 0.5))(range(1))
+    Served(trained).images([{"count": 1, "t_min": 0.5}])
+    told = [(args[2].item(), args[4].item(), args[5].flatten().tolist()) for args in seen]
+    assert told == [(1, 0.5, [0.25, 0.5]), (0.5, 0.5, [0.25, 0.5]), (1, 0.5, [0.5, 0.75])]
+    assert "guidance scale 2 from t = 0 to 0.75, moving average" in protocol(experiment)
+    seen.clear()
+    heun = experiment.override({"evaluation.sampler": "heun"})
+    generator_of(trained._replace(experiment=heun), steps=2, seed=0)(range(1))
+    told = [(args[2].item(), args[4].item(), len(args)) for args in seen]
+    assert told == [(1, 0, 5), (0.5, 0.5, 5), (0.5, 0.5, 5), (0, 0.5, 5)]
+    with pytest.raises(ValueError, match=r"in \[0, 0.5\] and guidance_t_max .*; got 0.6 and 0.75"):
+        Served(trained).images([{"count": 1, "t_min": 0.6}])
+
+
 def test_a_network_that_is_not_guided_takes_no_scale(trained):
     generator_of(trained, steps=1, seed=0, scale=1.0)
     with pytest.raises(ValueError, match=r"and be 1 without that; got 2.0 and None"):
         generator_of(trained, steps=1, seed=0, scale=2.0)
+    with pytest.raises(ValueError, match=r"must be 0 and 1 without .*; got 0.2 and 0.6"):
+        generator_of(trained, steps=1, seed=0, interval=(0.2, 0.6))
 
 
 def test_a_network_without_classes_takes_no_label(tmp_path):

@@ -30,6 +30,9 @@ MODEL = pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 Y = torch.tensor([2, 0, 1, 2])
 KAPPA = torch.tensor([0.5, 0.0, 0.875, 0.2], dtype=torch.float64)
 """1 - 1 / scale, for networks that take the guidance scale."""
+INTERVAL = torch.tensor([[0.0, 1.0], [0.3, 0.6], [0.5, 0.9], [0.1, 0.5]], dtype=torch.float64)
+"""The times of guidance, for networks that take them."""
+TOLD = {"guided": True, "guided_interval": True}
 
 
 def build(config, dtype=torch.float64):
@@ -119,15 +122,50 @@ def test_a_network_may_take_a_guidance_scale(config):
 
 
 @MODEL
+def test_a_network_may_take_the_times_of_guidance(config):
+    """None is [0, 1], to the bit; each end is another velocity, of its own sample."""
+    net, (z, r, t) = build(replace(config, **TOLD)), inputs()
+    whole = torch.tensor([0.0, 1.0]).double().expand(N, 2)
+    assert torch.equal(net(z, r, t, Y, KAPPA), net(z, r, t, Y, KAPPA, whole))
+    assert torch.equal(net(z, r, t), net(z, r, t, None, None, whole))
+    found = net(z, r, t, Y, KAPPA, INTERVAL)
+    for i in range(N):
+        alone = net(*(a[i : i + 1] for a in (z, r, t, Y, KAPPA, INTERVAL)))
+        torch.testing.assert_close(alone, found[i : i + 1], rtol=1e-10, atol=1e-12)  # rounding
+    outputs = [net(z, r, t, Y, KAPPA, whole)]
+    for end in range(2):
+        moved = whole.clone()
+        moved[:, end] = 0.5
+        outputs.append(net(z, r, t, Y, KAPPA, moved))
+    assert (torch.pdist(torch.stack(outputs).flatten(1)) > 1e-3).all()
+    with pytest.raises(ValueError, match="takes no interval of guidance; its config has no"):
+        build(replace(config, guided=True))(z, r, t, Y, KAPPA, INTERVAL)
+
+
+@MODEL
+def test_a_velocity_head_knows_labels_and_r(config):
+    """As u does: it shares all but the last layer; r is t by default."""
+    net, (z, r, t) = build(replace(config, velocity_head=True, **TOLD)), inputs()
+    known = Y, KAPPA, INTERVAL
+    assert torch.equal(net.velocity(z, t), net.velocity(z, t, *(None for _ in known), r=t))
+    net.velocity_head = net.conv_out if hasattr(net, "conv_out") else getattr(net, "out", None)
+    net.velocity_head = net.velocity_head or net.head
+    for carry in (False, True):
+        with dual_mode(carry):
+            found, u = net.velocity(z, t, *known, r=r), net(z, r, t, *known)
+        torch.testing.assert_close(found, u, rtol=1e-12, atol=0)
+
+
+@MODEL
 def test_jvp_of_a_guided_network_is_the_central_difference(config):
-    net, (z, r, t) = build(replace(config, guided=True)), inputs()
-    u, v, h = with_labels(net, Y, KAPPA), torch.cos(z), 1e-5
+    net, (z, r, t) = build(replace(config, **TOLD)), inputs()
+    u, v, h = with_labels(net, Y, KAPPA, INTERVAL), torch.cos(z), 1e-5
     with torch.no_grad():
         value, du_dt = total_derivative(u, z, r, t, v)
         with dual_mode():
             carried = total_derivative(u, z, r, t, v)
         difference = (u(z + h * v, r, t + h) - u(z - h * v, r, t - h)) / (2 * h)
-    assert torch.equal(value, net(z, r, t, Y, KAPPA))
+    assert torch.equal(value, net(z, r, t, Y, KAPPA, INTERVAL))
     torch.testing.assert_close(du_dt, difference, rtol=0, atol=1e-5 * du_dt.abs().max().item())
     for a, b in zip(carried, (value, du_dt), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)  # rounding

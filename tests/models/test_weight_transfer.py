@@ -15,7 +15,12 @@ from vamf.rng import generator
 UNET = UNetConfig(channels=16, multipliers=(1, 2), blocks=1, attention=(4,), dropout=0.0)
 DIT = DiTConfig(patch=4, width=16, depth=2, heads=2)
 MLP = MLPConfig(hidden=(16, 12), embedding=6)
-KNOWN = {"y": torch.tensor([0, 2, 3, 1]), "kappa": torch.tensor([0.0, 0.3, 0.9, 0.5]).double()}
+KNOWN = {
+    "y": torch.tensor([0, 2, 3, 1]),
+    "kappa": torch.tensor([0.0, 0.3, 0.9, 0.5]).double(),
+    "interval": torch.tensor([[0.0, 1.0], [0.3, 0.6], [0.5, 0.9], [0.1, 0.5]]).double(),
+}
+INTERVAL = {"classes": 3, "guided": True, "guided_interval": True}
 EXACT = {"rtol": 0, "atol": 1e-12}
 normal = partial(torch.randn, dtype=torch.float64)
 
@@ -57,6 +62,7 @@ def inputs(config):
 def taken(config):
     """What a network takes besides z and the times."""
     names = ["y"] * (config.classes > 0) + ["kappa"] * config.guided
+    names += ["interval"] * config.guided_interval
     known = {name: KNOWN[name] for name in names}
     augmented = getattr(config, "augmentations", 0)
     labels = {"augment_labels": normal(4, augmented, generator=generator("augment"))}
@@ -65,7 +71,8 @@ def taken(config):
 
 SOURCES = [
     *(UNET, DIT, MLP),
-    *(replace(config, classes=3, guided=True) for config in (DIT, MLP)),
+    replace(DIT, classes=3, guided=True),
+    replace(MLP, **INTERVAL),
     replace(UNET, classes=3, augmentations=6),
     replace(UNET, channels=32, classes=3, guided=True),
     *(replace(config, velocity_head=True) for config in (UNET, DIT, MLP)),
@@ -114,6 +121,9 @@ def test_what_does_not_fit_beside_the_sinusoids_is_lost_and_said():
         ({"classes": 5}, {"classes": 3}, (), ("y",)),
         ({"classes": 3, "guided": True}, {"classes": 3}, ("y",), ("y",)),
         ({"classes": 3}, {"classes": 3, "guided": True}, ("y",), ("y", "kappa")),
+        (INTERVAL, {"classes": 3, "guided": True}, ("y", "kappa"), ("y", "kappa")),
+        ({"classes": 3}, INTERVAL, ("y",), ("y", "kappa", "interval")),
+        (INTERVAL, {}, (), ()),
     ],
 )
 def test_labels_and_scales_that_one_network_lacks_change_nothing(
@@ -126,8 +136,9 @@ def test_labels_and_scales_that_one_network_lacks_change_nothing(
     found = new(*at, **{name: KNOWN[name] for name in new_takes})
     torch.testing.assert_close(found, expected, **EXACT)
     changed = {"labels"} if there.get("classes") != here.get("classes") else set()
-    scales = {"guidance_scale"} if "guided" in there or "guided" in here else set()
-    assert lines.keys() == changed | scales and all(lines.values())
+    scales = {"guidance_scale"} if there.get("guided") != here.get("guided") else set()
+    times = {"guidance_interval"} if "guided_interval" in there | here else set()
+    assert lines.keys() == changed | scales | times and all(lines.values())
 
 
 @pytest.mark.parametrize("config", [UNET, DIT, MLP], ids=kind)

@@ -13,7 +13,6 @@ from vamf.data.shards import begin, intact, write_shard
 from vamf.experiment_settings import require_at_least
 from vamf.files import shown
 from vamf.flow.samplers import heun
-from vamf.flow.tangents import boundary_velocity
 from vamf.inference.load import Trained
 from vamf.rng import generator
 from vamf.training.evaluation import classes, conditioned
@@ -116,7 +115,7 @@ def integrated(trained: Trained, indices: range, plan: Coupling) -> tuple[Tensor
     number = experiment.model.classes
     y = classes(plan.seed, indices, number, device) if number else None
     with torch.inference_mode(), matmul_precision(experiment.compute):
-        velocity = boundary_velocity(conditioned(trained.ema, experiment, y))
+        _, velocity = conditioned(trained.ema, experiment, y)
         x = heun(velocity, e, plan.steps, last_euler=True)
     if not x.isfinite().all():
         raise ValueError(f"samples of {trained.path} must be finite; got others of {plan}")

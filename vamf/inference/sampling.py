@@ -37,15 +37,18 @@ def generator_of(
     seed: int,
     label: int | None = None,
     scale: float | None = None,
+    interval: tuple[float, float] | None = None,
 ) -> Callable[[range], torch.Tensor]:
     """A function from sample indices to samples on the CPU, each a function of (seed, index).
 
-    ``steps`` and the guidance ``scale`` default to the experiment's. Raises ValueError for fewer
-    than one step, for a label that the network does not know, and for a guidance scale that it was
-    not trained with.
+    ``steps``, the guidance ``scale`` and the ``interval`` of guided times default to the
+    experiment's. Raises ValueError for fewer than one step, for a label that the network does not
+    know, and for a guidance scale or interval that it was not trained with.
     """
     check_label(trained, label)
     chosen = {"seed": seed, "sampling_steps": steps, "guidance_scale": scale}
+    if interval is not None:
+        chosen |= {"guidance_t_min": interval[0], "guidance_t_max": interval[1]}
     changes = {f"evaluation.{name}": value for name, value in chosen.items() if value is not None}
     experiment = trained.experiment.override(changes)
     device = next(trained.ema.parameters()).device

@@ -15,7 +15,8 @@ MOST = 10_000
 """The largest number of images in one row of a request."""
 
 WHOLE = ("count", "seed", "label", "steps")
-COLUMNS = {**dict.fromkeys(WHOLE, "long"), "scale": "double"}
+REAL = ("scale", "t_min", "t_max")
+COLUMNS = {**dict.fromkeys(WHOLE, "long"), **dict.fromkeys(REAL, "double")}
 """The columns of a request, with MLflow's types; only ``count`` is required."""
 
 
@@ -35,9 +36,9 @@ class Served:
         """The images of all rows, (n, height, width, channels) uint8; or points, (n, dim).
 
         A row has ``count``, and optionally ``seed`` (default 0), ``label`` (default -1: random
-        classes), ``steps`` and the guidance ``scale`` (default: the experiment's). The same row
-        always gives the same images; a larger count starts with the images of a smaller one. Raises
-        ValueError for other columns or invalid values.
+        classes), ``steps``, the guidance ``scale`` and its times ``t_min`` and ``t_max`` (default:
+        the experiment's). The same row always gives the same images; a larger count starts with the
+        images of a smaller one. Raises ValueError for other columns or invalid values.
         """
         return np.concatenate([self._row(row) for row in rows])
 
@@ -54,8 +55,18 @@ class Served:
         if not 1 <= count <= MOST:
             raise ValueError(f"count must lie in 1, ..., {MOST}; got {count}")
         chosen = None if label == -1 else label
-        scale = _number("scale", row.get("scale", own.guidance_scale))
-        generate = generator_of(self.trained, steps=steps, seed=seed, label=chosen, scale=scale)
+        usual = own.guidance_scale, own.guidance_t_min, own.guidance_t_max
+        scale, first, last = (
+            _number(name, row.get(name, default)) for name, default in zip(REAL, usual, strict=True)
+        )
+        generate = generator_of(
+            self.trained,
+            steps=steps,
+            seed=seed,
+            label=chosen,
+            scale=scale,
+            interval=(first, last),
+        )
         return _as_array(torch.cat(list(in_parts(generate, count))))
 
 

@@ -230,6 +230,8 @@ class DiTConfig:
     """Number of classes of the labels; 0: unconditional."""
     guided: bool = False
     """Whether it takes the guidance scale as input; sampling then chooses the scale."""
+    guided_interval: bool = False
+    """Whether it takes the interval of guided times as input, too."""
 
     def __post_init__(self) -> None:
         if min(self.patch, self.depth, self.heads) < 1:
@@ -241,7 +243,7 @@ class DiTConfig:
             raise ValueError(
                 f"width must be a multiple of 4 and of heads; got {self.width} and {self.heads}"
             )
-        check_classes(self.classes, self.guided)
+        check_classes(self.classes, self.guided, self.guided_interval)
 
     def build(self, shape: tuple[int, ...]) -> "DiT":
         """The network for images or latents of ``shape`` (channels, height, width)."""
@@ -257,7 +259,8 @@ class DiT(nn.Module):
     """u(z, r, t) on images (batch, channels, height, width), with t and t - r embedded.
 
     With classes, embeddings of the labels ``y`` are added to those of the times; None is no class.
-    If guided, so is an embedding of ``kappa`` = 1 - 1 / scale; None is 0.
+    If guided, so is an embedding of ``kappa`` = 1 - 1 / scale, None is 0, and perhaps those of the
+    times of ``interval`` (batch, 2); None is [0, 1].
     """
 
     positions: Tensor
@@ -269,7 +272,8 @@ class DiT(nn.Module):
         grid = positions(shape[1] // p, shape[2] // p, dim)
         self.register_buffer("positions", grid.float(), persistent=False)
         self.time, self.gap = TimeEmbedding(dim), TimeEmbedding(dim)
-        self.labels = ClassEmbedding(config.classes, dim, config.guided) if config.classes else None
+        inputs = config.guided, config.guided_interval
+        self.labels = ClassEmbedding(config.classes, dim, *inputs) if config.classes else None
         if self.labels is not None:
             nn.init.normal_(self.labels.table.weight, std=0.02)
         self.blocks = nn.ModuleList(
@@ -279,21 +283,26 @@ class DiT(nn.Module):
         self.velocity_head = Output(dim, shape[0] * p * p) if config.velocity_head else None
 
     def forward(
-        self, z: Sample, r: Time, t: Time, y: Label | None = None, kappa: Scalars | None = None
+        self,
+        z: Sample,
+        r: Time,
+        t: Time,
+        y: Label | None = None,
+        kappa: Scalars | None = None,
+        interval: Tensor | None = None,
     ) -> Sample:
         pixels = partial(self._pixels, dtype=value_of(z).dtype)
-        return apply_with_tangent(pixels, self.out(*self._hidden(z, r, t, y, kappa)))
+        return apply_with_tangent(pixels, self.out(*self._hidden(z, r, t, y, kappa, interval)))
 
-    def velocity(self, z: Sample, t: Time) -> Sample:
-        """v(z, t) by the velocity head."""
+    def velocity(self, z: Sample, t: Time, *known: Tensor | None, r: Time | None = None) -> Sample:
+        """v(z, t) by the velocity head, of blocks at ``r``, or at t; labels as ``forward``'s."""
         assert self.velocity_head is not None
-        return self._pixels(self.velocity_head(*self._hidden(z, t, t)), z.dtype)
+        hidden = self._hidden(z, t if r is None else r, t, *known)
+        return self._pixels(self.velocity_head(*hidden), z.dtype)
 
-    def _hidden(
-        self, z: Sample, r: Time, t: Time, y: Label | None = None, kappa: Scalars | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def _hidden(self, z: Sample, r: Time, t: Time, *known: Tensor | None) -> tuple[Tensor, Tensor]:
         """The tokens, (batch, patches, width), and the condition, (batch, width)."""
-        condition = apply_with_tangent(self._condition, t, r, y, kappa)
+        condition = apply_with_tangent(self._condition, t, r, *known)
         dtype = self.patches.weight.dtype
         x = apply_with_tangent(
             self._placed, self.patches(apply_with_tangent(lambda v: v.to(dtype), z))
@@ -302,10 +311,17 @@ class DiT(nn.Module):
             x = again_backward(block, TransformerBlock.__call__, x, condition)
         return x, condition
 
-    def _condition(self, t: Time, r: Time, y: Label | None, kappa: Scalars | None) -> Tensor:
+    def _condition(
+        self,
+        t: Time,
+        r: Time,
+        y: Label | None = None,
+        kappa: Scalars | None = None,
+        interval: Tensor | None = None,
+    ) -> Tensor:
         condition = self.time(t) + self.gap(t - r)
         if self.labels is not None:
-            return condition + self.labels(y, len(t), kappa)
+            return condition + self.labels(y, len(t), kappa, interval)
         refuse_labels(y)
         return condition
 

@@ -19,7 +19,7 @@ from vamf.models.fast import reference_ops
 from vamf.typing import Label, Scalars, Time
 
 SCALES = 64
-"""Size of the sinusoidal embedding of a guidance scale."""
+"""Size of the sinusoidal embedding of a guidance scale, and of a time of its interval."""
 
 _Affine = TypeVar("_Affine", nn.Linear, nn.Conv2d)
 
@@ -167,37 +167,71 @@ class ClassEmbedding(nn.Module):
     """A learnt vector for each class, and one for no class (arXiv 2207.12598).
 
     If ``guided``, two layers over the sinusoid of kappa = 1 - 1 / scale add an embedding of the
-    guidance scale (arXiv 2512.02012).
+    guidance scale; with ``interval``, so do two of its first and two of its last time (arXiv
+    2512.02012, whose network has these embeddings as tokens).
     """
 
-    def __init__(self, classes: int, dim: int, guided: bool = False) -> None:
+    def __init__(
+        self, classes: int, dim: int, guided: bool = False, interval: bool = False
+    ) -> None:
         super().__init__()
         self.classes = classes
         self.table = nn.Embedding(classes + 1, dim)
-        layers = initialise(Linear(SCALES, dim)), nn.SiLU(), initialise(Linear(dim, dim))
-        self.scale = nn.Sequential(*layers) if guided else None
+        scale = _of_number(dim)  # drawn in any case: what is drawn after it does not depend on it
+        self.scale = scale if guided else None
+        self.t_min, self.t_max = (_of_number(dim) if interval else None for _ in range(2))
 
-    def forward(self, y: Label | None, size: int, kappa: Scalars | None = None) -> Tensor:
+    def forward(
+        self,
+        y: Label | None,
+        size: int,
+        kappa: Scalars | None = None,
+        interval: Tensor | None = None,
+    ) -> Tensor:
         """(size, dim) for class indices (size,); index ``classes``, or None, is no class.
 
-        ``kappa`` is (size,) in [0, 1); None is 0, a scale of 1. Raises ValueError if it is given
-        but the embedding is not ``guided``.
+        ``kappa`` is (size,) in [0, 1); None is 0, a scale of 1. ``interval`` is (size, 2), times in
+        [0, 1]; None is [0, 1]. Raises ValueError if one is given that the embedding does not take.
         """
         found = self.table.weight[-1:].expand(size, -1) if y is None else self.table(y)
+        if interval is not None and self.t_min is None:
+            raise ValueError(
+                "this network takes no interval of guidance; its config has no guided_interval"
+            )
         if self.scale is None:
             if kappa is not None:
                 raise ValueError("this network takes no guidance scale; its config is not guided")
             return found
         kappa = torch.zeros(size, device=found.device) if kappa is None else kappa
-        return found + self.scale(sinusoid(kappa, SCALES).to(found.dtype))
+        found = found + self.scale(sinusoid(kappa, SCALES).to(found.dtype))
+        if self.t_min is None or self.t_max is None:
+            return found
+        if interval is None:
+            wide = torch.promote_types(found.dtype, torch.float32)
+            first = torch.zeros(size, device=found.device, dtype=wide)
+            last = torch.ones_like(first)
+        else:
+            first, last = interval.unbind(1)
+        found = found + self.t_min(sinusoid(first, SCALES).to(found.dtype))
+        return found + self.t_max(sinusoid(last, SCALES).to(found.dtype))
 
 
-def check_classes(classes: int, guided: bool) -> None:
-    """Raises ValueError for a negative number of classes, or for ``guided`` without classes."""
+def _of_number(dim: int) -> nn.Sequential:
+    """Two layers from a number's sinusoid to its embedding."""
+    return nn.Sequential(initialise(Linear(SCALES, dim)), nn.SiLU(), initialise(Linear(dim, dim)))
+
+
+def check_classes(classes: int, guided: bool, guided_interval: bool = False) -> None:
+    """Raises ValueError for inputs of guidance that a network cannot have."""
     if classes < 0:
         raise ValueError(f"classes must be at least 0; got {classes}")
     if guided and not classes:
         raise ValueError("a network that takes the guidance scale needs classes; got 0")
+    if guided_interval and not guided:
+        raise ValueError(
+            "a network that takes the interval of guidance needs its scale: model.guided must be "
+            f"true; got {guided}"
+        )
 
 
 def refuse_labels(y: Label | None) -> None:

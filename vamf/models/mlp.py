@@ -37,6 +37,7 @@ class MLP(nn.Module):
         velocity_head: bool = False,
         classes: int = 0,
         guided: bool = False,
+        guided_interval: bool = False,
     ) -> None:
         super().__init__()
         self.embedding = embedding
@@ -46,34 +47,47 @@ class MLP(nn.Module):
         self.velocity_head = (
             initialise(Linear(widths[-1], dim), gain=1e-5) if velocity_head else None
         )
-        self.labels = ClassEmbedding(classes, embedding, guided) if classes else None
-
-    def forward(
-        self, z: Sample, r: Time, t: Time, y: Label | None = None, kappa: Scalars | None = None
-    ) -> Sample:
-        return apply_with_tangent(
-            partial(_like, value_of(z)), self.head(self._hidden(z, r, t, y, kappa))
+        self.labels = (
+            ClassEmbedding(classes, embedding, guided, guided_interval) if classes else None
         )
 
-    def velocity(self, z: Sample, t: Time) -> Sample:
-        """v(z, t) by the velocity head."""
-        assert self.velocity_head is not None
-        return _like(z, self.velocity_head(self._hidden(z, t, t)))
+    def forward(
+        self,
+        z: Sample,
+        r: Time,
+        t: Time,
+        y: Label | None = None,
+        kappa: Scalars | None = None,
+        interval: Tensor | None = None,
+    ) -> Sample:
+        hidden = self._hidden(z, r, t, y, kappa, interval)
+        return apply_with_tangent(partial(_like, value_of(z)), self.head(hidden))
 
-    def _hidden(
-        self, z: Sample, r: Time, t: Time, y: Label | None = None, kappa: Scalars | None = None
-    ) -> Tensor:
-        h = apply_with_tangent(self._known, z, t, r, y, kappa)
+    def velocity(self, z: Sample, t: Time, *known: Tensor | None, r: Time | None = None) -> Sample:
+        """v(z, t) by the velocity head, of layers at ``r``, or at t; labels as ``forward``'s."""
+        assert self.velocity_head is not None
+        return _like(z, self.velocity_head(self._hidden(z, t if r is None else r, t, *known)))
+
+    def _hidden(self, z: Sample, r: Time, t: Time, *known: Tensor | None) -> Tensor:
+        h = apply_with_tangent(self._known, z, t, r, *known)
         for layer in self.layers:
             h = apply_with_tangent(silu, layer(h))
         return h
 
-    def _known(self, z: Sample, t: Time, r: Time, y: Label | None, kappa: Scalars | None) -> Tensor:
+    def _known(
+        self,
+        z: Sample,
+        t: Time,
+        r: Time,
+        y: Label | None = None,
+        kappa: Scalars | None = None,
+        interval: Tensor | None = None,
+    ) -> Tensor:
         emb_r, emb_t = sinusoid(r, self.embedding), sinusoid(t, self.embedding)
         dtype = self.head.weight.dtype
         parts = [z.flatten(1).to(dtype), emb_t.to(dtype), (emb_t - emb_r).to(dtype)]
         if self.labels is not None:
-            parts.append(self.labels(y, len(z), kappa))
+            parts.append(self.labels(y, len(z), kappa, interval))
         else:
             refuse_labels(y)
         return torch.cat(parts, 1)
@@ -97,15 +111,18 @@ class MLPConfig:
     """Number of classes of the labels; 0: unconditional."""
     guided: bool = False
     """Whether it takes the guidance scale as input; sampling then chooses the scale."""
+    guided_interval: bool = False
+    """Whether it takes the interval of guided times as input, too."""
 
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"hidden needs at least one width, all positive; got {self.hidden}")
         if self.embedding < 2 or self.embedding % 2:
             raise ValueError(f"embedding must be even and at least 2; got {self.embedding}")
-        check_classes(self.classes, self.guided)
+        check_classes(self.classes, self.guided, self.guided_interval)
 
     def build(self, shape: tuple[int, ...]) -> MLP:
         """The network for samples of ``shape``."""
         dim = math.prod(shape)
-        return MLP(dim, self.hidden, self.embedding, self.velocity_head, self.classes, self.guided)
+        inputs = self.classes, self.guided, self.guided_interval
+        return MLP(dim, self.hidden, self.embedding, self.velocity_head, *inputs)

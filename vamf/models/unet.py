@@ -103,6 +103,8 @@ class UNetConfig:
     """Number of classes of the labels; 0: unconditional."""
     guided: bool = False
     """Whether it takes the guidance scale as input; sampling then chooses the scale."""
+    guided_interval: bool = False
+    """Whether it takes the interval of guided times as input, too."""
     augmentations: int = 0
     """Size of the augment labels, which describe an image's augmentation; 0: it takes none."""
 
@@ -118,7 +120,7 @@ class UNetConfig:
             raise ValueError(f"heads must divide the channels of every level; got {self.heads}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1); got {self.dropout}")
-        check_classes(self.classes, self.guided)
+        check_classes(self.classes, self.guided, self.guided_interval)
         if self.augmentations < 0:
             raise ValueError(f"augmentations must be at least 0; got {self.augmentations}")
 
@@ -137,9 +139,10 @@ class UNet(nn.Module):
     """u(z, r, t) on images (batch, channels, height, width), with t and t - r embedded.
 
     With classes, embeddings of the labels ``y`` are added to those of the times; None is no class.
-    If guided, so is an embedding of ``kappa`` = 1 - 1 / scale; None is 0. ``augment_labels``
-    (batch, augmentations) describe each image's augmentation: a linear map of them is added to the
-    sinusoids of t and t - r; None and zeros mean an unchanged image.
+    If guided, so is an embedding of ``kappa`` = 1 - 1 / scale, None is 0, and perhaps those of the
+    times of ``interval`` (batch, 2); None is [0, 1]. ``augment_labels`` (batch, augmentations)
+    describe each image's augmentation: a linear map of them is added to the sinusoids of t and
+    t - r; None and zeros mean an unchanged image.
     """
 
     def __init__(self, config: UNetConfig, shape: tuple[int, ...]) -> None:
@@ -157,7 +160,8 @@ class UNet(nn.Module):
             if config.velocity_head
             else None
         )
-        self.labels = ClassEmbedding(config.classes, emb, config.guided) if config.classes else None
+        inputs = config.guided, config.guided_interval
+        self.labels = ClassEmbedding(config.classes, emb, *inputs) if config.classes else None
         if self.labels is not None:  # EDM's linear map of sqrt(classes) times a one-hot label
             nn.init.xavier_uniform_(self.labels.table.weight, gain=math.sqrt(config.classes))
         self.augment = (
@@ -213,18 +217,22 @@ class UNet(nn.Module):
         t: Time,
         y: Label | None = None,
         kappa: Scalars | None = None,
+        interval: Tensor | None = None,
         augment_labels: Tensor | None = None,
     ) -> Sample:
+        known = y, kappa, interval, augment_labels
         if in_dual_mode():
-            hidden = fast.hidden(self, z, r, t, y, kappa, augment_labels)
+            hidden = fast.hidden(self, z, r, t, *known)
             return apply_with_tangent(partial(_like, value_of(z)), self.conv_out(hidden))
-        return self.conv_out(self._hidden(z, r, t, y, kappa, augment_labels)).to(z.dtype)
+        return self.conv_out(self._hidden(z, r, t, *known)).to(z.dtype)
 
-    def velocity(self, z: Sample, t: Time) -> Sample:
-        """v(z, t) by the velocity head."""
+    def velocity(self, z: Sample, t: Time, *known: Tensor | None, r: Time | None = None) -> Sample:
+        """v(z, t) by the velocity head, of blocks at ``r``, or at t; labels as ``forward``'s."""
         assert self.velocity_head is not None
-        hidden = fast.hidden(self, z, t, t) if in_dual_mode() else self._hidden(z, t, t)
-        return self.velocity_head(hidden).to(z.dtype)
+        times = t if r is None else r, t
+        if in_dual_mode():
+            return self.velocity_head(fast.hidden(self, z, *times, *known)).to(z.dtype)
+        return self.velocity_head(self._hidden(z, *times, *known)).to(z.dtype)
 
     def _hidden(self, z: Sample, r: Time, t: Time, *known: Tensor | None) -> Tensor:
         emb = self.embedded(t, r, *known)
@@ -248,6 +256,7 @@ class UNet(nn.Module):
         r: Time,
         y: Label | None = None,
         kappa: Scalars | None = None,
+        interval: Tensor | None = None,
         augment_labels: Tensor | None = None,
     ) -> Tensor:
         """The embedding that every block takes: times, labels and augmentation."""
@@ -257,7 +266,7 @@ class UNet(nn.Module):
         if self.augment is not None and augment_labels is not None:
             known = known + self.augment(augment_labels.to(dtype))
         if self.labels is not None:
-            known = known + self.labels(y, len(t), kappa)
+            known = known + self.labels(y, len(t), kappa, interval)
         else:
             refuse_labels(y)
         return silu(self.map1(silu(self.map0(known))))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from vamf.models.config import NetworkConfig
+from vamf.models.config import NetworkConfig, takes_interval
 from vamf.models.dit import FREQUENCIES, DiTConfig
 from vamf.models.layers import SCALES, sinusoid
 from vamf.models.mlp import MLPConfig
@@ -24,7 +24,10 @@ Weights = dict[str, Tensor]
 TABLE, SCALE, HEAD, AUGMENT = "labels.table.weight", "labels.scale.", "velocity_head.", "augment."
 """Names, or their beginnings, that all networks share."""
 
-OPTIONAL = ("dropout", "classes", "guided", "velocity_head", "augmentations")
+INTERVAL = {"labels.t_min.": 0.0, "labels.t_max.": 1.0}
+"""The same of the embeddings of guided times, and the times where guidance has no interval."""
+
+OPTIONAL = ("dropout", "classes", "guided", "guided_interval", "velocity_head", "augmentations")
 """Fields of a configuration in which two networks may differ."""
 
 OWN = "the source was trained at r = t only, and what your network computes at r < t is kept"
@@ -129,7 +132,11 @@ def transferred(
         lines["r"] = _say_without_gap(places.without_gap(found))
     other = there.classes != here.classes
     if there.guided and (other or not here.guided):
-        lines["guidance_scale"] = _remove_scale(found)
+        _remove_numbers(found, {SCALE: 0.0})
+        lines["guidance_scale"] = "the source's guidance scale is not used: it is told 1"
+    if takes_interval(there) and (other or not takes_interval(here)):
+        _remove_numbers(found, INTERVAL)
+        lines["guidance_interval"] = "the source's guided times are not used: it is told 0 to 1"
     if there.classes and other:
         places.add_constant(found, found.pop(TABLE)[-1])
         lines["labels"] = f"the source's {there.classes} classes are not used: it is told none"
@@ -138,7 +145,11 @@ def transferred(
         found[TABLE] = torch.zeros_like(fresh[TABLE])
         lines["labels"] = _say_labels(there.classes, here.classes)
     if here.guided and not any(name.startswith(SCALE) for name in found):
-        lines["guidance_scale"] = _add_scale(found, fresh)
+        _add_numbers(found, fresh, (SCALE,))
+        lines["guidance_scale"] = "the source takes no guidance scale: its embedding starts at 0"
+    if takes_interval(here) and not any(name.startswith(tuple(INTERVAL)) for name in found):
+        _add_numbers(found, fresh, tuple(INTERVAL))
+        lines["guidance_interval"] = "the source takes no guided times: their embeddings start at 0"
     lines |= _change_augment(found, there, here, fresh) | _change_head(found, there, here, places)
     return found, lines
 
@@ -156,21 +167,21 @@ def _say_labels(there: int, here: int) -> str:
     return f"{before}: the embeddings of {here} classes start at 0"
 
 
-def _remove_scale(weights: Weights) -> str:
-    """Adds the embedding of a guidance scale of 1 to that of every class."""
-    zero = sinusoid(torch.zeros(1, dtype=torch.float64), SCALES)
-    hidden = silu(_through(weights, f"{SCALE}0", zero))
-    _plus(weights, TABLE, _through(weights, f"{SCALE}2", hidden))
-    for name in [name for name in weights if name.startswith(SCALE)]:
-        del weights[name]
-    return "the source's guidance scale is not used: it is told 1"
+def _remove_numbers(weights: Weights, numbers: Mapping[str, float]) -> None:
+    """Adds the embeddings of these numbers, by name, to that of every class."""
+    for place, number in numbers.items():
+        known = sinusoid(torch.full((1,), number, dtype=torch.float64), SCALES)
+        hidden = silu(_through(weights, f"{place}0", known))
+        _plus(weights, TABLE, _through(weights, f"{place}2", hidden))
+        for name in [name for name in weights if name.startswith(place)]:
+            del weights[name]
 
 
-def _add_scale(weights: Weights, fresh: Mapping[str, Tensor]) -> str:
-    last = {f"{SCALE}2.weight", f"{SCALE}2.bias"}
-    for name in [name for name in fresh if name.startswith(SCALE)]:
+def _add_numbers(weights: Weights, fresh: Mapping[str, Tensor], places: tuple[str, ...]) -> None:
+    """Adds embeddings of numbers, all 0 at the start."""
+    last = {f"{place}2.{name}" for place in places for name in ("weight", "bias")}
+    for name in [name for name in fresh if name.startswith(places)]:
         weights[name] = torch.zeros_like(fresh[name]) if name in last else fresh[name].clone()
-    return "the source takes no guidance scale: its embedding starts at 0"
 
 
 def _change_augment(

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vamf.data.dataset import draw_with_noise
 from vamf.data.source import LatentSource
@@ -19,19 +19,20 @@ from vamf.diagnostics.variance import (
 )
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
-from vamf.flow.guidance import with_labels
+from vamf.flow.guidance import velocity_with_labels, with_labels
 from vamf.flow.objectives.ddpm import DDPM
 from vamf.flow.objectives.terms import Draws
 from vamf.flow.oracle import for_batch
 from vamf.flow.samplers import euler, heun, sample
 from vamf.flow.tangents import boundary_velocity
 from vamf.metrics.distances import Generate, Measurement
+from vamf.models.config import takes_interval
 from vamf.rng import generator, seed_of
 from vamf.training.step.networks import as_sampled
 from vamf.training.step.objective import draw
 from vamf.training.step.precision import matmul_precision
 from vamf.training.step.trainer import Trainer
-from vamf.typing import AverageVelocity, Beta, BetaAt, Label, Sample, Time, Velocity
+from vamf.typing import AverageVelocity, Beta, BetaAt, Label, Sample, Scalars, Time, Velocity
 
 Metrics = dict[str, Measurement]
 
@@ -73,18 +74,34 @@ def generate_from(
     return generate
 
 
-def conditioned(u: AverageVelocity, experiment: Experiment, y: Label | None) -> AverageVelocity:
-    """The network with the classes of a batch, if any, and the experiment's guidance scale."""
+def conditioned(
+    u: AverageVelocity, experiment: Experiment, y: Label | None
+) -> tuple[AverageVelocity, Velocity]:
+    """The network and its velocity, told the classes of a batch, if any, and how it is guided."""
+    own = boundary_velocity(u)
     if y is None:
-        return u
-    kappa = 1 - 1 / experiment.evaluation.guidance_scale
-    scales = torch.full(y.shape, kappa, device=y.device) if experiment.model.guided else None
-    return with_labels(u, y, scales)
+        return u, own
+    known = y, *_guidance(experiment, y)
+    return with_labels(u, *known), velocity_with_labels(own, *known)
 
 
-def _sampled(u: AverageVelocity, experiment: Experiment, e: Sample, indices: range) -> Sample:
+def _guidance(experiment: Experiment, y: Label) -> tuple[Scalars | None, Tensor | None]:
+    """1 - 1 / scale for each sample, and its interval; None for what is no input."""
+    evaluation, model = experiment.evaluation, experiment.model
+    if not model.guided:
+        return None, None
+    kappa = torch.full(y.shape, 1 - 1 / evaluation.guidance_scale, device=y.device)
+    if not takes_interval(model):
+        return kappa, None
+    times = torch.tensor([evaluation.guidance_t_min, evaluation.guidance_t_max], device=y.device)
+    return kappa, times.expand(len(y), 2)
+
+
+def _sampled(
+    functions: tuple[AverageVelocity, Velocity], experiment: Experiment, e: Sample, indices: range
+) -> Sample:
     """Samples with these indices from noise ``e``, by the experiment's sampler."""
-    steps, own = experiment.evaluation.sampling_steps, boundary_velocity(u)
+    steps, (u, own) = experiment.evaluation.sampling_steps, functions
     match experiment.evaluation.sampler:
         case "average":
             return sample(u, e, steps)
@@ -115,6 +132,8 @@ def protocol(experiment: Experiment) -> str:
     evaluation = experiment.evaluation
     how = "" if evaluation.sampler == "average" else f" {evaluation.sampler}"
     scale = f", guidance scale {evaluation.guidance_scale:g}" if experiment.model.guided else ""
+    if takes_interval(experiment.model):
+        scale += f" from t = {evaluation.guidance_t_min:g} to {evaluation.guidance_t_max:g}"
     data = experiment.original
     decoded = f", decoded by {data.decoder_name}" if isinstance(data, LatentSource) else ""
     return (

@@ -78,11 +78,19 @@ def test_gradients_of_captured_steps_are_averaged(tmp_path, precision, parts):
         assert all(torch.equal(a, b) for a, b in zip(first.values(), other.values(), strict=True))
 
 
+IMF = {
+    **{"model.classes": 10, "model.guided": True, "model.guided_interval": True},
+    **{"model.velocity_head": True, "proxy": "head", "head.every_r": True, "beta.value": 1.0},
+    **{"guidance.max_scale": 8.0, "guidance.random_interval": True},
+}
+"""Improved Mean Flows."""
+
 OTHERS = [
     {"loss.kind": "SemigroupLoss", "beta.value": 0.0},
     {"loss.kind": "TerminalVelocityLoss", "loss.stop_derivative": True, "beta.value": 0.0},
     {"loss.gamma": 0.5},
     {"proxy": "batch"},
+    IMF,
 ]
 """Other objectives and proxies that the fast path takes."""
 

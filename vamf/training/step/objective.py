@@ -12,8 +12,15 @@ from vamf.diagnostics.adaptive import AdaptiveBeta, AdaptiveBetaState
 from vamf.distributed import Workers
 from vamf.dropout import Masks, sharing, without_dropout
 from vamf.experiment import Experiment
-from vamf.flow.guidance import Guided, Labels, drop_labels, with_augment_labels, with_labels
-from vamf.flow.objectives.terms import Draws, LossTerms, squared_norm
+from vamf.flow.guidance import (
+    Guided,
+    Labels,
+    drop_labels,
+    velocity_with_labels,
+    with_augment_labels,
+    with_labels,
+)
+from vamf.flow.objectives.terms import Draws, LossTerms
 from vamf.flow.oracle import for_batch
 from vamf.flow.path import interpolate
 from vamf.flow.tangents import boundary_velocity
@@ -21,6 +28,7 @@ from vamf.flow.times import count_equal, draw_times
 from vamf.flow.trace import draw_signs
 from vamf.rng import generator
 from vamf.training.step.execution import Execution
+from vamf.training.step.head import head_loss
 from vamf.typing import AverageVelocity, Beta, BetaAt, Label, Sample, Time, Velocity
 
 
@@ -54,7 +62,7 @@ class Inputs(NamedTuple):
         return Inputs(
             self.draws.every(count, index),
             self.uniform[mine],
-            None if self.labels is None else Labels(*map(partial(_taken, mine), self.labels)),
+            None if self.labels is None else self.labels.of(mine),
             _taken(mine, self.augment_labels),
             self.beta[mine] if isinstance(self.beta, torch.Tensor) else self.beta,
             None if self.signs is None else self.signs[:, mine],
@@ -165,14 +173,9 @@ class Objective(nn.Module):
             cond_weight=guided.cond_weight,
         )
         if self.experiment.proxy == "head":
-            return terms._replace(loss=terms.loss + self._head_loss(draws))
+            given = draws, labels, augment_labels, guided.velocity
+            return terms._replace(loss=terms.loss + head_loss(self.experiment, self.net, *given))
         return terms
-
-    def _head_loss(self, draws: Draws) -> torch.Tensor:
-        """Flow matching of the velocity head, weighted as the loss (arXiv 2512.02012)."""
-        z, v_cond = interpolate(draws.x, draws.e, draws.t)
-        error = squared_norm(self.net.velocity(z, draws.t) - v_cond)  # type: ignore[operator]
-        return (self.experiment.loss.weight(error) * error).mean()
 
     def _guided(
         self,
@@ -183,16 +186,17 @@ class Objective(nn.Module):
         v_hat: Velocity,
     ) -> tuple[AverageVelocity, Velocity, Guided]:
         """The network and the proxy with the step's labels, if any; and v_g with its beta."""
-        guidance = self.experiment.guidance
+        guidance, headed = self.experiment.guidance, self.experiment.proxy == "head"
         u, v_hat = self._informed(augment_labels, v_hat)
         if guidance is None or labels is None:
             return u, v_hat, Guided(None, beta)
         z, v_cond = interpolate(draws.x, draws.e, draws.t)
-        n_deferred = draws.n_equal if self._steady else 0
-        own = boundary_velocity(without_dropout(u))  # train=False in the authors' code
+        n_deferred = draws.n_equal if self._steady and not headed else 0
+        # train=False in the authors' code; a head is the velocity of a network that has one
+        own = without_dropout(v_hat) if headed else boundary_velocity(without_dropout(u))
         guided = guidance(own, v_hat, z, draws.t, v_cond, labels, beta, n_deferred)
-        known = labels.y, labels.kappa
-        return with_labels(u, *known), with_labels(v_hat, *known), guided
+        known = labels.y, labels.kappa, labels.interval
+        return with_labels(u, *known), velocity_with_labels(v_hat, *known), guided
 
     def _informed(
         self, augment_labels: torch.Tensor | None, v_hat: Velocity
@@ -223,12 +227,16 @@ class Objective(nn.Module):
         assert e.guidance is not None and isinstance(self.dataset, Labelled)
         y = self.dataset.labels_of(step, e.batch, e.seed, device)
         g = generator(e.seed, "labels", step, device=device)
-        y, dropped, _ = drop_labels(y, e.model.classes, e.guidance.dropout, g)
+        y, dropped, *_ = drop_labels(y, e.model.classes, e.guidance.dropout, g)
         kappa = e.guidance.draw_kappa(e.batch, generator(e.seed, "scales", step, device=device))
-        mine = slice(rank, None, world)
         if kappa is not None:
-            kappa = kappa.masked_fill(dropped, 0)[mine]
-        return Labels(y[mine], dropped[mine], kappa)
+            kappa = kappa.masked_fill(dropped, 0)
+        equal = torch.arange(e.batch, device=device) < samples_equal(
+            e, e.batch, generator(e.seed, "step", step)
+        )
+        g = generator(e.seed, "intervals", step, device=device)
+        interval = e.guidance.draw_interval(dropped | equal, g)
+        return Labels(y, dropped, kappa, interval).of(slice(rank, None, world))
 
     def beta(self, step: int, t: Time) -> Beta:
         """beta of samples at times ``t`` in a step, counted from 0."""
@@ -292,12 +300,18 @@ def draw(
     return Draws(x, noise if own is None else own, r, t, n_equal), uniform
 
 
+def samples_equal(experiment: Experiment, n: int, g: torch.Generator) -> int:
+    """How many of ``n`` samples, drawn from this generator, have r = t: the first ones."""
+    share = experiment.times.prob_equal
+    return count_equal(share, n, generator(g.initial_seed(), "equal"))
+
+
 def draw_noise(
     experiment: Experiment, shape: Sequence[int], g: torch.Generator
 ) -> tuple[tuple[Sample, Time, Time, Time], int]:
     """Noise of ``shape``, r, t and anchor numbers; and the number of samples with r = t."""
     n, times = shape[0], experiment.times
-    n_equal = count_equal(times.prob_equal, n, generator(g.initial_seed(), "equal"))
+    n_equal = samples_equal(experiment, n, g)
     noise = torch.randn(tuple(shape), generator=g, device=g.device)
     r, t = draw_times(times, n, n_equal, g)
     return (noise, r, t, torch.rand(n, generator=g, device=g.device)), n_equal

@@ -1,6 +1,6 @@
 """Number formats of a network's computation; weights and optimiser state stay in float32."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
@@ -33,18 +33,46 @@ def in_precision(net: nn.Module, compute: Compute) -> AverageVelocity:
     if compute.precision != "bfloat16":
         return net
 
-    names = [name for name, _ in net.named_parameters()]
-
     def rounded(z: Sample, r: Time, t: Time, *y: Label) -> Sample:
-        shared = _rounded.get()
-        found = {} if shared is None else shared
-        if net not in found:
-            weights = _Rounded.apply if in_dual_mode() else _each
-            with nullcontext() if shared is None else torch.enable_grad():  # for later calls
-                found[net] = dict(zip(names, weights(*net.parameters()), strict=True))
-        return functional_call(net, found[net], (z, r, t, *y))
+        return functional_call(net, _rounded_weights(net), (z, r, t, *y))
 
     return rounded
+
+
+def head_in_precision(net: nn.Module, compute: Compute) -> Callable[..., Sample]:
+    """As ``in_precision``, of the network's method ``velocity``: its velocity head."""
+    if compute.precision != "bfloat16":
+        return net.velocity  # type: ignore[return-value]
+    head = _Head(net)
+
+    def rounded(z: Sample, t: Time, *y: Label, **r: Time) -> Sample:
+        weights = {f"net.{name}": w for name, w in _rounded_weights(net).items()}
+        return functional_call(head, weights, (z, t, *y), r)
+
+    return rounded
+
+
+class _Head(nn.Module):
+    """The velocity head as a module's own function, which ``functional_call`` needs."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, *args: Any, **r: Time) -> Sample:
+        return self.net.velocity(*args, **r)  # type: ignore[operator]
+
+
+def _rounded_weights(net: nn.Module) -> dict[str, Tensor]:
+    """The weights in bfloat16 by name, the same ones within ``rounding_once``."""
+    shared = _rounded.get()
+    found = {} if shared is None else shared
+    if net not in found:
+        names = [name for name, _ in net.named_parameters()]
+        weights = _Rounded.apply if in_dual_mode() else _each
+        with nullcontext() if shared is None else torch.enable_grad():  # for later calls
+            found[net] = dict(zip(names, weights(*net.parameters()), strict=True))
+    return found[net]
 
 
 @contextmanager

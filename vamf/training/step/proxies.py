@@ -8,8 +8,8 @@ from vamf.flow.oracle import BatchProxy
 from vamf.flow.tangents import boundary_velocity
 from vamf.training.checkpoints.checkpoint import find_checkpoint
 from vamf.training.step.networks import build_networks
-from vamf.training.step.precision import in_precision
-from vamf.typing import Sample, Time, Velocity
+from vamf.training.step.precision import head_in_precision, in_precision
+from vamf.typing import Label, Sample, Time, Velocity
 
 
 def build_proxy(
@@ -23,7 +23,7 @@ def build_proxy(
         case "online":
             return boundary_velocity(in_precision(net, experiment.compute))
         case "head":
-            return head_velocity(net)
+            return head_velocity(head_in_precision(net, experiment.compute))
         case "batch":
             return BatchProxy()
         case "oracle":
@@ -33,12 +33,15 @@ def build_proxy(
     return boundary_velocity(in_precision(ema, experiment.compute))
 
 
-def head_velocity(net: nn.Module) -> Velocity:
-    """The proxy sg[v(z, t)] of a network's own velocity head (arXiv 2512.02012)."""
+def head_velocity(head: Velocity) -> Velocity:
+    """The proxy sg[v(z, t)] of a network's own velocity head (arXiv 2512.02012).
 
-    def velocity(z: Sample, t: Time) -> Sample:
+    Labels after t are passed on to a conditional network.
+    """
+
+    def velocity(z: Sample, t: Time, *y: Label) -> Sample:
         with torch.no_grad():
-            return net.velocity(z, t)  # type: ignore[operator]
+            return head(z, t, *y)
 
     return velocity
 
