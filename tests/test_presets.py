@@ -84,6 +84,8 @@ def tiny(preset, request):
         changes |= {"evaluation.distance.extractor": "randconv64_v1"}
     if not preset.loss.learns_velocity:
         changes |= {"evaluation.sampling_steps": 2}
+    if preset.stages:
+        changes |= {"stages.0.share": 0.5}
     return preset.override(changes)
 
 

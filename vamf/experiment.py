@@ -36,10 +36,9 @@ from vamf.experiment_settings import (
 from vamf.experiment_stages import Loss, Proxy, Stage, Times, first_steps
 from vamf.files import write_whole
 from vamf.flow.guidance import Guidance
-from vamf.flow.objectives.ddpm import DDPM
 from vamf.flow.objectives.meanflow import MeanFlowLoss
 from vamf.flow.schedules import BetaOfTime, BetaSchedule
-from vamf.flow.times import LogitNormalTimes, UniformTimes
+from vamf.flow.times import LogitNormalTimes
 from vamf.metrics.distances import FrechetDistance, SlicedWasserstein
 from vamf.models.config import NetworkConfig
 from vamf.models.dit import DiTConfig
@@ -133,14 +132,15 @@ class Experiment:
             self.data.require_fits(self.loss, self.proxy, self.augment is not None)
         self._check_augment()
         self._check_compute()
-        self._check_ddpm()
         check_objective(
             self.loss,
             beta=self.beta,
             times=self.times,
             guidance=self.guidance,
             probe=self.probe,
+            proxy=self.proxy,
             compute=self.compute,
+            evaluation=self.evaluation,
         )
         points = is_points(self.data)
         if points and isinstance(self.model, UNetConfig | DiTConfig):
@@ -201,35 +201,6 @@ class Experiment:
                 "compute.compile carries tangents through vamf's own layers: use compute.compile "
                 f"false; got {self.model}"
             )
-        if self.compute.compile and self.loss.moves:
-            raise ValueError(
-                f"{type(self.loss).__name__} cannot be compiled where its program changes at every "
-                f"step; use compute.compile false; got {self.loss}"
-            )
-
-    def _check_ddpm(self) -> None:
-        denoises = self.evaluation.sampler in ("ancestral", "ddim")
-        if denoises != isinstance(self.loss, DDPM):
-            raise ValueError(
-                "a DDPM and the samplers ancestral and ddim go together; "
-                f"got {type(self.loss).__name__} and {self.evaluation.sampler}"
-            )
-        if not isinstance(self.loss, DDPM):
-            return
-        if self.times != UniformTimes(prob_equal=1.0):
-            raise ValueError(f"a DDPM needs UniformTimes with prob_equal = 1; got {self.times}")
-        if isinstance(self.beta, AdaptiveBeta):
-            raise ValueError(f"a DDPM has no beta to adapt; got {self.beta}")
-        if self.guidance or self.probe or self.proxy != "ema":
-            raise ValueError(
-                "a DDPM needs proxy ema, and neither guidance nor probe; "
-                f"got {self.proxy}, {self.guidance} and {self.probe}"
-            )
-        levels, steps = self.loss.levels, self.evaluation.sampling_steps
-        if self.evaluation.sampler == "ancestral" and steps != levels:
-            raise ValueError(f"ancestral sampling takes all {levels} levels; got {steps} steps")
-        if steps > levels:
-            raise ValueError(f"DDIM takes 1 to {levels} steps; got {steps}")
 
     def _check_augment(self) -> None:
         taken = self.model.augmentations if isinstance(self.model, UNetConfig) else 0

@@ -2,14 +2,15 @@
 
 from vamf.diagnostics.adaptive import AdaptiveBeta
 from vamf.diagnostics.probe import Probe
-from vamf.experiment_settings import Compute
+from vamf.experiment_settings import Compute, Evaluation
 from vamf.flow.guidance import Guidance
+from vamf.flow.objectives.ddpm import DDPM
 from vamf.flow.objectives.meanflow import MeanFlowLoss
 from vamf.flow.objectives.semigroup import SemigroupLoss
 from vamf.flow.objectives.terminal_velocity import TerminalVelocityLoss
 from vamf.flow.objectives.terms import ObjectiveRule
 from vamf.flow.schedules import BetaOfTime, BetaSchedule
-from vamf.flow.times import TimeDistribution
+from vamf.flow.times import TimeDistribution, UniformTimes
 
 
 def check_objective(
@@ -19,9 +20,24 @@ def check_objective(
     times: TimeDistribution,
     guidance: Guidance | None,
     probe: Probe | None,
+    proxy: str,
     compute: Compute,
+    evaluation: Evaluation,
 ) -> None:
     """Raises ValueError if an objective cannot honour a setting."""
+    denoises = evaluation.sampler in ("ancestral", "ddim")
+    if denoises != isinstance(loss, DDPM):
+        raise ValueError(
+            "a DDPM and the samplers ancestral and ddim go together; "
+            f"got {type(loss).__name__} and {evaluation.sampler}"
+        )
+    if isinstance(loss, DDPM):
+        _check_ddpm(loss, beta, times, guidance, probe, proxy, evaluation)
+    if compute.compile and loss.moves:
+        raise ValueError(
+            f"{type(loss).__name__} cannot be compiled where its program changes at every step; "
+            f"use compute.compile false; got {loss}"
+        )
     if loss.learns_velocity:
         _check_beta(loss, beta, probe)
     if isinstance(loss, MeanFlowLoss):
@@ -32,6 +48,31 @@ def check_objective(
         )
     if isinstance(loss, TerminalVelocityLoss):
         _check_terminal_velocity(loss, guidance, compute)
+
+
+def _check_ddpm(
+    loss: DDPM,
+    beta: BetaSchedule | BetaOfTime | AdaptiveBeta,
+    times: TimeDistribution,
+    guidance: Guidance | None,
+    probe: Probe | None,
+    proxy: str,
+    evaluation: Evaluation,
+) -> None:
+    if times != UniformTimes(prob_equal=1.0):
+        raise ValueError(f"a DDPM needs UniformTimes with prob_equal = 1; got {times}")
+    if isinstance(beta, AdaptiveBeta):
+        raise ValueError(f"a DDPM has no beta to adapt; got {beta}")
+    if guidance or probe or proxy != "ema":
+        raise ValueError(
+            "a DDPM needs proxy ema, and neither guidance nor probe; "
+            f"got {proxy}, {guidance} and {probe}"
+        )
+    levels, steps = loss.levels, evaluation.sampling_steps
+    if evaluation.sampler == "ancestral" and steps != levels:
+        raise ValueError(f"ancestral sampling takes all {levels} levels; got {steps} steps")
+    if steps > levels:
+        raise ValueError(f"DDIM takes 1 to {levels} steps; got {steps}")
 
 
 def _check_beta(

@@ -82,9 +82,9 @@ def test_network_and_proxy_receive_the_augment_labels(experiment):
     own = objective(experiment)
     forward = own.net.forward
 
-    def spy(z, r, t, y=None, kappa=None, augment_labels=None):
+    def spy(z, r, t, y=None, kappa=None, interval=None, augment_labels=None):
         seen.append(augment_labels)
-        return forward(z, r, t, y, kappa, augment_labels)
+        return forward(z, r, t, y, kappa, interval, augment_labels)
 
     own.net.forward = spy
     own(own.inputs(1))

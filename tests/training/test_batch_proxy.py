@@ -70,7 +70,7 @@ def test_the_mean_gradient_of_two_workers_is_that_of_one(experiment):
 def test_a_labelled_sample_sees_its_class_alone():
     own = trainer(LABELLED)
     inputs = own.objective.inputs(0)
-    (y, dropped, _), batch = inputs.labels, inputs.batch
+    (y, dropped, *_), batch = inputs.labels, inputs.batch
     seen = {}
 
     class Seen(EmpiricalVelocity):
