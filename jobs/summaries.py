@@ -28,7 +28,7 @@ PRESETS = {
     "cifar10": "CIFAR-10, U-Net of 56 M, Mean Flows' own recipe: 44 GiB, in 4 micro-batches 12",
     "cifar10_cond": "the same with classes and guidance",
     "cifar10_imf": "the same by improved Mean Flows",
-    "cifar10_short": "two minutes on an H200, 8 GiB: flow matching, then beta = 1; distance 5.6",
+    "cifar10_short": "the same U-Net without labels: two minutes on an H200, 8 GiB; distance 5.6",
     "cifar10_ddpm": "the same network as a DDPM, batch 128: a GPU",
     "imagenet_dit_b4": "latents of ImageNet (jobs.encode), DiT-B/4 of 131 M, their recipe: 8 GiB",
     "imagenet_dit_b2": "the same with DiT-B/2 of 131 M",

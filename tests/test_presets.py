@@ -21,8 +21,8 @@ from vamf.training.checkpoints.checkpoint import find_checkpoint
 from vamf.training.loop import Session, Summary, train
 from vamf.training.step.trainer import Trainer
 
-LEFT = ("mnist_imf", "cifar10_imf")
-"""The presets that are left to the slow suite: digits_imf is the same on other data."""
+LEFT = ("mnist_imf", "cifar10_imf", "cifar10_short")
+"""The presets that are left to the slow suite: others are of their kind."""
 PRESET = pytest.mark.parametrize(
     "preset",
     [pytest.param(p, id=n, marks=[pytest.mark.slow] * (n in LEFT)) for n, p in PRESETS.items()],

@@ -42,8 +42,9 @@ class Admission:
         """Why no other trial may start; None if one may."""
         if self.trials is None and not self.clock.budget.limited:
             return None
+        running = self._running()  # first: what ends in between is recorded before it is told
         records = load_trials(self.directory)
-        running = self._running() - {trial.number for trial in records}
+        running -= {trial.number for trial in records}
         if self.trials is not None and len(records) + len(running) >= self.trials:
             return ALL_TAKEN
         return self.clock.exhausted(records, len(running))

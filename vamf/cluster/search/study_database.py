@@ -2,7 +2,7 @@
 
 import os
 import re
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +96,30 @@ def _on_a_server(address: str) -> Database:
     return Database(address)
 
 
-def database(sweep: Sweep) -> str | Database:
-    """The sweep's database, as Optuna's functions take it."""
+@lru_cache(maxsize=8)
+def _in_a_file(address: str, _: tuple[int, int]) -> optuna.storages.RDBStorage:
+    return optuna.storages.RDBStorage(address)
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    """What differs between two files of one name; None if there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def database(sweep: Sweep) -> str | optuna.storages.RDBStorage:
+    """The sweep's database, as Optuna's functions take it: opened once in a process.
+
+    A file is opened again if another one is in its place; of a missing one it is the address.
+    """
     if sweep.study:
         return _on_a_server(sweep.study)
-    return f"{sweep.storage}?timeout={SQLITE_WAIT_S}"
+    address = f"{sweep.storage}?timeout={SQLITE_WAIT_S}"
+    file = _identity(Path(sqlalchemy.make_url(address).database or ""))
+    return address if file is None else _in_a_file(address, file)
 
 
 def study_names(sweep: Sweep) -> list[str]:

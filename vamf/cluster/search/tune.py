@@ -61,9 +61,8 @@ def search(space: Space, sweep: Sweep, clock: BudgetClock, driver: Driver) -> No
 
 def _algorithm(space: Space, sweep: Sweep, clock: BudgetClock, driver: Driver) -> Any:
     """What suggests trials to Ray Tune; creates the study if there is none."""
-    known = database(sweep)
-    storage = optuna.storages.RDBStorage(known) if isinstance(known, str) else known
-    exists = sweep.name in optuna.get_all_study_names(storage)
+    exists = sweep.name in optuna.get_all_study_names(database(sweep))
+    storage = database(sweep)  # opened: there is a file now
     metrics = [objective_name(index) for index in range(len(sweep.objectives))]
     algorithm = _admitted(Admission(sweep.directory, sweep.name, storage, sweep.trials, clock))(
         space=_Numbered(space.space, driver.name),
