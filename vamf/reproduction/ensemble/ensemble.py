@@ -114,6 +114,7 @@ class Ensemble:
     def _follow_alpha(self) -> None:
         """Forgets what was recorded if the next step's alpha needs another program."""
         if (alpha := self._alphas.fixed(self.step)) != self._alpha:
+            self.wait()  # for replays, whose memory is freed
             self._alpha, self._take_step, self._take_trace = alpha, None, None
 
     def _record_step(self) -> RecordedWork:
