@@ -21,7 +21,9 @@ FLAT = tyro.conf.arg(name="")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Train every set at every beta and seed, and compare with beta = 0 and with the paper."""
+    """Train every set at every beta and seed, and compare with beta = 0 and with the paper.
+
+    Or, with --objectives, by every objective, and compare with MeanFlow."""
 
     protocol: Annotated[Protocol, FLAT] = field(default_factory=Protocol)
     computing: Annotated[Computing, FLAT] = field(default_factory=Computing)
@@ -34,7 +36,7 @@ class Options:
     table: Path | None = None
     """Only write the table of what is finished in this folder, and print it."""
     bench: bool = False
-    """Only time an ensemble against single runs, on the first set."""
+    """Only time ensembles against single runs, on the first set."""
 
 
 def main(argv: list[str]) -> None:
@@ -46,8 +48,7 @@ def main(argv: list[str]) -> None:
     cli.guarded(protocol.check)
     cli.guarded(computing.prepare)
     if options.bench:
-        experiment, device = protocol.experiment(protocol.sets[0]), torch.device(computing.device)
-        print(ensemble_step.speed(experiment, protocol.betas, protocol.seeds, device))
+        print(ensemble_step.speeds(protocol, torch.device(computing.device)))
         return
     storage = cli.guarded(lambda: cli.folder(storage_path(options.storage)))
     uri = cli.guarded(lambda: tracking.address(storage, options.tracking))

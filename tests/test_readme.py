@@ -269,7 +269,23 @@ def test_landscapes_are_measured(arguments, run, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "landscape.png").stat().st_size > 0
 
 
-@pytest.mark.parametrize("arguments", commands("reproduce"), ids=" ".join)
+COMPARISONS = [arguments for arguments in commands("reproduce") if "--objectives" in arguments]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", COMPARISONS, ids=" ".join)
+def test_objectives_are_compared_on_points(arguments, tmp_path, capsys):
+    one = [word for word in arguments if word not in ("eight_gaussians", "checkerboard")]
+    tiny = ["--steps", "2", "--seeds", "0", "1", "--distance.samples", "16"]
+    reproduce.main([*one, *tiny, "--storage", str(tmp_path), "--name", "all"])
+    assert "two_moons, flow matching is finished" in capsys.readouterr().out
+    assert "SW1 against MeanFlow" in (tmp_path / "all" / "reproduction.md").read_text()
+
+
+SWEEPS = [arguments for arguments in commands("reproduce") if arguments not in COMPARISONS]
+
+
+@pytest.mark.parametrize("arguments", SWEEPS, ids=" ".join)
 def test_the_papers_tables_are_written(arguments, tmp_path, capsys):
     tiny = ["--steps", "2", "--betas", "0", "1", "--distance.samples", "16"]
     reproduce.main([*arguments, *tiny, "--storage", str(tmp_path), "--name", "all"])

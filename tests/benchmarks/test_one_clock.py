@@ -10,10 +10,11 @@ from helpers.tiny import TINY
 from jobs import clock as job
 from jobs import named
 from vamf.benchmarks import one_clock
-from vamf.benchmarks.one_clock import EVALUATIONS, METHODS, Clock, Pace, measure
+from vamf.benchmarks.one_clock import EVALUATIONS, Clock, Pace, measure
 from vamf.cluster.search import space as spaces
 from vamf.cluster.search.search_config import Sweep
 from vamf.presets import PRESETS
+from vamf.reproduction.objectives import METHODS
 
 CPU = torch.device("cpu")
 

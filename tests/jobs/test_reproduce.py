@@ -7,6 +7,8 @@ import pytest
 from mlflow import MlflowClient
 
 from jobs import reproduce
+from vamf.benchmarks import ensemble_step
+from vamf.reproduction.objectives import OBJECTIVES
 
 TINY = "--sets two_moons dgmm_4_redrawn --betas 0 1 --seeds 42 0 --steps 50 --trace-every 20"
 TINY += " --distance.samples 128 --distance.directions 16 --distance.repetitions 2"
@@ -50,12 +52,53 @@ def check_runs(uri, folder, found):
     assert run.data.tags["verdict.sw1"] in ("better", "worse", "indistinguishable")
 
 
+@pytest.mark.slow
+def test_all_objectives_from_end_to_end(tmp_path, tracking_uri, capsys):
+    place = ["--storage", str(tmp_path), "--name", "r", "--tracking", tracking_uri]
+    tiny = TINY.replace("--betas 0 1", "").replace(" dgmm_4_redrawn", "").replace("50", "6")
+    argv = [*tiny.split(), "--device", "cpu", *place]
+    reproduce.main([*argv, "--objectives", "MeanFlow", "semigroup"])
+    reproduce.main([*argv, "--objectives", "all"])  # joins: the finished ones are skipped
+    out = capsys.readouterr().out
+    assert all(out.count(f"two_moons, {name} is finished") == 1 for name in OBJECTIVES)
+    text = (tmp_path / "r" / "reproduction.md").read_text()
+    rows = re.findall(r"^\| (.*?) +\|", text, re.M)
+    assert rows == ["objective", *OBJECTIVES] and "of 18\ntests differ" in text
+    client = MlflowClient(tracking_uri)
+    experiment = client.get_experiment_by_name("vamf").experiment_id
+    children = client.search_runs([experiment], "tags.objective = 'flow matching'")
+    (run,) = children
+    assert run.info.run_name == "two_moons flow matching"
+    assert run.data.params["evaluation.sampling_steps"] == "25"
+    found = json.loads((tmp_path / "r" / "two_moons.flow_matching.json").read_text())
+    mean = (found["sw1"][0][0] + found["sw1"][1][0]) / 2
+    assert run.data.metrics["eval/sw1_n128"] == pytest.approx(mean)
+    assert "verdict.sw1" not in run.data.tags
+
+
+@pytest.mark.slow
+def test_objectives_are_timed_against_single_runs(capsys, monkeypatch):
+    monkeypatch.setattr(ensemble_step.speed, "__defaults__", (1,))
+    argv = [*TINY.replace("--betas 0 1", "").split(), "--device", "cpu", "--bench"]
+    reproduce.main([*argv, "--objectives", "MeanFlow", "alpha-Flow"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[0] for line in lines] == [
+        "two_moons, MeanFlow",
+        "two_moons, alpha-Flow",
+    ]
+    assert all("2 members" in line and "times faster" in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
         ("--sets two_moon", "unknown set 'two_moon'; did you mean 'two_moons'?"),
         ("--betas 0 2", "beta must lie in [0, 1]; got 2.0"),
         ("--betas 0.5 1", "betas must contain 0, to compare with; got [0.5, 1.0]"),
+        (
+            "--objectives semigroup",
+            "objectives must contain MeanFlow, to compare with; got semigroup",
+        ),
         ("--seeds 1", "seeds must be at least 2, for standard errors; got [1]"),
         ("--together 0", "together must be at least 1 and minutes positive; got 0 and None"),
         ("--table nowhere", "no finished set in nowhere"),

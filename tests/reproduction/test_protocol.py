@@ -9,7 +9,9 @@ from helpers.small import SMALL
 
 from vamf.metrics.distances import SlicedWasserstein
 from vamf.reproduction import paper
-from vamf.reproduction.protocol import DIMENSIONS, SETS, Protocol, claim
+from vamf.reproduction.ensemble.requirements import check
+from vamf.reproduction.objectives import OBJECTIVES
+from vamf.reproduction.protocol import DIMENSIONS, PROGRAMS, SETS, Protocol, claim
 
 
 @pytest.mark.parametrize(
@@ -21,6 +23,22 @@ from vamf.reproduction.protocol import DIMENSIONS, SETS, Protocol, claim
         ({"seeds": (42,)}, "seeds must be at least 2, for standard errors; got [42]"),
         ({"seeds": (1, 1)}, "seeds must be given, each once; got [1, 1]"),
         ({"sets": ()}, "sets must be given, each once; got []"),
+        (
+            {"objectives": ("MeanFlow", "semi-group")},
+            "unknown objective 'semi-group'; did you mean 'semigroup'?",
+        ),
+        (
+            {"objectives": ("semigroup", "alpha-Flow")},
+            "objectives must contain MeanFlow, to compare with; got semigroup, alpha-Flow",
+        ),
+        (
+            {"objectives": ("MeanFlow", "MeanFlow")},
+            "objectives must be given each once; got MeanFlow, MeanFlow",
+        ),
+        (
+            {"objectives": ("all",), "betas": (0.0, 1.0)},
+            "objectives have their own beta: betas must not be given; got [0.0, 1.0]",
+        ),
         ({"steps": 1}, "steps must be at least 2 and trace_every at least 1; got 1 and 2000"),
     ],
 )
@@ -48,11 +66,42 @@ def test_short_runs_have_a_trace_in_their_second_half():
     assert replace(SMALL, steps=7, trace_every=2000).interval == 3
 
 
-@pytest.mark.parametrize("protocol", [Protocol(), SMALL, replace(Protocol(), setting="sound")])
+OBJECTIVES_OF_TWO = replace(
+    Protocol(), sets=("two_moons", "checkerboard"), objectives=("MeanFlow", "beta 1, own velocity")
+)
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [Protocol(), SMALL, replace(Protocol(), setting="sound"), OBJECTIVES_OF_TWO],
+)
 def test_the_command_says_what_was_run(protocol):
     words = shlex.split(protocol.command)
     assert words[:3] == ["python", "-m", "jobs.reproduce"]
     assert tyro.cli(Protocol, args=words[3:]) == protocol
+
+
+def test_objectives_are_programs_of_their_own():
+    """Each with the settings that its name has, at its beta, and the protocol's otherwise."""
+    OBJECTIVES_OF_TWO.check()
+    keys = [program.key for program in OBJECTIVES_OF_TWO.programs]
+    ends = ("meanflow", "beta_1_own_velocity")
+    assert keys == [f"{name}.{end}" for name in ("two_moons", "checkerboard") for end in ends]
+    own = OBJECTIVES_OF_TWO.programs[1]
+    assert OBJECTIVES_OF_TWO.betas_of(own) == (1.0,)
+    expected = Protocol().experiment("two_moons").override({"beta.value": 1.0, "proxy": "online"})
+    assert OBJECTIVES_OF_TWO.experiment(*own) == expected
+    everything = replace(OBJECTIVES_OF_TWO, objectives=("all",))
+    assert len({program.key for program in everything.programs}) == 2 * len(OBJECTIVES)
+    assert len({program.key for program in PROGRAMS}) == len(SETS) * (1 + len(OBJECTIVES))
+    assert [program.key for program in SMALL.programs] == list(SMALL.sets)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_can_be_trained_as_one_program(objective):
+    own = OBJECTIVES_OF_TWO.experiment("two_moons", objective)
+    check(own, (own.beta.value,), (42, 0, 1))
+    assert own.loss.weight.p == 0
 
 
 def test_a_folder_belongs_to_one_protocol_but_any_sets(tmp_path):
@@ -61,6 +110,12 @@ def test_a_folder_belongs_to_one_protocol_but_any_sets(tmp_path):
     claim(folder, replace(SMALL, sets=("pinwheel",)))
     with pytest.raises(ValueError, match="holds another reproduction: steps 12 there, 13 here"):
         claim(folder, replace(SMALL, steps=13))
+    objectives = replace(SMALL, objectives=("all",))
+    line = r"another reproduction: betas \[0.0, 1.0\] there, those of objectives here"
+    with pytest.raises(ValueError, match=line):
+        claim(folder, objectives)
+    claim(tmp_path / "c", objectives)
+    claim(tmp_path / "c", replace(SMALL, objectives=("MeanFlow", "semigroup")))
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "something").touch()
     with pytest.raises(ValueError, match="holds something else; choose another name"):

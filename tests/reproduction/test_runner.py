@@ -13,6 +13,8 @@ from vamf.reproduction import measure, runner
 from vamf.reproduction.ensemble import draw_blocks
 from vamf.reproduction.ensemble import ensemble as ensembles
 from vamf.reproduction.ensemble.ensemble import Ensemble
+from vamf.reproduction.protocol import Program
+from vamf.reproduction.results import load_all
 from vamf.reproduction.runner import Computing, Work, run
 from vamf.rng import generator
 
@@ -29,7 +31,8 @@ def short_blocks(monkeypatch):
 def finished(protocol, folder, computing=CPU):
     folder.mkdir(exist_ok=True)
     lines = []
-    return {result.set: result for result in run(protocol, folder, computing, lines.append)}, lines
+    results = run(protocol, folder, computing, lines.append)
+    return {result.program.key: result for result in results}, lines
 
 
 def figures(result):
@@ -57,7 +60,7 @@ def test_sets_trained_together_are_those_trained_in_turn(tmp_path):
 
 def test_sets_at_different_steps_are_brought_together(tmp_path):
     """One of two sets is further on, as after a run with other ``--sets``."""
-    ahead = Work(SMALL, "two_moons", tmp_path, torch.device("cpu"))
+    ahead = Work(SMALL, Program("two_moons"), tmp_path, torch.device("cpu"))
     assert not runner.train([ahead], 0.0, lambda _: None)
     assert ahead.step == 4  # a trace is due before two blocks are over
     found, _ = finished(SMALL, tmp_path, replace(CPU, together=2))
@@ -87,8 +90,26 @@ def test_members_are_measured_on_common_points():
     assert not torch.equal(real, marginal) and found.isfinite().all()
 
 
+@pytest.mark.slow
+def test_objectives_are_measured_on_common_draws(tmp_path):
+    """MeanFlow, in a program of its own, is beta = 0 of all betas, up to float32's rounding."""
+    objectives = replace(ONE, objectives=("MeanFlow", "alpha-Flow"))
+    found, lines = finished(objectives, tmp_path / "objectives")
+    (betas,) = finished(ONE, tmp_path / "betas")[0].values()
+    assert [*load_all(tmp_path / "objectives")] == ["two_moons.meanflow", "two_moons.alpha_flow"]
+    assert lines == [f"two_moons, {name}: trained" for name in objectives.objectives]
+    mean_flow, alpha_flow = found.values()
+    for name in ("sw1", "sw2", "trace"):
+        single = mean_flow.grid(name)
+        assert single.shape == (2, 1) and not torch.equal(single, alpha_flow.grid(name))
+        torch.testing.assert_close(single[:, 0], betas.grid(name)[:, 0], rtol=1e-3, atol=0)
+    assert mean_flow.floor == alpha_flow.floor == betas.floor
+    left = runner.unfinished(replace(objectives, objectives=("all",)), tmp_path / "objectives")
+    assert left[0] == Program("two_moons", "beta 0.5, moving average") and len(left) == 8
+
+
 def test_a_lost_member_is_named_and_has_no_figures(tmp_path):
-    lost = Work(ONE, "two_moons", tmp_path, torch.device("cpu"))
+    lost = Work(ONE, Program("two_moons"), tmp_path, torch.device("cpu"))
     with torch.no_grad():
         lost.ensemble.net["head.bias"][1, 1] = torch.nan
     assert runner.train([lost], float("inf"), lambda _: None)
@@ -103,7 +124,7 @@ def test_a_lost_member_is_named_and_has_no_figures(tmp_path):
 def test_a_damaged_state_is_reported(tmp_path, damage):
     (tmp_path / "two_moons.pt").write_bytes(damage)
     with pytest.raises(ValueError, match=r"two_moons.pt must be a saved ensemble; "):
-        Work(ONE, "two_moons", tmp_path, torch.device("cpu"))
+        Work(ONE, Program("two_moons"), tmp_path, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Measures how much faster an ensemble trains than single runs one after another."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,7 @@ from vamf.distributed import Workers
 from vamf.experiment import Experiment
 from vamf.flow.schedules import BetaSchedule
 from vamf.reproduction.ensemble.ensemble import Ensemble
+from vamf.reproduction.protocol import Protocol
 from vamf.training.step.trainer import Trainer
 
 CHUNK = 10
@@ -45,30 +47,36 @@ def speed(
     device: torch.device,
     repeats: int = 20,
 ) -> Speed:
-    """Times single steps at beta = 0, which need no proxy, at beta = 0.5, and of the ensemble.
+    """Times single steps at beta = 0, which need no proxy, at another beta, and of the ensemble.
 
-    Values are medians over ``repeats`` synchronised rounds, in which the three take turns.
+    Values are medians over ``repeats`` synchronised rounds, in which these take turns, in the
+    middle of training, as an objective may move.
     """
-    enough = max(experiment.steps, (repeats + 2) * CHUNK)  # two rounds of warm-up
+    enough = max(experiment.steps, 2 * (repeats + 2) * CHUNK)  # two rounds of warm-up
     experiment = replace(experiment, steps=enough)
     ensemble = Ensemble(experiment, betas, seeds, device)
-    steps = {
-        "zero": _single(experiment, 0.0, device),
-        "mixed": _single(experiment, 0.5, device),
-        "ensemble": lambda: ensemble.advance(CHUNK),
-    }
+    ensemble.load_state_dict({**ensemble.state_dict(), "step": enough // 2})
+    shares = Counter(0.0 if beta == 0 else max(betas) for beta in betas)
+    singles = {f"beta {beta}": _single(experiment, beta, device) for beta in shares}
+    steps = {**singles, "ensemble": lambda: ensemble.advance(CHUNK)}
     seconds = {name: t / CHUNK for name, t in time_steps(steps, device, repeats).items()}
-    zeros = sum(beta == 0 for beta in betas) / len(betas)
-    return Speed(
-        members=len(betas) * len(seeds),
-        single=zeros * seconds["zero"] + (1 - zeros) * seconds["mixed"],
-        ensemble=seconds["ensemble"],
-    )
+    alone = sum(count * seconds[f"beta {beta}"] for beta, count in shares.items()) / len(betas)
+    return Speed(members=len(betas) * len(seeds), single=alone, ensemble=seconds["ensemble"])
+
+
+def speeds(protocol: Protocol, device: torch.device) -> str:
+    """A line for the betas, or for each objective, of a reproduction on its first set."""
+    lines = []
+    for program in replace(protocol, sets=protocol.sets[:1]).programs:
+        experiment, betas = protocol.experiment(*program), protocol.betas_of(program)
+        lines.append(f"{program}: {speed(experiment, betas, protocol.seeds, device)}")
+    return "\n".join(lines)
 
 
 def _single(experiment: Experiment, beta: float, device: torch.device) -> Step:
     one = replace(experiment, beta=BetaSchedule(value=beta))
     trainer = Trainer(one, one.data.load("train"), Workers(device=device))
+    trainer.step = experiment.steps // 2
 
     def steps() -> None:
         for _ in range(CHUNK):

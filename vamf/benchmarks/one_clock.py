@@ -5,7 +5,7 @@ import pprint
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -14,28 +14,8 @@ from vamf.benchmarks.step_time import trainer_of, warm_up
 from vamf.benchmarks.timing import synchronise, timed
 from vamf.errors import first_line
 from vamf.experiment import Experiment
+from vamf.reproduction.objectives import METHODS, changes
 from vamf.training.step.trainer import Trainer
-
-PLAIN = {"beta.kind": "BetaSchedule", "beta.value": 0.0, "proxy": "ema"}
-OWN = PLAIN | {"beta.value": 1.0, "proxy": "online"}
-EAGER = PLAIN | {"compute.compile": False}
-
-METHODS: Mapping[str, Mapping[str, Any]] = {
-    "MeanFlow": {**PLAIN, "loss.kind": "MeanFlowLoss"},
-    "beta 0.5, moving average": {**PLAIN, "loss.kind": "MeanFlowLoss", "beta.value": 0.5},
-    "beta 1, own velocity": {**OWN, "loss.kind": "MeanFlowLoss"},
-    "beta 1, batch's velocity": {**OWN, "loss.kind": "MeanFlowLoss", "proxy": "batch"},
-    "gamma 0.5, own velocity": {**OWN, "loss.kind": "MeanFlowLoss", "loss.gamma": 0.5},
-    "alpha-Flow": {**EAGER, "loss.kind": "AlphaFlowLoss"},
-    "semigroup": {**PLAIN, "loss.kind": "SemigroupLoss"},
-    "terminal velocity": {**EAGER, "loss.kind": "TerminalVelocityLoss"},
-    "terminal velocity, stopped": {
-        **PLAIN,
-        "loss.kind": "TerminalVelocityLoss",
-        "loss.stop_derivative": True,
-    },
-}
-"""The settings of each objective. The first is the one with which the others are compared."""
 
 EVALUATIONS = 8
 """Evaluations of each training: at the same seconds, as they are at the same shares of steps."""
@@ -122,12 +102,6 @@ def space(trial):
     return NAMED[trial.suggest_categorical("objective", [*NAMED])]
 '''
 """A search space with the names and settings of its points."""
-
-
-def changes(experiment: Experiment, name: str) -> dict[str, Any]:
-    """The settings of an objective, with the weights of samples that the experiment has."""
-    weight = asdict(experiment.loss.weight)
-    return {**METHODS[name], **{f"loss.weight.{key}": value for key, value in weight.items()}}
 
 
 def measure(experiment: Experiment, device: torch.device, seconds: float) -> Clock:

@@ -1,4 +1,4 @@
-"""Publishes a reproduction in MLflow: a parent run, a child for each (set, beta), and the table."""
+"""Publishes a reproduction in MLflow: a parent run, a child for each (set, beta or objective)."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from vamf import tracking
 from vamf.file_lock import locked
 from vamf.files import claimed, write_whole
 from vamf.output import say
-from vamf.reproduction import runner
+from vamf.reproduction import objective_tables, runner
 from vamf.reproduction.protocol import Protocol, claim
 from vamf.reproduction.results import Result, load_all
 from vamf.reproduction.runner import Computing
@@ -23,7 +23,7 @@ TABLE = "reproduction.md"
 def reproduce(
     protocol: Protocol, computing: Computing, folder: Path, uri: str, *, numbered: bool = False
 ) -> None:
-    """Trains the unfinished sets, publishes each when it is finished, and prints the progress.
+    """Trains what is unfinished, publishes each when it is finished, and prints the progress.
 
     With ``numbered`` a new folder is created, with a number appended if the name exists. Raises
     ValueError if MLflow does not answer at the start; later this only prints a line.
@@ -35,11 +35,14 @@ def reproduce(
     with closing(run):
         _publish(folder, run)
         for result in runner.run(protocol, folder, computing):
-            say(f"{result.set} is finished after {result.seconds:.0f} s")
+            say(f"{result.program} is finished after {result.seconds:.0f} s")
+            for line in result.lost_lines():
+                say(line)
             _publish(folder, run)
     if left := runner.unfinished(protocol, folder):
-        Tracker(run).close("KILLED", f"paused with {len(left)} sets left")
-        say(f"{len(left)} sets are left; the same command with --name {folder.name} continues")
+        what = "objectives of sets" if protocol.objectives else "sets"
+        Tracker(run).close("KILLED", f"paused with {len(left)} {what} left")
+        say(f"{len(left)} {what} are left; the same command with --name {folder.name} continues")
     say(f"table      {folder / TABLE}")
     say(f"compare    {tracking.ui_command(uri, folder.parent)}")
 
@@ -77,9 +80,9 @@ def parent(protocol: Protocol, folder: Path, uri: str) -> Run:
 
 
 def publish(folder: Path, parent: Run) -> None:
-    """Sends every finished set that was not sent yet, and the table.
+    """Sends everything finished that was not sent yet, and the table.
 
-    Raises ValueError if MLflow does not answer; another call continues with the next set.
+    Raises ValueError if MLflow does not answer; another call continues with the next one.
     """
     finished = load_all(folder)
     for name, result in finished.items():
@@ -95,16 +98,16 @@ def publish(folder: Path, parent: Run) -> None:
 
 
 def publish_cells(result: Result, parent: Run, folder: Path) -> None:
-    """Creates a finished child run for each beta of a set."""
+    """Creates a finished child run for each beta of a set, or one for an objective."""
     for column, beta in enumerate(result.betas):
         run = tracking.create(
             parent.uri,
-            name=f"{result.set} β={beta:.3f}",
+            name=result.label(column),
             params=parameters(result, beta),
             tags={"set": result.set, "beta": f"β={beta:.3f}", **tags(result, column)},
             spool=folder / SPOOL,
             parent=parent,
-            key=f"{parent.run_id}/{result.set}/{beta}",
+            key=f"{parent.run_id}/{result.program.key}/{beta}",
         )
         tracker = Tracker(run)
         tracker.metrics(metrics(result, column), step=result.experiment["steps"])
@@ -112,7 +115,7 @@ def publish_cells(result: Result, parent: Run, folder: Path) -> None:
 
 
 def parameters(result: Result, beta: float) -> dict[str, object]:
-    """The parameters of a cell, one set at one beta."""
+    """The parameters of a cell, one set at one beta or by one objective."""
     return {"set": result.set, **flatten(result.experiment | {"beta": beta, "seed": result.seeds})}
 
 
@@ -129,23 +132,31 @@ def _measured(result: Result, column: int) -> Metrics:
         for order in (1, 2)
     }
     found["eval/gradient_trace"] = over_seeds(result.grid("trace")[:, column])
-    found["eval/gradient_trace_ratio"] = ratio(result, column)
+    if result.objective is None:
+        found["eval/gradient_trace_ratio"] = ratio(result, column)
     return found
 
 
 def tags(result: Result, column: int) -> dict[str, str]:
-    """Tags with a cell's standard errors, and with how it compares with beta = 0."""
+    """Tags with a cell's standard errors, and with its objective or how it compares with beta = 0.
+
+    How objectives compare is in the table: they do not end at the same time.
+    """
     measured = _measured(result, column).items()
     found = tracking.error_tags({name: known.error for name, known in measured})
-    if result.betas[column] != 0:
+    if result.objective is not None:
+        found["objective"] = result.objective
+    elif result.betas[column] != 0:
         found |= {f"verdict.{name}": verdicts(result, name)[column] for name in ("sw1", "sw2")}
     return found
 
 
 def render(folder: Path) -> Path:
-    """Writes the table of the finished sets; ValueError if there are none."""
+    """Writes the table of what is finished; ValueError if nothing is."""
     if not (finished := load_all(folder)):
         raise ValueError(f"no finished set in {folder}")
     path = folder / TABLE
-    write_whole(path, document(finished))
+    compared = [result for result in finished.values() if result.objective is not None]
+    text = objective_tables.document(compared) if compared else document(finished)
+    write_whole(path, text)
     return path

@@ -1,4 +1,4 @@
-"""The results of one set, stored as a JSON file."""
+"""The results of one program, stored as a JSON file."""
 
 import json
 import math
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vamf.files import write_whole
-from vamf.reproduction.protocol import SETS
+from vamf.reproduction.protocol import PROGRAMS, Program
 
 Grid = list[list[float]]
 """One number for each member, seeds x betas; NaN for a member whose loss was not finite."""
@@ -18,7 +18,7 @@ Grid = list[list[float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The results of a finished set."""
+    """The results of a finished program: a set at all betas, or by one objective at its beta."""
 
     set: str
     betas: list[float]
@@ -38,22 +38,43 @@ class Result:
     lost: list[list[int]]
     """[seed, index of beta, step] of members whose loss was not finite."""
     seconds: float
-    """Wall-clock seconds of training, shared with the sets that were trained together."""
+    """Wall-clock seconds of training, shared with the programs that were trained together."""
     together: int
-    """How many sets were trained together."""
+    """How many programs were trained together."""
     device: str
     torch: str
     experiment: dict[str, Any]
     command: str
+    objective: str | None = None
+    """The objective's name, if objectives are compared."""
+
+    @property
+    def program(self) -> Program:
+        """What was trained."""
+        return Program(self.set, self.objective)
+
+    def label(self, column: int) -> str:
+        """The name of a column: the set with its beta or objective."""
+        return f"{self.set} {self.objective or f'β={self.betas[column]:.3f}'}"
+
+    def lost_lines(self) -> list[str]:
+        """A line for each member whose loss was not finite; one for all of an objective."""
+        if self.objective is None:
+            return [
+                f"Lost: seed {seed}, beta {self.betas[column]:g}, from step {step} on."
+                for seed, column, step in self.lost
+            ]
+        seeds = ", ".join(f"seed {seed} from step {step} on" for seed, _, step in self.lost)
+        return [f"Lost: {self.objective}, {seeds}."] if seeds else []
 
     def grid(self, name: str) -> Tensor:
         """``sw1``, ``sw2`` or ``trace`` as (seeds, betas) float64."""
         return torch.tensor(getattr(self, name), dtype=torch.float64)
 
     def save(self, folder: Path) -> None:
-        """Writes ``<set>.json``."""
+        """Writes ``<key>.json``, by the program's key."""
         text = json.dumps(_finite(asdict(self)), allow_nan=False)
-        write_whole(folder / f"{self.set}.json", text + "\n")
+        write_whole(folder / f"{self.program.key}.json", text + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "Result":
@@ -79,6 +100,6 @@ def _with_nan(value: Any) -> Any:
 
 
 def load_all(folder: Path) -> dict[str, Result]:
-    """All finished sets in a folder by name; may be empty."""
-    files = {name: folder / f"{name}.json" for name in SETS}
-    return {name: Result.load(file) for name, file in files.items() if file.exists()}
+    """All finished programs in a folder by key, which is the set's name for one of all betas."""
+    files = {program.key: folder / f"{program.key}.json" for program in PROGRAMS}
+    return {key: Result.load(file) for key, file in files.items() if file.exists()}

@@ -1,4 +1,4 @@
-"""Trains and measures the sets of a reproduction; an interrupted command can be continued."""
+"""Trains and measures the programs of a reproduction; an interrupted command can be continued."""
 
 import math
 import pickle
@@ -15,7 +15,7 @@ from vamf.files import write_whole
 from vamf.reproduction.ensemble.draw_blocks import BLOCK
 from vamf.reproduction.ensemble.ensemble import Ensemble, train_together
 from vamf.reproduction.measure import measure
-from vamf.reproduction.protocol import SETS, Protocol
+from vamf.reproduction.protocol import SETS, Program, Protocol
 from vamf.reproduction.results import Result
 
 SAVE_S = 120.0
@@ -23,11 +23,14 @@ SAVE_S = 120.0
 
 
 class Work:
-    """The training of one set: its ensemble, the traces so far, and the file of its state."""
+    """The training of one program: its ensemble, the traces so far, the file of its state."""
 
-    def __init__(self, protocol: Protocol, name: str, folder: Path, device: torch.device) -> None:
-        self.protocol, self.name, self.folder = protocol, name, folder
-        self.ensemble = Ensemble(protocol.experiment(name), protocol.betas, protocol.seeds, device)
+    def __init__(
+        self, protocol: Protocol, program: Program, folder: Path, device: torch.device
+    ) -> None:
+        self.protocol, self.program, self.folder = protocol, program, folder
+        experiment, betas = protocol.experiment(*program), protocol.betas_of(program)
+        self.ensemble = Ensemble(experiment, betas, protocol.seeds, device)
         self.traces: list[Tensor] = []
         self.seconds = 0.0
         if self.file.exists():
@@ -35,8 +38,8 @@ class Work:
 
     @property
     def file(self) -> Path:
-        """The file of an unfinished set's state."""
-        return self.folder / f"{self.name}.pt"
+        """The file of an unfinished program's state."""
+        return self.folder / f"{self.program.key}.pt"
 
     @property
     def step(self) -> int:
@@ -74,7 +77,7 @@ class Work:
         """Measures the points, writes the result, and deletes the state."""
         protocol, ensemble = self.protocol, self.ensemble
         ensemble.wait()
-        distances, floor = measure(ensemble, protocol, self.name)
+        distances, floor = measure(ensemble, protocol, self.program.set)
         repetitions = len(distances)
         traces = torch.stack([trace.cpu() for trace in self.traces])
         steps = [protocol.interval * (k + 1) for k in range(len(traces))]
@@ -82,8 +85,9 @@ class Work:
         error = distances.std(0).square().nanmean((1, 2)).sqrt() / repetitions**0.5
         sw1, sw2 = distances.mean(0).tolist()
         result = Result(
-            set=self.name,
-            betas=list(protocol.betas),
+            set=self.program.set,
+            objective=self.program.objective,
+            betas=list(ensemble.betas),
             seeds=list(protocol.seeds),
             sw1=sw1,
             sw2=sw2,
@@ -123,7 +127,7 @@ class Computing:
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """Device to compute on."""
     together: int = len(SETS) if torch.cuda.is_available() else 1
-    """Sets that are trained at the same time; on a GPU their work overlaps."""
+    """Sets, or objectives of sets, trained at the same time; on a GPU their work overlaps."""
     tf32: bool = False
     """Allow matrix products in TensorFloat-32 on a GPU."""
     minutes: float | None = None
@@ -141,23 +145,23 @@ class Computing:
         torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
 
 
-def unfinished(protocol: Protocol, folder: Path) -> list[str]:
-    """The sets without a result."""
-    return [name for name in protocol.sets if not (folder / f"{name}.json").exists()]
+def unfinished(protocol: Protocol, folder: Path) -> list[Program]:
+    """The programs without a result."""
+    return [p for p in protocol.programs if not (folder / f"{p.key}.json").exists()]
 
 
 def run(
     protocol: Protocol, folder: Path, computing: Computing, report: Callable[[str], None] = print
 ) -> Iterator[Result]:
-    """Trains the unfinished sets and yields their results, until all are finished or time is up."""
+    """Trains what is unfinished and yields the results, until all is finished or time is up."""
     minutes, device = computing.minutes, torch.device(computing.device)
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     waiting = unfinished(protocol, folder)
     for first in range(0, len(waiting), computing.together):
         if first and time.monotonic() >= deadline:
             return
-        names = waiting[first : first + computing.together]
-        group = [Work(protocol, name, folder, device) for name in names]
+        programs = waiting[first : first + computing.together]
+        group = [Work(protocol, program, folder, device) for program in programs]
         if not train(group, deadline, report):
             return
         for work in group:
@@ -180,7 +184,7 @@ def train(group: Sequence[Work], deadline: float, report: Callable[[str], None])
 
 
 def _advance(pending: Sequence[Work]) -> None:
-    """Trains the sets with the fewest steps up to their next measurement, together."""
+    """Trains the programs with the fewest steps up to their next measurement, together."""
     start, step = time.monotonic(), min(work.step for work in pending)
     behind = [work for work in pending if work.step == step]
     train_together([work.ensemble for work in behind], behind[0].due)
@@ -194,5 +198,5 @@ def _save(group: Sequence[Work], report: Callable[[str], None]) -> None:
     for work in group:
         work.save()
     left = max(work.protocol.steps - work.step for work in group)
-    names = ", ".join(work.name for work in group)
+    names = "; ".join(str(work.program) for work in group)
     report(f"{names}: {f'{left} steps left' if left else 'trained'}")

@@ -53,25 +53,39 @@ def _row(result: Result, column: int, against: Mapping[str, str]) -> list[str]:
     published = paper.sliced_wasserstein(result.set, beta)
     for (name, verdict), theirs in zip(against.items(), published, strict=True):
         ours = over_seeds(result.grid(name)[:, column])
-        cells += [_text(ours), str(theirs or "-"), verdict]
+        cells += [text(ours), str(theirs or "-"), verdict]
     trace = over_seeds(result.grid("trace")[:, column])
-    return [*cells, _text(trace), _text(ratio(result, column)) if beta else "1"]
+    return [*cells, text(trace), text(ratio(result, column)) if beta else "1"]
 
 
-def _text(measured: Measurement) -> str:
+def text(measured: Measurement) -> str:
+    """A mean with its error, or "lost"."""
     return "lost" if math.isnan(measured.value) else str(measured)
+
+
+def floor(result: Result) -> str:
+    """The line about the distance of real points, and the error of a measurement."""
+    (one, one_error), (two, two_error) = result.floor
+    errors = ", ".join(f"{error:.1g}" for error in result.repetition_error)
+    return (
+        f"Floor (real against real points): SW1 {Measurement(one, one_error)}, "
+        f"SW2 {Measurement(two, two_error)}; error of one evaluation (SW1, SW2): {errors}."
+    )
+
+
+def training(result: Result) -> str:
+    """The steps of training, its largest gap, and the machine."""
+    return (
+        f"{result.experiment['steps']} steps, trained gap at most "
+        f"{result.experiment['times']['max_gap']:g}; {result.device}, torch {result.torch}"
+    )
 
 
 def about(result: Result) -> str:
     """The lines above a table: floors, errors, cost."""
-    (one, one_error), (two, two_error) = result.floor
-    errors = ", ".join(f"{error:.1g}" for error in result.repetition_error)
-    times = result.experiment["times"]
     lines = [
-        f"Floor (real against real points): SW1 {Measurement(one, one_error)}, "
-        f"SW2 {Measurement(two, two_error)}; error of one evaluation (SW1, SW2): {errors}.",
-        f"{result.experiment['steps']} steps, trained gap at most {times['max_gap']:g}; "
-        f"{result.device}, torch {result.torch}, {result.seconds:.0f} s for "
+        floor(result),
+        f"{training(result)}, {result.seconds:.0f} s for "
         f"{len(result.seeds) * len(result.betas)} members"
         + (
             f", trained together with {result.together - 1} other sets."
@@ -79,9 +93,7 @@ def about(result: Result) -> str:
             else "."
         ),
     ]
-    for seed, column, step in result.lost:
-        lines.append(f"Lost: seed {seed}, beta {result.betas[column]:g}, from step {step} on.")
-    return "\n".join(lines)
+    return "\n".join([*lines, *result.lost_lines()])
 
 
 READING = """Seeds {seeds}. ± is the standard error over {n} seeds. Verdicts are t-tests over

@@ -6,6 +6,7 @@ from itertools import product
 
 import pytest
 import torch
+from helpers.single_runs import in_float64
 
 from vamf.data.mixtures import Mixture
 from vamf.data.toys import Toy
@@ -13,12 +14,14 @@ from vamf.diagnostics.variance import flat_gradient, trace_with_error
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
 from vamf.experiment_settings import Evaluation, Optimiser
-from vamf.flow.objectives.meanflow import Anchor, MeanFlowLoss
+from vamf.flow.objectives.meanflow import MeanFlowLoss
+from vamf.flow.objectives.semigroup import SemigroupLoss
 from vamf.flow.objectives.terms import AdaptiveWeight, Draws
 from vamf.flow.samplers import sample
 from vamf.flow.schedules import BetaSchedule
 from vamf.flow.tangents import boundary_velocity
 from vamf.flow.times import UniformTimes
+from vamf.flow.trace import TraceWeight
 from vamf.metrics.distances import SlicedWasserstein
 from vamf.models.mlp import MLPConfig
 from vamf.presets import PRESETS
@@ -41,23 +44,14 @@ SMALL = Experiment(
 BETAS, SEEDS = (0.0, 0.3, 1.0), (42, 0)
 
 
+class Unknown(MeanFlowLoss):
+    """An objective of a user's own."""
+
+
 def ensemble(experiment=SMALL, betas=BETAS, seeds=SEEDS, steps=0, **options):
     own = Ensemble(experiment, betas, seeds, **options)
     own.advance(steps)
     return own
-
-
-def in_float64(trainer):
-    """A trainer whose network, draws and hence everything else are float64."""
-    trainer.net.double(), trainer.ema.double()
-    draw = trainer.objective.draw
-
-    def doubled(*of):
-        draws, *rest = draw(*of)
-        return Draws(*(part.double() for part in draws[:4]), draws.n_equal), *rest
-
-    trainer.objective.draw = doubled
-    return trainer
 
 
 def alone(experiment, beta, seed, steps):
@@ -158,7 +152,7 @@ def test_gradient_trace_is_that_of_separate_gradients():
     """By another route: one network at a time, float64 sums over the batches' gradients."""
     own = ensemble(steps=2, dtype=torch.float64)
     keys = [(seed, "gradient_trace", 2) for seed in SEEDS]
-    x, e, r, t = draw_blocks.draw_block(SMALL, keys, TRACE_BATCHES, own.device)
+    x, e, r, t, _ = draw_blocks.draw_block(SMALL, keys, TRACE_BATCHES, own.device)
     found, (i, j) = own.gradient_trace(), (1, 1)
     net, ema = (SMALL.model.build((2,)).double() for _ in range(2))
     net.load_state_dict({name: weight[i, j] for name, weight in own.net.items()})
@@ -212,8 +206,9 @@ def test_trainers_blocks_are_the_trainers_draws():
     objective = Trainer(replace(SMALL, seed=4), SMALL.data.load("train")).objective
     assert len(block.x) == SMALL.steps
     for step in (0, 17):
-        draws = objective.draw(step)[0]
-        assert all(torch.equal(p[step, 1], q) for p, q in zip(block, draws[:4], strict=True))
+        draws, uniform = objective.draw(step)
+        single = (*draws[:4], uniform)
+        assert all(torch.equal(p[step, 1], q) for p, q in zip(block, single, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -224,8 +219,28 @@ def test_trainers_blocks_are_the_trainers_draws():
         ({}, [], [0], "betas must be at least one, each once; got []"),
         ({}, [0, 0], [0], "betas must be at least one, each once; got [0, 0]"),
         ({}, [0], [1, 1], "seeds must be at least one, each once; got [1, 1]"),
-        ({"loss": MeanFlowLoss(anchor=Anchor())}, [0], [0], "an ensemble needs a MeanFlowLoss of "),
-        ({"proxy": "oracle"}, [0], [0], "an ensemble's proxy must be ema or online; got oracle"),
+        ({"proxy": "oracle"}, [0], [0], "an ensemble's proxy must be one of ema, online, batch; "),
+        (
+            {"loss": MeanFlowLoss(trace=TraceWeight(probes=2))},
+            *([0], [0]),
+            "an ensemble draws no random signs: loss.trace must be null; got 2 for each sample",
+        ),
+        (
+            {"loss": MeanFlowLoss(tangent_warmup=0.5)},
+            *([0], [0]),
+            "an ensemble has no warm-up of the tangent: loss.tangent_warmup must be 0; got 0.5",
+        ),
+        (
+            {"loss": SemigroupLoss()},
+            *([0, 0.5], [0]),
+            "beta must be 0 for a SemigroupLoss, which has no tangent to mix; got ",
+        ),
+        (
+            {"loss": Unknown()},
+            *([0], [0]),
+            "an ensemble's loss must be one of MeanFlowLoss, AlphaFlowLoss, SemigroupLoss, "
+            "TerminalVelocityLoss; got Unknown",
+        ),
     ],
 )
 def test_what_an_ensemble_cannot_train(changes, betas, seeds, line):

@@ -68,7 +68,13 @@ class AlphaSchedule:
 
 
 def secant_correction(
-    u: AverageVelocity, value: Sample, z: Sample, r: Time, t: Time, v_tan: Sample, alpha: float
+    u: AverageVelocity,
+    value: Sample,
+    z: Sample,
+    r: Time,
+    t: Time,
+    v_tan: Sample,
+    alpha: float | Tensor,
 ) -> Sample:
     """sg[(1 - alpha) (t - r) du/dt], du/dt by a difference over t - s = alpha (t - r), alpha > 0.
 
@@ -86,16 +92,17 @@ def path_difference(
     draws: Draws,
     beta: Beta,
     v_hat: Velocity,
-    alpha: float,
+    alpha: float | Tensor,
     velocity: Sample | None = None,
 ) -> tuple[Sample, Sample, Sample, Sample]:
     """Returns z, v_cond, sg[(1 - alpha) (t - r) du/dt] and u(z, r, t), with its graph.
 
-    As ``path_derivative``, with a difference of u for du/dt; 0 where r = t as well.
+    As ``path_derivative``, with a difference of u for du/dt; 0 where r = t as well. ``alpha`` is a
+    number in (0, 1], or a tensor () in (0, 1), whose value is not looked at.
     """
     z, v_cond = path_point(draws, velocity)
     value, n = u(z, draws.r, draws.t), draws.n_equal
-    if n == len(z) or alpha == 1:
+    if n == len(z) or (not isinstance(alpha, Tensor) and alpha == 1):
         return z, v_cond, torch.zeros_like(z), value
     with torch.no_grad():
         v_tan = moving_tangent(draws, z, v_cond, beta, v_hat)
@@ -154,8 +161,22 @@ class AlphaFlowLoss:
         """See ``ObjectiveRule``."""
         if progress is None:
             raise ValueError("a loss with an alpha needs progress")
-        if alpha := self.alpha(progress):
-            path = path_difference(u, draws, beta, v_hat, alpha, velocity)
-        else:
-            path = mean_flow_path(u, draws, beta, v_hat, velocity)
+        path = self.path(self.alpha(progress), u, draws, beta, v_hat, velocity)
         return self.mean_flow.terms(u, draws, path, anchor_uniform, signs, cond_weight, v_hat)
+
+    def path(
+        self,
+        alpha: float | Tensor,
+        u: AverageVelocity,
+        draws: Draws,
+        beta: Beta,
+        v_hat: Velocity,
+        velocity: Sample | None = None,
+    ) -> tuple[Sample, Sample, Sample, Sample]:
+        """z, v_cond, sg[(1 - alpha) (t - r) du/dt] and u(z, r, t), which ``mean_flow.terms`` takes.
+
+        ``alpha`` is a number in [0, 1], or a tensor () in (0, 1), as in a recorded program.
+        """
+        if isinstance(alpha, Tensor) or alpha > 0:
+            return path_difference(u, draws, beta, v_hat, alpha, velocity)
+        return mean_flow_path(u, draws, beta, v_hat, velocity)

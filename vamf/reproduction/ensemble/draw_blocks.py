@@ -14,13 +14,14 @@ from vamf.flow.objectives.terms import Draws
 from vamf.flow.tangents import boundary_velocity
 from vamf.rng import generator
 from vamf.training.step.objective import Objective
+from vamf.typing import Time
 
 BLOCK = 200
 """Steps in a block."""
 
 
 class DrawBlock(NamedTuple):
-    """Data, noise and times of several steps, with an axis of steps and one of seeds in front."""
+    """The random numbers of several steps, with an axis of steps and one of seeds in front."""
 
     x: Tensor
     """(steps, seeds, batch, ...)."""
@@ -30,6 +31,8 @@ class DrawBlock(NamedTuple):
     """(steps, seeds, batch)."""
     t: Tensor
     """(steps, seeds, batch)."""
+    uniform: Tensor
+    """(steps, seeds, batch) in [0, 1]: ``anchor_uniform`` of an ``ObjectiveRule``."""
 
 
 Stream = Callable[[int], DrawBlock]
@@ -61,7 +64,8 @@ def _draw(experiment: Experiment, count: int, g: torch.Generator) -> DrawBlock:
     x = experiment.data.batches(count, size, g)
     e = torch.randn(x.shape, generator=g, device=g.device)
     r, t = (part.reshape(count, size) for part in experiment.times(count * size, g))
-    return DrawBlock(x, e, torch.cat([t[:, :n_equal], r[:, n_equal:]], dim=1), t)
+    uniform = torch.rand(t.shape, generator=g, device=g.device)
+    return DrawBlock(x, e, torch.cat([t[:, :n_equal], r[:, n_equal:]], dim=1), t, uniform)
 
 
 def _stack(parts: Sequence[DrawBlock]) -> DrawBlock:
@@ -83,7 +87,7 @@ def trainer_stream(experiment: Experiment, seeds: Sequence[int], device: torch.d
 
     def stream(number: int) -> DrawBlock:
         steps = range(number * BLOCK, min((number + 1) * BLOCK, experiment.steps))
-        return _stack([_steps([objective.draw(s)[0] for s in steps]) for objective in objectives])
+        return _stack([_steps([objective.draw(s) for s in steps]) for objective in objectives])
 
     return stream
 
@@ -96,6 +100,6 @@ def _objective(experiment: Experiment, device: torch.device) -> Objective:
     )
 
 
-def _steps(draws: Sequence[Draws]) -> DrawBlock:
-    columns = zip(*(d[:4] for d in draws), strict=True)
+def _steps(draws: Sequence[tuple[Draws, Time]]) -> DrawBlock:
+    columns = zip(*((*d[:4], uniform) for d, uniform in draws), strict=True)
     return DrawBlock(*(torch.stack(column) for column in columns))

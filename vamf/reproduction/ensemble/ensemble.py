@@ -11,20 +11,17 @@ import torch
 from torch import Tensor
 
 from vamf.compat.torch import lerp_all_
-from vamf.data.source import PointSource
 from vamf.experiment import Experiment
-from vamf.flow.objectives.meanflow import MeanFlowLoss
-from vamf.flow.schedules import BetaSchedule
-from vamf.models.mlp import MLPConfig
+from vamf.reproduction.ensemble.alpha_of_steps import AlphaOfSteps
 from vamf.reproduction.ensemble.cuda_stream_runner import WARM_UP, CudaStreamRunner, RecordedWork
 from vamf.reproduction.ensemble.draw_blocks import (
     BLOCK,
     DrawBlock,
     block_stream,
     draw_block,
-    equal_count,
     trainer_stream,
 )
+from vamf.reproduction.ensemble.requirements import check
 from vamf.reproduction.ensemble.stacked_networks import Stacked, StackedNetworks
 from vamf.training.step.trainer import learning_rate
 from vamf.typing import Sample
@@ -33,37 +30,13 @@ TRACE_BATCHES = 8
 """Number of independent batches for the trace of the gradient's covariance."""
 
 
-def check(experiment: Experiment, betas: Sequence[float], seeds: Sequence[int]) -> None:
-    """Raises ValueError for an experiment that cannot be trained as one program."""
-    data, model = experiment.data, experiment.model
-    if not (isinstance(data, PointSource) and isinstance(model, MLPConfig)):
-        raise ValueError(
-            "an ensemble needs points and an MLPConfig; "
-            f"got {type(data).__name__} and {type(model).__name__}"
-        )
-    if experiment.proxy not in ("ema", "online"):
-        raise ValueError(f"an ensemble's proxy must be ema or online; got {experiment.proxy}")
-    if experiment.stages:
-        raise ValueError(f"an ensemble has one objective: no stages; got {experiment.stages}")
-    if experiment.ema_every != 1:
-        raise ValueError(f"an ensemble needs ema_every = 1; got {experiment.ema_every}")
-    loss = experiment.loss
-    if not isinstance(loss, MeanFlowLoss) or loss != MeanFlowLoss(weight=loss.weight):
-        raise ValueError("an ensemble needs a MeanFlowLoss of which at most the weight is set")
-    for name, values in (("betas", betas), ("seeds", seeds)):
-        if not values or len(set(values)) < len(values):
-            raise ValueError(f"{name} must be at least one, each once; got {list(values)}")
-    for beta in betas:
-        BetaSchedule(value=beta)  # ValueError outside [0, 1]
-    equal_count(experiment)
-
-
 class Ensemble:
     """One experiment at all ``betas`` and ``seeds``, which replace its own.
 
     On a GPU a step is one replay of a CUDA graph on the ensemble's own stream; on the CPU the same
-    code runs eagerly. Draws are those of a ``Trainer`` of each seed (``"trainer"``), or are drawn
-    in blocks on the ensemble's device (``"blocks"``), which is fast on a GPU.
+    code runs eagerly. An alpha-Flow has a graph for alpha = 1, one for 0 and one for all between.
+    Draws are those of a ``Trainer`` of each seed (``"trainer"``), or are drawn in blocks on the
+    ensemble's device (``"blocks"``), which is fast on a GPU.
     """
 
     def __init__(
@@ -86,6 +59,8 @@ class Ensemble:
         """The step, counted from 1, at which a member's loss was not finite; -1 otherwise."""
         self._count = torch.zeros(1, dtype=torch.long, device=device)
         self._optimise()
+        self._alphas = AlphaOfSteps(experiment, experiment.steps + WARM_UP, device)
+        self._alpha = self._alphas.fixed(0)
         stream = trainer_stream if draws == "trainer" else block_stream
         self._draw, self._loaded = stream(experiment, seeds, device), -1
         self._block: DrawBlock | None = None
@@ -130,10 +105,17 @@ class Ensemble:
                 if self.step // BLOCK != self._loaded:
                     self._loaded = self.step // BLOCK
                     self._block = _at_same_address(self._draw(self._loaded), self._block)
+                self._follow_alpha()
                 if self._take_step is None:
                     self._take_step = self._record_step()
                 self._take_step()
                 self.step += 1
+
+    def _follow_alpha(self) -> None:
+        """Forgets what was recorded if the next step's alpha needs another program."""
+        if (alpha := self._alphas.fixed(self.step)) != self._alpha:
+            self.wait()  # for replays, whose memory is freed
+            self._alpha, self._take_step, self._take_trace = alpha, None, None
 
     def _record_step(self) -> RecordedWork:
         """Records a step; recording changes the state, which is restored."""
@@ -146,10 +128,11 @@ class Ensemble:
     def _step(self) -> None:
         """One step of all members, with operations on the device only."""
         assert self._block is not None
-        within = self._count.remainder(BLOCK)
+        # The runs before a recording may go beyond the last step, whose block may be short.
+        within = self._count.remainder(BLOCK).clamp_max(len(self._block.x) - 1)
         draws = DrawBlock(*(part.index_select(0, within).squeeze(0) for part in self._block))
         self._lr.copy_(self._rates.index_select(0, self._count).squeeze(0))
-        losses = self.members.losses(self.net, self.ema, draws)
+        losses = self._losses(draws)
         for p, g in zip(self.net.values(), self._differentiate(losses), strict=True):
             p.grad = g.contiguous()  # Adam's fused kernels do not look at strides
         self._adam.step()
@@ -160,12 +143,16 @@ class Ensemble:
         fails = (self.lost < 0) & ~losses.isfinite()
         self.lost.copy_(torch.where(fails, self._count, self.lost))
 
+    def _losses(self, draws: DrawBlock) -> Tensor:
+        alpha = self._alphas(self._alpha, self._count)
+        return self.members.losses(self.net, self.ema, draws, alpha)
+
     def _differentiate(self, losses: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad(losses.sum(), list(self.net.values()))
 
     def gradients(self, draws: DrawBlock) -> Tensor:
         """The members' gradients, (seeds, betas, parameters), on draws without an axis of steps."""
-        losses = self.members.losses(self.net, self.ema, draws)
+        losses = self._losses(draws)
         return torch.cat([g.flatten(2) for g in self._differentiate(losses)], dim=2)
 
     def gradient_trace(self) -> Tensor:
@@ -179,6 +166,7 @@ class Ensemble:
         with self._runner():
             new = draw_block(self.experiment, keys, TRACE_BATCHES, self.device)
             self._probe = _at_same_address(new, self._probe)
+            self._follow_alpha()
             if self._take_trace is None:
                 self._take_trace = self._runner.record(self._measure_trace)
             self._take_trace()
@@ -194,7 +182,10 @@ class Ensemble:
         self._trace.copy_(torch.stack(squares).sum(0) / (TRACE_BATCHES - 1))
 
     def samples(self, e: Sample) -> Tensor:
-        """One-step samples of the moving averages from the same noise, (seeds, betas, n, ...)."""
+        """Samples of the moving averages from the same noise, (seeds, betas, n, ...).
+
+        By the experiment's sampler, in one step by default.
+        """
         self.wait()
         return self.members.samples(self.ema, e)
 

@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from vamf.experiment import Experiment
+from vamf.flow.objectives.alpha_flow import AlphaFlowLoss
 from vamf.flow.objectives.terms import Draws
-from vamf.flow.samplers import sample
+from vamf.flow.oracle import EmpiricalVelocity
+from vamf.flow.samplers import euler, heun, sample
 from vamf.flow.tangents import boundary_velocity
 from vamf.reproduction.ensemble.draw_blocks import DrawBlock, equal_count
 from vamf.training.step.networks import build_networks
@@ -52,24 +54,38 @@ class StackedNetworks:
         return {name: s[:, None].repeat_interleave(count, 1) for name, s in stacked.items()}
 
     def losses(
-        self, net: Mapping[str, Tensor], ema: Mapping[str, Tensor], draws: DrawBlock
+        self,
+        net: Mapping[str, Tensor],
+        ema: Mapping[str, Tensor],
+        draws: DrawBlock,
+        alpha: float | Tensor = 0.0,
     ) -> Tensor:
-        """The loss of each member, (seeds, betas), on draws without an axis of steps."""
+        """The loss of each member, (seeds, betas), on draws without an axis of steps.
+
+        ``alpha`` is that of an ``AlphaFlowLoss``, a number in [0, 1] or a tensor () in (0, 1).
+        """
+
+        def loss(net: Stacked, proxy: Stacked, beta: Tensor, own: DrawBlock) -> Tensor:
+            return self._loss(net, proxy, beta, own, alpha)
+
         proxy = ema if self.experiment.proxy == "ema" else net
-        over_betas = vmap(self._loss, in_dims=(0, 0, 0, None, None, None, None))
-        over_seeds = vmap(over_betas, in_dims=(0, 0, None, 0, 0, 0, 0))
-        x, e, r, t = (part.to(self.dtype) for part in draws)
-        return over_seeds(dict(net), dict(proxy), self.betas, x, e, r, t)
+        over_betas = vmap(loss, in_dims=(0, 0, 0, None))
+        over_seeds = vmap(over_betas, in_dims=(0, 0, None, 0))
+        own = DrawBlock(*(part.to(self.dtype) for part in draws))
+        return over_seeds(dict(net), dict(proxy), self.betas, own)
 
     def _loss(
-        self, net: Stacked, proxy: Stacked, beta: Tensor, x: Sample, e: Sample, r: Time, t: Time
+        self, net: Stacked, proxy: Stacked, beta: Tensor, own: DrawBlock, alpha: float | Tensor
     ) -> Tensor:
-        return self.experiment.loss(
-            self._velocity(net),
-            Draws(x, e, r, t, self.n_equal),
-            beta=beta.expand(len(x)),
-            v_hat=boundary_velocity(self._velocity(proxy)),
-        ).loss
+        u, draws, loss = self._velocity(net), Draws(*own[:4], self.n_equal), self.experiment.loss
+        weight = beta.expand(len(own.x))
+        v_hat = boundary_velocity(self._velocity(proxy))
+        if self.experiment.proxy == "batch":
+            v_hat = EmpiricalVelocity(own.x)
+        if isinstance(loss, AlphaFlowLoss):
+            path = loss.path(alpha, u, draws, weight, v_hat)
+            return loss.mean_flow.terms(u, draws, path, own.uniform, None, None, v_hat).loss
+        return loss(u, draws, beta=weight, v_hat=v_hat, anchor_uniform=own.uniform).loss
 
     def _velocity(self, weights: Stacked) -> AverageVelocity:
         def u(z: Sample, r: Time, t: Time) -> Sample:
@@ -77,11 +93,19 @@ class StackedNetworks:
 
         return u
 
-    def samples(self, weights: Mapping[str, Tensor], e: Sample, steps: int = 1) -> Tensor:
-        """The samples of each member from the same noise, (seeds, betas, n, ...)."""
+    def samples(self, weights: Mapping[str, Tensor], e: Sample) -> Tensor:
+        """The samples of each member from the same noise, (seeds, betas, n, ...).
+
+        By the sampler and the number of steps of the experiment's evaluation.
+        """
+        how = self.experiment.evaluation
 
         def one(own: Stacked) -> Sample:
-            return sample(self._velocity(own), e.to(self.dtype), steps)
+            u, noise = self._velocity(own), e.to(self.dtype)
+            if how.sampler == "average":
+                return sample(u, noise, how.sampling_steps)
+            solve = heun if how.sampler == "heun" else euler
+            return solve(boundary_velocity(u), noise, how.sampling_steps)
 
         with torch.no_grad():
             return vmap(vmap(one))(dict(weights))

@@ -1,0 +1,53 @@
+"""The objectives that are compared with each other, by name."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from vamf.experiment import Experiment
+
+PLAIN = {"beta.kind": "BetaSchedule", "beta.value": 0.0, "proxy": "ema"}
+OWN = PLAIN | {"beta.value": 1.0, "proxy": "online"}
+EAGER = PLAIN | {"compute.compile": False}
+
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    "MeanFlow": {**PLAIN, "loss.kind": "MeanFlowLoss"},
+    "beta 0.5, moving average": {**PLAIN, "loss.kind": "MeanFlowLoss", "beta.value": 0.5},
+    "beta 1, own velocity": {**OWN, "loss.kind": "MeanFlowLoss"},
+    "beta 1, batch's velocity": {**OWN, "loss.kind": "MeanFlowLoss", "proxy": "batch"},
+    "gamma 0.5, own velocity": {**OWN, "loss.kind": "MeanFlowLoss", "loss.gamma": 0.5},
+    "alpha-Flow": {**EAGER, "loss.kind": "AlphaFlowLoss"},
+    "semigroup": {**PLAIN, "loss.kind": "SemigroupLoss"},
+    "terminal velocity": {**EAGER, "loss.kind": "TerminalVelocityLoss"},
+    "terminal velocity, stopped": {
+        **PLAIN,
+        "loss.kind": "TerminalVelocityLoss",
+        "loss.stop_derivative": True,
+    },
+}
+"""The settings of each one-step objective. The first is what the others are compared with."""
+
+BASELINE = next(iter(METHODS))
+
+OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
+    **METHODS,
+    "flow matching": {
+        **METHODS[BASELINE],
+        "times.prob_equal": 1.0,
+        "evaluation.sampler": "heun",
+        "evaluation.sampling_steps": 25,
+    },
+}
+"""The objectives, and flow matching with 50 evaluations of the network as a control."""
+
+
+def changes(experiment: Experiment, name: str) -> dict[str, Any]:
+    """The settings of an objective, with the weights of samples that the experiment has."""
+    weight = asdict(experiment.loss.weight)
+    return {**OBJECTIVES[name], **{f"loss.weight.{key}": value for key, value in weight.items()}}
+
+
+def file_name(objective: str) -> str:
+    """An objective's name in a file name: "alpha-Flow" is "alpha_flow"."""
+    return re.sub(r"\W+", "_", objective.lower())
