@@ -18,7 +18,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "beta 1, batch's velocity": {**OWN, "loss.kind": "MeanFlowLoss", "proxy": "batch"},
     "gamma 0.5, own velocity": {**OWN, "loss.kind": "MeanFlowLoss", "loss.gamma": 0.5},
     "alpha-Flow": {**EAGER, "loss.kind": "AlphaFlowLoss"},
-    "semigroup": {**PLAIN, "loss.kind": "SemigroupLoss"},
+    "semigroup": {**PLAIN, "loss.kind": "SemigroupLoss", "loss.weight.p": 0.0},
     "terminal velocity": {**EAGER, "loss.kind": "TerminalVelocityLoss"},
     "terminal velocity, stopped": {
         **PLAIN,
@@ -26,7 +26,9 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
         "loss.stop_derivative": True,
     },
 }
-"""The settings of each one-step objective. The first is what the others are compared with."""
+"""The settings of each one-step objective. The first is what the others are compared with. With an
+adaptive weight a semigroup learns nothing, as its samples with r < t, of small errors, outweigh the
+data."""
 
 BASELINE = next(iter(METHODS))
 
@@ -43,9 +45,9 @@ OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
 
 
 def changes(experiment: Experiment, name: str) -> dict[str, Any]:
-    """The settings of an objective, with the weights of samples that the experiment has."""
+    """The settings of an objective, with the experiment's weights of samples, if it has no own."""
     weight = asdict(experiment.loss.weight)
-    return {**OBJECTIVES[name], **{f"loss.weight.{key}": value for key, value in weight.items()}}
+    return {f"loss.weight.{key}": value for key, value in weight.items()} | {**OBJECTIVES[name]}
 
 
 def file_name(objective: str) -> str:
