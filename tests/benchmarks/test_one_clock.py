@@ -1,6 +1,7 @@
 """Every objective gets the same seconds, and a search of them is a module."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,8 @@ def test_the_written_space_is_searched_as_any_other(
     for name, settings in space.NAMED.items():
         own = digits.override(settings)
         assert own.evaluation.every * EVALUATIONS >= own.steps > 0
-        assert own.loss.weight == digits.loss.weight, name
+        power = 0 if name == "semigroup" else digits.loss.weight.p
+        assert own.loss.weight == replace(digits.loss.weight, p=power), name
     sweep = Sweep.__new__(Sweep)
     object.__setattr__(sweep, "named", space.NAMED)
     assert sweep.label_of(dict(baseline)) == "MeanFlow"
