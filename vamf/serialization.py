@@ -53,7 +53,8 @@ def to_dict(value: Any, annotation: Any = None) -> Any:
 def from_dict(cls: type[T], data: Mapping[str, Any], path: str = "") -> T:
     """Builds ``cls`` from a dictionary of ``to_dict``; missing fields take their defaults.
 
-    Raises ValueError with the dotted name of an unknown field or of a value of the wrong type.
+    Raises ValueError with the dotted name of an unknown field, of one that is missing without a
+    default, or of a value of the wrong type.
     """
     if not isinstance(data, Mapping) or data.get(KIND, cls.__name__) != cls.__name__:
         raise ValueError(f"{path or 'it'} must hold the fields of {cls.__name__}; got {data!r:.80}")
@@ -62,10 +63,18 @@ def from_dict(cls: type[T], data: Mapping[str, Any], path: str = "") -> T:
     for name in data:
         if name not in names and name != KIND:
             raise ValueError(f"unknown setting {path + name!r}{nearest(name, names)}")
+    if lacks := [name for name in _required(cls) if name not in data]:
+        raise ValueError(f"{path}{lacks[0]} must be set; got none")
     values = {
         name: _parse(hints[name], data[name], f"{path}{name}") for name in names if name in data
     }
     return cls(**values)
+
+
+def _required(cls: Any) -> list[str]:
+    """The fields without a default."""
+    none = dataclasses.MISSING
+    return [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is none]
 
 
 def _parse(annotation: Any, value: Any, path: str) -> Any:

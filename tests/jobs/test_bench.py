@@ -26,6 +26,7 @@ def mistake(argv, capsys):
     return line.removeprefix("error: ")
 
 
+@pytest.mark.slow  # all that is measured
 def test_digits_are_measured_and_compared(tmp_path, capsys):
     argv = ["digits", "--repeats", "1", "--only", *IN_PROCESS, "--set", *SMALL]
     out, found = measured(argv, tmp_path / "a.json", capsys)

@@ -132,6 +132,7 @@ def test_a_child_run_names_its_parent(server: Server, tmp_path: Path) -> None:
     assert child.spool != parent.spool
 
 
+@pytest.mark.slow  # a real server
 def test_a_restarted_worker_adds_only_new_steps(server: Server, tmp_path: Path) -> None:
     run = new_run(server.uri, tmp_path)
     picture = png(tmp_path / "a.png")

@@ -174,6 +174,7 @@ def test_a_search_without_a_number_of_trials_ends_with_its_hours(
     assert saved_search.saved(sweep.directory).budget == Budget(hours=1.0)
 
 
+@pytest.mark.slow  # six trainings
 def test_a_search_is_extended_by_trials_and_by_seeds(tracking_uri: str, tmp_path: Path) -> None:
     sweep = begun(tmp_path / "s", tracking_uri)
     before, _ = search_runner.run(SPACE, sweep)

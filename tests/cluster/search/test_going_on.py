@@ -71,7 +71,10 @@ def children(sweep: Sweep) -> list[Run]:
 
 @pytest.mark.parametrize(
     ("end", "left"),
-    [(KeyboardInterrupt(), WAITING), (SystemExit(), TrialState.RUNNING)],  # or a dead process
+    [
+        (KeyboardInterrupt(), WAITING),
+        pytest.param(SystemExit(), TrialState.RUNNING, marks=pytest.mark.slow),  # or a dead process
+    ],
 )
 def test_a_trial_in_flight_goes_on_from_its_checkpoint(
     end: BaseException,

@@ -189,7 +189,9 @@ def test_trials_are_ended_early_by_what_is_in_the_store(
     assert all(trial.seconds_at_rungs > 0 for trial in found.trials)
 
 
-@pytest.mark.parametrize("refused", [("write", "upload"), ("upload",)], ids=str)
+@pytest.mark.parametrize(
+    "refused", [("write", "upload"), pytest.param(("upload",), marks=pytest.mark.slow)], ids=str
+)
 def test_a_store_that_does_not_answer_fails_no_trial(
     refused: tuple[str, ...],
     store: Store,

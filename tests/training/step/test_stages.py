@@ -173,6 +173,7 @@ def test_settings_of_stages_have_dotted_names_and_are_saved(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
+        ({"stages.1.proxy": "ema"}, r"stages\.1\.share must be set; got none"),
         ({"stages.0.share": 1.0}, r"a stage's share must lie in \(0, 1\); got 1.0"),
         ({"stages.1.share": 0.7}, "sum of shares must be less than 1; got 0.4, 0.7 of 10 steps"),
         ({"stages.0.share": 0.04}, "must have a step.*got 0.04 of 10 steps"),

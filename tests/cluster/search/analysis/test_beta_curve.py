@@ -52,6 +52,7 @@ def test_without_noise_the_curves_go_through_the_trials() -> None:
     np.testing.assert_array_equal(found.front, found.betas >= found.best)
 
 
+@pytest.mark.slow  # many fits
 def test_the_fit_is_nearer_the_truth_than_the_luckiest_trial() -> None:
     lost, lost_by_winner = [], []
     for seed in range(12):

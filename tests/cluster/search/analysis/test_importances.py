@@ -24,6 +24,7 @@ def study_of(count: int, *names: str) -> optuna.Study:
     return study
 
 
+@pytest.mark.slow  # many forests
 def test_shares_are_those_of_the_variance() -> None:
     """Var(3 a) / Var(3 a + b) = 9 / 10."""
     found = importances(study_of(200, "a", "b", "c"), {}, ["eval/x", "eval/y"])

@@ -79,6 +79,7 @@ def test_slices_are_the_function_with_the_others_at_their_best() -> None:
     assert found.slices[1].logarithmic and not found.slices[0].logarithmic
 
 
+@pytest.mark.slow  # many fits
 def test_bands_hold_most_of_the_truth() -> None:
     """Of the noisy function along beta; of 20 searches 86 % of it lay in the bands, not 95."""
     held = []
