@@ -158,7 +158,7 @@ def test_a_folder_without_latents_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"index.json must be an index of latents; got Expecting"):
         latents(tmp_path).load("train")
     (tmp_path / "index.json").write_text('{"kind": "Index"}')
-    with pytest.raises(ValueError, match=r"must be an index of latents; got vae must be set") as caught:
+    with pytest.raises(ValueError, match=r"an index of latents; got vae must be set") as caught:
         latents(tmp_path).load("train")
     assert "\n" not in str(caught.value)
 
