@@ -31,6 +31,8 @@ def compare(what, found, expected, dtype):
         assert (a is None) == (b is None), (what, place)
         if a is not None:
             assert a.dtype == b.dtype and a.shape == b.shape, (what, place, a.dtype, b.dtype)
+            if not a.numel():
+                continue  # of no samples
             error = (a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1e-9)
             assert error < bound, (what, place, error.item())
 
@@ -130,7 +132,7 @@ others(*SHAPES[0][:3], torch.bfloat16)
 for tokens in (1, 16, 60):
     attention(3, tokens, torch.float32)
 attention(3, 16, torch.bfloat16)
-for case in ((3, 20, 2, 8, 1), (2, 64, 1, 64, 0), (2, 130, 1, 72, 2)):
+for case in ((3, 20, 2, 8, 1), (2, 64, 1, 64, 0), (2, 130, 1, 72, 1), (1, 20, 1, 8, 1)):
     token_attention(*case, torch.float32)
     if DEVICE == "cuda":  # the interpreter has no products of bfloat16
         token_attention(*case, torch.bfloat16)
