@@ -231,12 +231,17 @@ class Objective(nn.Module):
         kappa = e.guidance.draw_kappa(e.batch, generator(e.seed, "scales", step, device=device))
         if kappa is not None:
             kappa = kappa.masked_fill(dropped, 0)
-        equal = torch.arange(e.batch, device=device) < samples_equal(
-            e, e.batch, generator(e.seed, "step", step)
-        )
-        g = generator(e.seed, "intervals", step, device=device)
-        interval = e.guidance.draw_interval(dropped | equal, g)
+        interval = self._interval(step, dropped) if e.guidance.random_interval else None
         return Labels(y, dropped, kappa, interval).of(slice(rank, None, world))
+
+    def _interval(self, step: int, dropped: torch.Tensor) -> torch.Tensor | None:
+        """The guided times of the whole batch's samples; all where r = t or without a label."""
+        e, device = self.experiment, self.workers.device
+        assert e.guidance is not None
+        n_equal = samples_equal(e, e.batch, generator(e.seed, "step", step))
+        equal = torch.arange(e.batch, device=device) < n_equal
+        g = generator(e.seed, "intervals", step, device=device)
+        return e.guidance.draw_interval(dropped | equal, g)
 
     def beta(self, step: int, t: Time) -> Beta:
         """beta of samples at times ``t`` in a step, counted from 0."""
