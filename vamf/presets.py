@@ -115,10 +115,10 @@ CIFAR10_CONDITIONAL = replace(
 
 # What two minutes of one H200 give: 2,500 steps of 128 images take 114 s and reach a distance of
 # 5.61 +- 0.05 (without the stage, 2,400 steps, 5.93), where the recipe of `cifar10` at beta = 1 and
-# the same batches takes 183 s for 6.6 (vamf/reproduction/RESULTS.md). No image is seen often enough
-# for dropout or transformations but mirroring to help. After flow matching a share of r < t as
-# large as in `cifar10`, and Adam's slower second moment, let gradients grow until the network is
-# lost.
+# the same batches takes 180 s or more for 6.6 (vamf/reproduction/RESULTS.md). Chosen without trying
+# them one by one: no dropout and no transformations but mirroring, as an image is seen six times,
+# and Adam's faster second moment. With a share of r < t as large as in `cifar10` the network was
+# lost after flow matching.
 CIFAR10_SHORT = replace(
     CIFAR10_UNCONDITIONAL,
     model=UNetConfig(augmentations=6, dropout=0.0),
