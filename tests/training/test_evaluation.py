@@ -293,6 +293,18 @@ def test_evaluation_repeats_itself_with_dropout():
     assert first == gradient_variance(own.net, own.v_hat, 0.4, DROPOUT, Workers())
 
 
+@pytest.mark.parametrize(("precision", "apart"), [("float32", 1e-5), ("bfloat16", 0.01)])
+def test_gradient_variance_of_a_compiled_run_is_that_of_a_plain_one(precision, apart):
+    """Rounding to bfloat16 changes it by far less than its standard error over three batches."""
+    own = trained(DROPOUT, steps=1)
+    fast = DROPOUT.override({"compute.compile": True, "compute.precision": precision})
+    given = own.net, own.v_hat, 0.4
+    (plain,) = gradient_variance(*given, DROPOUT, Workers()).values()
+    (found,) = gradient_variance(*given, fast, Workers(), at_once=DROPOUT.batch).values()
+    assert found.value == pytest.approx(plain.value, rel=apart)
+    assert found.value != plain.value and plain.error > 2 * apart * plain.value
+
+
 def test_distance_of_the_data_themselves_is_small():
     """A generator of real digits scores like another draw of them, noise far from it."""
     real = Digits().load("test").draw(40, generator("real"))

@@ -127,6 +127,7 @@ def _whole(trainer: Trainer, replacement: Extractor | None) -> Step:
         frechet_with_error(made.blocks, made.blocks[0].statistics())
         if e.loss.learns_velocity:
             loss_variance(u, boundary_velocity(u), trainer.beta, e, workers)
-            gradient_variance(trainer.net, trainer.v_hat, trainer.beta, e, workers)
+            own = trainer.net, trainer.v_hat, trainer.beta, e, workers
+            gradient_variance(*own, trainer.samples_at_once)
 
     return whole

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vamf.dropout import Masks, sharing
-from vamf.flow.objectives.meanflow import path_derivative
+from vamf.flow.objectives.meanflow import mean_flow_path, path_derivative
 from vamf.flow.objectives.terms import AdaptiveWeight, Draws, ObjectiveRule, squared_norm
 from vamf.typing import AverageVelocity, Beta, BetaAt, Sample, Scalars, Time, Velocity
 
@@ -74,16 +74,26 @@ def at_once(x: Sample) -> int:
     return max(1, NUMBERS // x[0].numel())
 
 
-def mean_gradient(net: nn.Module, draws: Draws, beta: BetaAt, v_hat: Velocity) -> Tensor:
+def mean_gradient(
+    net: nn.Module,
+    draws: Draws,
+    beta: BetaAt,
+    v_hat: Velocity,
+    *,
+    u: AverageVelocity | None = None,
+    size: int | None = None,
+) -> Tensor:
     """The gradient of a batch's mean |V(beta) - v_cond|^2 / d, (parameters,), part by part.
 
-    In training mode each sample has its own dropout masks, the same at every evaluation.
+    In training mode each sample has its own dropout masks, the same at every evaluation. ``u`` is
+    the network as a function of (z, r, t), by default itself; ``size`` is the number of samples of
+    a part, by default ``at_once``.
     """
     total = torch.zeros((), device=draws.x.device)
-    for part in draws.parts(at_once(draws.x)):
+    for part in draws.parts(size or at_once(draws.x)):
         with sharing(Masks(len(part.x))):
-            z, v_cond, correction = path_derivative(net, part, beta(part.t), v_hat)
-            residual = net(z, part.r, part.t) + correction - v_cond
+            _, v_cond, correction, value = mean_flow_path(u or net, part, beta(part.t), v_hat)
+            residual = value + correction - v_cond
         loss = squared_norm(residual).sum() / (len(draws.x) * residual[0].numel())
         total = total + flat_gradient(loss, net.parameters())
     return total
@@ -96,14 +106,17 @@ def own_mean_gradient(
     beta: BetaAt,
     v_hat: Velocity,
     uniform: Time,
+    *,
+    u: AverageVelocity | None = None,
+    size: int | None = None,
 ) -> Tensor:
-    """The gradient of a batch's mean of ``own_losses``, (parameters,), part by part."""
-    rule, size = _bare(rule), at_once(draws.x)
+    """As ``mean_gradient``, of a batch's mean of ``own_losses``."""
+    rule, size = _bare(rule), size or at_once(draws.x)
     total = torch.zeros((), device=draws.x.device)
     for part, numbers in zip(draws.parts(size), uniform.split(size), strict=True):
         with sharing(Masks(len(part.x))):
             given = {"beta": beta(part.t), "v_hat": v_hat, "anchor_uniform": numbers}
-            terms = rule(net, part, **given, progress=1.0)
+            terms = rule(u or net, part, **given, progress=1.0)
         loss = terms.loss * (len(part.x) / draws.x.numel())
         total = total + flat_gradient(loss, net.parameters())
     return total

@@ -1,6 +1,7 @@
 """Evaluates a run on noise that is the same for all runs."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from vamf.flow.tangents import boundary_velocity
 from vamf.metrics.distances import Generate, Measurement
 from vamf.models.config import takes_interval
 from vamf.rng import generator, seed_of
+from vamf.training.step.execution import Execution
 from vamf.training.step.networks import as_sampled
 from vamf.training.step.objective import draw
 from vamf.training.step.precision import matmul_precision
@@ -186,15 +188,24 @@ def loss_variance(
 
 
 def gradient_variance(
-    net: nn.Module, v_hat: Velocity, beta: float | BetaAt, experiment: Experiment, workers: Workers
+    net: nn.Module,
+    v_hat: Velocity,
+    beta: float | BetaAt,
+    experiment: Experiment,
+    workers: Workers,
+    at_once: int | None = None,
 ) -> Metrics:
     """Trace of the covariance of a batch's mean gradient, per parameter, unconditional.
 
     It is estimated from independent batches of the training's size with fresh data, noise and
     times. The loss is that of ``loss_variance``, unweighted and per dimension; the weights are the
-    trained ones.
+    trained ones. A compiled run's gradients are computed as in its steps, ``at_once`` samples at a
+    time; else they are in float32.
     """
     k, device = experiment.evaluation.gradient_batches, workers.device
+    execution = Execution.of(experiment.compute, device)
+    fast = {"u": execution.network(net), "size": at_once}
+    as_trained: dict[str, Any] = fast if execution.duals else {}
     at = beta if callable(beta) else lambda _: beta
     size = sum(p.numel() for p in net.parameters())
     gradients = torch.zeros(k, size, device=device)
@@ -203,12 +214,13 @@ def gradient_variance(
         own_proxy = for_batch(v_hat, draws.x)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed_of(experiment.evaluation.seed, "dropout", index))
-            with matmul_precision(experiment.compute):
-                gradients[index] = (
-                    mean_gradient(net, draws, at, own_proxy)
-                    if experiment.loss.has_landscape
-                    else own_mean_gradient(experiment.loss, net, draws, at, own_proxy, uniform)
-                )
+            with execution.step(), execution.forward():
+                if experiment.loss.has_landscape:
+                    found = mean_gradient(net, draws, at, own_proxy, **as_trained)
+                else:
+                    given = net, draws, at, own_proxy, uniform
+                    found = own_mean_gradient(experiment.loss, *given, **as_trained)
+                gradients[index] = found
     return {"gradient_variance": Measurement(*trace_with_error(workers.sum(gradients)))}
 
 
@@ -234,5 +246,6 @@ def evaluate(trainer: Trainer) -> Metrics:
     measured = distance(u, e, workers)
     if e.loss.learns_velocity:  # the network's own velocity, whichever proxy trains it
         measured |= loss_variance(u, boundary_velocity(u), beta, e, workers)
-        measured |= gradient_variance(trainer.net, trainer.v_hat, beta, e, workers)
+        own = trainer.net, trainer.v_hat, beta, e, workers
+        measured |= gradient_variance(*own, trainer.samples_at_once)
     return {f"eval/{name}": measurement for name, measurement in measured.items()}

@@ -28,6 +28,7 @@ from vamf.training.evaluation import Metrics, evaluate, generate_from
 from vamf.training.landscape_report import plot_landscape, save_landscape
 from vamf.training.logged_values import logged_values
 from vamf.training.pictures import pictured, save_picture
+from vamf.training.step.compilation import compile_kernels
 from vamf.training.step.memory import choose_micro_batches, make_room, out_of_memory
 from vamf.training.step.networks import as_sampled
 from vamf.training.step.precision import require
@@ -244,10 +245,11 @@ def _start(trainer: Trainer, session: Session) -> None:
 
 
 def _prepare_step(trainer: Trainer, session: Session) -> None:
-    """Chooses the micro-batches, if that is asked for, and tests the numbers of all stages left."""
+    """Compiles kernels, chooses micro-batches if asked to, and tests the numbers of all stages."""
     stages = trainer.experiment.stages
     for stage in (*range(len(stages), trainer.stage, -1), trainer.stage):  # ends where it began
         trainer.begin(stage)
+        compile_kernels(trainer)
         choose_micro_batches(trainer)
         self_test(trainer)
     if session.leads and (parts := trainer.micro_batches) > 1:

@@ -120,6 +120,11 @@ class Trainer:
         several = self._captured is not None and micro_batches > 1
         self._sum = GradientSum(parameters) if several else None
 
+    @property
+    def samples_at_once(self) -> int:
+        """The number of samples of one forward pass: a micro-batch of a worker's share."""
+        return self.experiment.batch // self.workers.world // self.micro_batches
+
     def begin(self, stage: int) -> None:
         """Sets the objective to that of a stage: its loss, times, beta and proxy."""
         if stage == self.stage:

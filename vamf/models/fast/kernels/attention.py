@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vamf.models.fast.kernels.launch import launch
+
 NUMBERS = 1024
 """Numbers in the rows that one program handles; it handles at least one row."""
 
@@ -43,7 +45,7 @@ def softmax(x: Tensor, scale: float) -> Tensor:
     """softmax(scale x) over the last axis."""
     x = x.contiguous()
     out, n, (programs, tile) = torch.empty_like(x), x.shape[-1], _tiles(x)
-    _softmax[programs](x, out, x.numel() // n, n, scale, **tile)
+    launch(_softmax, programs, x, out, x.numel() // n, n, scale, **tile)
     return out
 
 
@@ -51,5 +53,5 @@ def softmax_tangent(weights: Tensor, d: Tensor, scale: float) -> Tensor:
     """The tangent of ``softmax`` along ``d``, from its result ``weights``; also its gradient."""
     weights, d = weights.contiguous(), d.contiguous()
     out, n, (programs, tile) = torch.empty_like(d), d.shape[-1], _tiles(d)
-    _softmax_tangent[programs](weights, d, out, d.numel() // n, n, scale, **tile)
+    launch(_softmax_tangent, programs, weights, d, out, d.numel() // n, n, scale, **tile)
     return out

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vamf.models.fast.kernels.launch import launch
 from vamf.models.fast.kernels.rows import CHANNELS, LAST, SUM, WRITE, rows
 
 
@@ -216,7 +217,9 @@ def normalise(
     sums = torch.empty(spans, 4, n, c, device=x.device, dtype=torch.float32)
     out = torch.empty(7, n, c, device=x.device, dtype=torch.float32)
     blocks = triton.cdiv(c, CHANNELS)
-    _sums[n, blocks, spans](
+    launch(
+        _sums,
+        (n, blocks, spans),
         x,
         own,
         sums,
@@ -235,7 +238,9 @@ def normalise(
     flags = {"SHIFT": shift is not None, "TANGENT": d is not None, "MOVING": moving is not None}
     shift, offset = (weight if a is None else a.contiguous() for a in (shift, offset))
     moving = weight if moving is None else moving.contiguous()
-    _coefficients[n,](
+    launch(
+        _coefficients,
+        (n,),
         x,
         sums,
         shift,
@@ -259,7 +264,9 @@ def normalise(
     y = torch.empty_like(x, memory_format=LAST)
     dy = y if d is None else torch.empty_like(own, memory_format=LAST)
     tile = WRITE if d is None else WRITE | {"BP": 16}  # it reads two images and writes two
-    _apply[n, triton.cdiv(p, tile["BP"]), blocks](
+    launch(
+        _apply,
+        (n, triton.cdiv(p, tile["BP"]), blocks),
         x,
         own,
         x if kept is None else kept,

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vamf.models.fast.kernels.launch import launch
 from vamf.models.fast.kernels.normalisation import grid, silu_slope
 from vamf.models.fast.kernels.rows import CHANNELS, LAST, NARROW, WRITE, add_up, rows
 
@@ -197,7 +198,9 @@ def normalise_backward(
     slopes = torch.empty(5, n, c, device=x.device, dtype=torch.float32)
     mask = x if kept is None else kept
     flags = {"SILU": activate, "DROP": kept is not None, "BC": CHANNELS}
-    _sums_backward[n, blocks, spans](
+    launch(
+        _sums_backward,
+        (n, blocks, spans),
         g,
         x,
         mask,
@@ -214,7 +217,9 @@ def normalise_backward(
         **flags,
     )
     each, gshift = c // groups, torch.empty(n, c, device=x.device, dtype=weight.dtype)
-    _coefficients_backward[n,](
+    launch(
+        _coefficients_backward,
+        (n,),
         sums,
         coefficients,
         weight,
@@ -229,7 +234,9 @@ def normalise_backward(
         BJ=triton.next_power_of_2(each),
     )
     gx = torch.empty_like(x, memory_format=LAST)
-    _apply_backward[n, triton.cdiv(p, WRITE["BP"]), blocks](
+    launch(
+        _apply_backward,
+        (n, triton.cdiv(p, WRITE["BP"]), blocks),
         g,
         more,
         others,
@@ -251,6 +258,6 @@ def normalise_backward(
         **flags,
     )
     totals = torch.empty(3, c, device=x.device, dtype=weight.dtype)
-    add_up[triton.cdiv(c, NARROW), 3](slopes, *totals, n, c, BC=NARROW, BP=NARROW)
+    launch(add_up, (triton.cdiv(c, NARROW), 3), slopes, *totals, n, c, BC=NARROW, BP=NARROW)
     gb, gw, goffset = totals
     return gx, gshift, goffset, gw, gb

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vamf.models.fast.kernels.launch import launch
 from vamf.models.fast.kernels.rows import CHANNELS, LAST, WRITE, rows
 
 
@@ -57,7 +58,18 @@ def fir(x: Tensor, gain: float, *, up: bool) -> Tensor:
     height, width = (2 * height, 2 * width) if up else (height // 2, width // 2)
     shape = (n, c, height, width)
     out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=LAST)
-    _fir[n, triton.cdiv(height * width, WRITE["BP"]), triton.cdiv(c, CHANNELS)](
-        x, out, ldx, c, gain, height, width, up, BC=CHANNELS, **WRITE
+    launch(
+        _fir,
+        (n, triton.cdiv(height * width, WRITE["BP"]), triton.cdiv(c, CHANNELS)),
+        x,
+        out,
+        ldx,
+        c,
+        gain,
+        height,
+        width,
+        up,
+        BC=CHANNELS,
+        **WRITE,
     )
     return out

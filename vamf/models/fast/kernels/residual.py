@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vamf.models.fast.kernels.launch import launch
 from vamf.models.fast.kernels.rows import CHANNELS, LAST, NARROW, SUM, WRITE, add_up, rows
 
 
@@ -67,7 +68,9 @@ def scaled_sum(
     """(x + y + bias) half, written ``to`` an image with channels last, or some of its channels."""
     (x, ldx), (y, ldy), c, m = rows(x), rows(y), x.shape[1], x.numel() // x.shape[1]
     out = torch.empty_like(x, memory_format=LAST) if to is None else to
-    _scaled_sum[triton.cdiv(m, WRITE["BP"]), triton.cdiv(c, CHANNELS)](
+    launch(
+        _scaled_sum,
+        (triton.cdiv(m, WRITE["BP"]), triton.cdiv(c, CHANNELS)),
         x,
         y,
         x if bias is None else bias,
@@ -93,11 +96,33 @@ def scaled_sum_backward(
     out, m = torch.empty_like(g, memory_format=LAST), g.numel() // c
     spans = triton.cdiv(m, SUM["SPAN"])
     sums = torch.empty(spans, c, device=g.device, dtype=torch.float32)
-    _scaled_sum_backward[spans, triton.cdiv(c, CHANNELS)](
-        g, out, sums, ldg, m, c, half, BIAS=bias is not None, BC=CHANNELS, **SUM
+    launch(
+        _scaled_sum_backward,
+        (spans, triton.cdiv(c, CHANNELS)),
+        g,
+        out,
+        sums,
+        ldg,
+        m,
+        c,
+        half,
+        BIAS=bias is not None,
+        BC=CHANNELS,
+        **SUM,
     )
     if bias is None:
         return out, None
     total = torch.empty_like(bias)
-    add_up[triton.cdiv(c, NARROW), 1](sums, total, total, total, spans, c, BC=NARROW, BP=NARROW)
+    launch(
+        add_up,
+        (triton.cdiv(c, NARROW), 1),
+        sums,
+        total,
+        total,
+        total,
+        spans,
+        c,
+        BC=NARROW,
+        BP=NARROW,
+    )
     return out, total

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vamf.models.fast.kernels.launch import launch
+
 BLOCK = 64
 """Tokens of a tile of queries, and of a tile of keys."""
 LAUNCH = {"num_warps": 4, "num_stages": 2}
@@ -154,14 +156,14 @@ def attend(qkv: Tensor, moved: Tensor | None, heads: int) -> tuple[Tensor, Tenso
     n = samples if moved is None else samples - len(moved)
     if n:
         programs, sizes = _sizes(qkv[:n], heads)
-        _attend[programs](qkv, qkv, y, y, logs, **sizes, TANGENT=False)
+        launch(_attend, programs, qkv, qkv, y, y, logs, **sizes, TANGENT=False)
     if moved is None:
         return y, None, logs
     moved, dy = moved.contiguous(), torch.empty_like(y[n:])
     if n == samples:
         return y, dy, logs
     programs, sizes = _sizes(moved, heads)
-    _attend[programs](qkv[n:], moved, y[n:], dy, logs[n:], **sizes, TANGENT=True)
+    launch(_attend, programs, qkv[n:], moved, y[n:], dy, logs[n:], **sizes, TANGENT=True)
     return y, dy, logs
 
 
@@ -169,6 +171,6 @@ def attend_backward(qkv: Tensor, y: Tensor, logs: Tensor, g: Tensor, heads: int)
     """The gradient of ``attend`` for that of its value, ``g`` (batch, tokens, heads d)."""
     qkv, g = qkv.contiguous(), g.contiguous()
     out, sums, (programs, sizes) = torch.empty_like(qkv), torch.empty_like(logs), _sizes(qkv, heads)
-    _queries_backward[programs](qkv, y, g, logs, sums, out, **sizes)
-    _keys_backward[programs](qkv, g, logs, sums, out, **sizes)
+    launch(_queries_backward, programs, qkv, y, g, logs, sums, out, **sizes)
+    launch(_keys_backward, programs, qkv, g, logs, sums, out, **sizes)
     return out

@@ -1,0 +1,89 @@
+"""Launches kernels, or compiles several at a time, before any of them is needed."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Kernel = Any
+"""What ``triton.jit`` returns."""
+
+
+class _Address:
+    """The address and type of a tensor, which are all that Triton compiles for."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.dtype, self._address = tensor.dtype, tensor.data_ptr()
+
+    def data_ptr(self) -> int:
+        return self._address
+
+
+class _Compilation:
+    """Compiles each kernel once for each kind of its arguments, by several threads."""
+
+    def __init__(self, threads: int, device: torch.device) -> None:
+        start = partial(torch.cuda.set_device, device) if device.type == "cuda" else None
+        self._pool = ThreadPoolExecutor(threads, initializer=start)
+        self._found: dict[tuple, Future[None]] = {}
+
+    def add(self, kernel: Kernel, arguments: tuple, constants: dict[str, Any]) -> None:
+        kind = (id(kernel), *map(_kind, arguments), *sorted(constants.items()))
+        if kind not in self._found:
+            given = [_Address(a) if isinstance(a, Tensor) else a for a in arguments]
+            self._found[kind] = self._pool.submit(_compile, kernel, given, constants)
+
+    def wait(self) -> None:
+        """Raises what a compilation raised."""
+        for future in self._found.values():
+            future.result()
+
+    def end(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _compile(kernel: Kernel, arguments: list[Any], constants: dict[str, Any]) -> None:
+    compiled = kernel.warmup(*arguments, grid=(1,), **constants)
+    compiled.run  # noqa: B018 builds what launches it, and loads it
+
+
+def _kind(argument: Any) -> tuple:
+    """At least as fine as Triton's own distinctions: a kernel is never compiled twice at once."""
+    match argument:
+        case Tensor():
+            return argument.dtype, argument.data_ptr() % 16
+        case int():
+            return int, argument == 1, argument % 16 == 0, argument.bit_length() > 31
+    return (type(argument),)
+
+
+_compilation: _Compilation | None = None  # of the process: autograd's threads launch kernels, too
+
+
+def launch(kernel: Kernel, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """Launches a Triton kernel; within ``compiling_ahead`` it is compiled instead."""
+    if _compilation is None:
+        kernel[grid](*arguments, **constants)
+    else:
+        _compilation.add(kernel, arguments, constants)
+
+
+@contextmanager
+def compiling_ahead(threads: int, device: torch.device) -> Iterator[None]:
+    """Within the block kernels are compiled by ``threads`` threads, and do not run.
+
+    What they would write has arbitrary values. Returns when all are compiled; raises what a
+    compilation raised.
+    """
+    global _compilation
+    _compilation = _Compilation(threads, device)
+    try:
+        yield
+        _compilation.wait()
+    finally:
+        _compilation.end()
+        _compilation = None
