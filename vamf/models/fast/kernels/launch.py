@@ -27,7 +27,9 @@ class _Compilation:
     """Compiles each kernel once for each kind of its arguments, by several threads."""
 
     def __init__(self, threads: int, device: torch.device) -> None:
-        start = partial(torch.cuda.set_device, device) if device.type == "cuda" else None
+        current = torch.cuda.current_device() if device.type == "cuda" else None
+        index = current if device.index is None else device.index
+        start = partial(torch.cuda.set_device, index) if device.type == "cuda" else None
         self._pool = ThreadPoolExecutor(threads, initializer=start)
         self._found: dict[tuple, Future[None]] = {}
 
