@@ -35,9 +35,12 @@ class _Compilation:
 
     def add(self, kernel: Kernel, arguments: tuple, constants: dict[str, Any]) -> None:
         kind = (id(kernel), *map(_kind, arguments), *sorted(constants.items()))
-        if kind not in self._found:
-            given = [_Address(a) if isinstance(a, Tensor) else a for a in arguments]
-            self._found[kind] = self._pool.submit(_compile, kernel, given, constants)
+        if kind in self._found:
+            return
+        given = [_Address(a) if isinstance(a, Tensor) else a for a in arguments]
+        self._found[kind] = self._pool.submit(_compile, kernel, given, constants)
+        if len(self._found) == 1:
+            self.wait()  # it reads Triton's own files, which all threads would do at once
 
     def wait(self) -> None:
         """Raises what a compilation raised."""
