@@ -28,11 +28,10 @@ from vamf.training.evaluation import Metrics, evaluate, generate_from
 from vamf.training.landscape_report import plot_landscape, save_landscape
 from vamf.training.logged_values import logged_values
 from vamf.training.pictures import pictured, save_picture
-from vamf.training.step.compilation import compile_kernels
-from vamf.training.step.memory import choose_micro_batches, make_room, out_of_memory
+from vamf.training.step.memory import make_room, out_of_memory
 from vamf.training.step.networks import as_sampled
 from vamf.training.step.precision import require
-from vamf.training.step.precision_check import self_test
+from vamf.training.step.preparation import prepare_steps
 from vamf.training.step.trainer import Trainer
 from vamf.training.warm_start.start import start_networks
 
@@ -245,13 +244,8 @@ def _start(trainer: Trainer, session: Session) -> None:
 
 
 def _prepare_step(trainer: Trainer, session: Session) -> None:
-    """Compiles kernels, chooses micro-batches if asked to, and tests the numbers of all stages."""
-    stages = trainer.experiment.stages
-    for stage in (*range(len(stages), trainer.stage, -1), trainer.stage):  # ends where it began
-        trainer.begin(stage)
-        compile_kernels(trainer)
-        choose_micro_batches(trainer)
-        self_test(trainer)
+    """Prepares the steps, and notes into how many micro-batches each is split, if into several."""
+    prepare_steps(trainer)
     if session.leads and (parts := trainer.micro_batches) > 1:
         size = trainer.experiment.batch // trainer.workers.world // parts
         session.note("memory.micro_batches", f"a step has {parts} micro-batches of {size} samples")

@@ -11,10 +11,11 @@ from vamf.experiment_settings import Compute
 from vamf.flow.derivatives import textbook_derivative
 from vamf.flow.duals import dual_mode
 from vamf.models.fast import fused, reference_ops
+from vamf.models.unet import UNetConfig
 from vamf.presets import FAST, PRESETS
 from vamf.rng import generator
 from vamf.training.loop import Session, train
-from vamf.training.step import precision, precision_check
+from vamf.training.step import precision, precision_check, preparation
 from vamf.training.step.precision import in_precision, require, rounding_once
 from vamf.training.step.precision_check import check, deviations, self_test
 from vamf.training.step.trainer import Trainer
@@ -212,6 +213,7 @@ def test_the_test_of_a_mode_takes_any_share_of_equal_times(share):
 
 @pytest.mark.parametrize("wrong", ["tangent", "gradient"])
 def test_a_mode_that_computes_something_else_refuses_to_train(monkeypatch, tmp_path, wrong):
+    monkeypatch.setattr(preparation, "_prepared", set())  # other tests may have trained such steps
     normalise, backward = reference_ops.normalise, reference_ops.normalise_backward
 
     def other_tangent(*args, **how):
@@ -229,6 +231,22 @@ def test_a_mode_that_computes_something_else_refuses_to_train(monkeypatch, tmp_p
     with pytest.raises(ValueError, match=r"a step in bfloat16, compiled must be that of float64"):
         train(DIGITS.override(BOTH | {"steps": 2}), Session(directory=tmp_path))
     train(DIGITS.override({"steps": 2}), Session(directory=tmp_path))  # which has nothing of it
+
+
+def test_a_process_tests_each_kind_of_step_once(monkeypatch):
+    tested = []
+    monkeypatch.setattr(preparation, "_prepared", set())
+    monkeypatch.setattr(preparation, "self_test", lambda own: tested.append(own.experiment))
+    first = TOY.override(ROUNDED | {"beta.value": 0.7})
+    alike = [{}, {"seed": 1, "beta.value": 0.3, "optim.lr": 1e-4}, {"data.name": "pinwheel"}]
+    others = [{"beta.value": 0.0}, {"batch": 16}, {"model.hidden": (8,)}, {"times.prob_equal": 0.5}]
+    for over in (*alike, *others, {}):
+        preparation.prepare_steps(trainer(first.override(over)))
+    assert tested == [first, *(first.override(over) for over in others)]
+    monkeypatch.setattr(preparation, "MLPConfig", UNetConfig)  # as if it were the user's own
+    for _ in range(2):
+        preparation.prepare_steps(trainer(first))
+    assert tested[-2:] == [first, first]
 
 
 def test_a_network_whose_derivative_is_not_that_of_its_values_refuses_to_train(monkeypatch):
