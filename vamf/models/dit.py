@@ -26,6 +26,7 @@ from vamf.models.layers import (
     sinusoid,
 )
 from vamf.models.recomputation import again_backward
+from vamf.models.shared_pass import keep, kept
 from vamf.typing import Label, Sample, Scalars, Time
 
 Values = Sequence[Any]
@@ -292,12 +293,15 @@ class DiT(nn.Module):
         interval: Tensor | None = None,
     ) -> Sample:
         pixels = partial(self._pixels, dtype=value_of(z).dtype)
-        return apply_with_tangent(pixels, self.out(*self._hidden(z, r, t, y, kappa, interval)))
+        hidden = self._hidden(z, r, t, y, kappa, interval)
+        keep(self, r, t, *hidden)
+        return apply_with_tangent(pixels, self.out(*hidden))
 
     def velocity(self, z: Sample, t: Time, *known: Tensor | None, r: Time | None = None) -> Sample:
         """v(z, t) by the velocity head, of blocks at ``r``, or at t; labels as ``forward``'s."""
         assert self.velocity_head is not None
-        hidden = self._hidden(z, t if r is None else r, t, *known)
+        times = t if r is None else r, t
+        hidden = kept(self, *times) or self._hidden(z, *times, *known)
         return self._pixels(self.velocity_head(*hidden), z.dtype)
 
     def _hidden(self, z: Sample, r: Time, t: Time, *known: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from vamf.models.layers import (
     silu,
     sinusoid,
 )
+from vamf.models.shared_pass import keep, kept
 from vamf.typing import Label, Sample, Scalars, Time
 
 
@@ -61,12 +62,15 @@ class MLP(nn.Module):
         interval: Tensor | None = None,
     ) -> Sample:
         hidden = self._hidden(z, r, t, y, kappa, interval)
+        keep(self, r, t, hidden)
         return apply_with_tangent(partial(_like, value_of(z)), self.head(hidden))
 
     def velocity(self, z: Sample, t: Time, *known: Tensor | None, r: Time | None = None) -> Sample:
         """v(z, t) by the velocity head, of layers at ``r``, or at t; labels as ``forward``'s."""
         assert self.velocity_head is not None
-        return _like(z, self.velocity_head(self._hidden(z, t if r is None else r, t, *known)))
+        times = t if r is None else r, t
+        (hidden,) = kept(self, *times) or (self._hidden(z, *times, *known),)
+        return _like(z, self.velocity_head(hidden))
 
     def _hidden(self, z: Sample, r: Time, t: Time, *known: Tensor | None) -> Tensor:
         h = apply_with_tangent(self._known, z, t, r, *known)

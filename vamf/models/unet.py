@@ -29,6 +29,7 @@ from vamf.models.layers import (
     with_rows,
 )
 from vamf.models.recomputation import again_backward
+from vamf.models.shared_pass import keep, kept
 from vamf.typing import Label, Sample, Scalars, Time
 
 OUT_GAIN = 1e-5
@@ -223,16 +224,19 @@ class UNet(nn.Module):
         known = y, kappa, interval, augment_labels
         if in_dual_mode():
             hidden = fast.hidden(self, z, r, t, *known)
+            keep(self, r, t, hidden)
             return apply_with_tangent(partial(_like, value_of(z)), self.conv_out(hidden))
-        return self.conv_out(self._hidden(z, r, t, *known)).to(z.dtype)
+        hidden = self._hidden(z, r, t, *known)
+        keep(self, r, t, hidden)
+        return self.conv_out(hidden).to(z.dtype)
 
     def velocity(self, z: Sample, t: Time, *known: Tensor | None, r: Time | None = None) -> Sample:
         """v(z, t) by the velocity head, of blocks at ``r``, or at t; labels as ``forward``'s."""
         assert self.velocity_head is not None
         times = t if r is None else r, t
-        if in_dual_mode():
-            return self.velocity_head(fast.hidden(self, z, *times, *known)).to(z.dtype)
-        return self.velocity_head(self._hidden(z, *times, *known)).to(z.dtype)
+        compute = partial(fast.hidden, self) if in_dual_mode() else self._hidden
+        (hidden,) = kept(self, *times) or (compute(z, *times, *known),)
+        return self.velocity_head(hidden).to(z.dtype)
 
     def _hidden(self, z: Sample, r: Time, t: Time, *known: Tensor | None) -> Tensor:
         emb = self.embedded(t, r, *known)

@@ -3,6 +3,9 @@
 The naive loss follows arXiv 2512.02012 and `forward` of github.com/Lyy-iiis/imeanflow, imf.py.
 """
 
+from contextlib import nullcontext
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -11,12 +14,17 @@ from torch.utils._pytree import tree_map_only
 from vamf.data.digits import Digits
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
+from vamf.experiment_settings import Compute
 from vamf.flow.guidance import Guidance, Labels
 from vamf.flow.objectives.meanflow import MeanFlowLoss
 from vamf.flow.objectives.terms import AdaptiveWeight, Draws, squared_norm
 from vamf.flow.times import LogitNormalTimes
+from vamf.models.dit import DiTConfig
 from vamf.models.mlp import MLPConfig
+from vamf.models.unet import UNetConfig
+from vamf.presets import FAST
 from vamf.rng import generator
+from vamf.training.step import objective as objective_module
 from vamf.training.step.head import head_loss
 from vamf.training.step.objective import Inputs, Objective
 from vamf.training.step.proxies import build_proxy
@@ -46,8 +54,8 @@ def objective(experiment=EXPERIMENT, dtype=torch.float64, workers=Workers()):  #
     torch.manual_seed(0)
     net = experiment.model.build((1, 8, 8)).to(dtype)
     with torch.no_grad():
-        for layer in (net.head, net.velocity_head):  # at the start outputs are nearly 0
-            layer.weight.normal_()
+        for weight in (p for p in net.parameters() if p.ndim > 1):  # at the start some are nearly 0
+            weight.normal_(std=0.3)
     v_hat = build_proxy(experiment, net, net, workers.device)
     return Objective(experiment, net, v_hat, experiment.data.load("train"), workers)
 
@@ -274,3 +282,50 @@ def test_a_step_in_bfloat16_is_that_in_float32_to_its_rounding(compiled):
         found.append((terms.squared_error, head))
     for a, b in zip(*found, strict=True):
         assert b.dtype == torch.float32 and 0 < (a - b).norm() < 0.05 * a.norm()
+
+
+INFORMED = ("classes", "guided", "guided_interval", "velocity_head")
+SMALL = {
+    "mlp": EXPERIMENT.model,
+    "unet": UNetConfig(
+        channels=8,
+        multipliers=(1, 2),
+        blocks=1,
+        attention=(),
+        dropout=0.2,
+        **{name: getattr(EXPERIMENT.model, name) for name in INFORMED},
+    ),
+    "dit": DiTConfig(
+        patch=4,
+        width=16,
+        depth=1,
+        heads=2,
+        **{name: getattr(EXPERIMENT.model, name) for name in INFORMED},
+    ),
+}
+
+
+@pytest.mark.parametrize("network", SMALL)
+@pytest.mark.parametrize("compute", [Compute(), Compute(compile=True), FAST], ids=str)
+def test_u_and_the_head_come_out_of_one_pass(network, compute, monkeypatch):
+    """With the loss and the gradient of two passes, to rounding: their sum is taken elsewhere."""
+    experiment = replace(EXPERIMENT, model=SMALL[network], compute=compute)
+    found = {}
+    for passes in (1, 2):
+        if passes == 2:
+            monkeypatch.setattr(objective_module, "sharing_passes", nullcontext)
+        own = objective(experiment, dtype=torch.float32)
+        own.execution.arrange(own.net)
+        inputs, with_graph = own.inputs(2), []
+        first = {"mlp": "layers.0", "unet": "conv_in", "dit": "patches"}[network]
+        own.net.get_submodule(first).register_forward_hook(
+            lambda *_, seen=with_graph: seen.append(torch.is_grad_enabled())
+        )
+        torch.manual_seed(0)  # of dropout
+        loss = own.terms(inputs).loss
+        found[passes] = loss, torch.autograd.grad(loss, list(own.net.parameters()))
+        assert sum(with_graph) == passes
+    rounding = {"rtol": 0.02, "atol": 0.02} if compute == FAST else {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(found[1][0], found[2][0], **rounding)
+    for one, two in zip(found[1][1], found[2][1], strict=True):
+        torch.testing.assert_close(one, two, **rounding)

@@ -23,8 +23,8 @@ def head_loss(
     """Flow matching of the velocity head, weighted as the loss (arXiv 2512.02012).
 
     Its target is v_cond, or the guided ``velocity``: `loss_v` of github.com/Lyy-iiis/imeanflow,
-    which takes the head of the network at the step's r, as with ``every_r``. It is a pass of its
-    own; there u and the head come out of one.
+    which takes the head of the network at the step's r, as with ``every_r``. There, and here within
+    ``sharing_passes``, it comes out of one pass with u; at r = t it is a pass of its own.
     """
     settings, rule = experiment.head, experiment.loss
     head = head_in_precision(net, experiment.compute)

@@ -26,6 +26,7 @@ from vamf.flow.path import interpolate
 from vamf.flow.tangents import boundary_velocity
 from vamf.flow.times import count_equal, draw_times
 from vamf.flow.trace import draw_signs
+from vamf.models.shared_pass import sharing_passes
 from vamf.rng import generator
 from vamf.training.step.execution import Execution
 from vamf.training.step.head import head_loss
@@ -145,7 +146,8 @@ class Objective(nn.Module):
         All evaluations of the trained network share their dropout masks, except guidance's own
         velocity, which uses no dropout.
         """
-        with self.execution.forward(), sharing(Masks(len(inputs.draws.x))):
+        masks = Masks(len(inputs.draws.x))
+        with self.execution.forward(), sharing(masks), sharing_passes():
             return self._terms(*inputs)
 
     def _terms(
