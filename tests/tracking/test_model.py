@@ -6,7 +6,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,9 @@ from vamf.cluster.train.tracked_run import create, new
 from vamf.tracking.model import save_model
 from vamf.training.loop import Session, train
 
+LOCKED = ("uv.lock", "pyproject.toml", ".python-version")
+"""What a project of uv has in its folder, with the addresses of its package registries."""
+
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
@@ -26,7 +29,10 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
     run, out, model = folder / "run", folder / "model.safetensors", folder / "mlflow"
     train(TINY, Session(directory=run))
-    export.main([str(run), "--out", str(out), "--mlflow", str(model)])
+    for name in LOCKED:
+        (folder / name).write_text("[project]\nname = 'theirs'\nversion = '1'\n")
+    with chdir(folder):
+        export.main([str(run), "--out", str(out), "--mlflow", str(model)])
     return out, model
 
 
@@ -95,9 +101,11 @@ def test_a_model_is_not_written_over(exported):
         save_model(*exported)
 
 
-def test_a_model_holds_weights_and_code_and_no_pickle(exported):
+def test_a_model_holds_weights_and_code_and_neither_a_pickle_nor_a_lock_file(exported):
     files = [path for path in exported[1].rglob("*") if path.is_file()]
     assert any(path.name == "model.safetensors" for path in files)
+    assert not {path.name for path in files} & {*LOCKED}
+    assert "MLFLOW_UV_AUTO_DETECT" not in os.environ
     assert not [path for path in files if path.suffix in (".pkl", ".pt", ".pth")]
 
 

@@ -3,7 +3,9 @@
 MLflow loads this module and calls ``_load_pyfunc``: a model holds no pickled code.
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +35,33 @@ def save_model(exported: Path, out: Path) -> None:
     needed = ["torch", "numpy", "pillow", "safetensors", "pydantic", "jaxtyping"]
     data = read_export(exported)[0].original
     needed += data.decoder_packages if isinstance(data, LatentSource) else []
-    save(
-        str(out),
-        loader_module=__name__,
-        data_path=str(exported),
-        code_paths=[str(Path(serving.__file__).parents[1])],
-        signature=ModelSignature(inputs=Schema(columns)),
-        input_example=pandas.DataFrame(EXAMPLE),
-        pip_requirements=needed,
-    )
+    with _without_lock_file():
+        save(
+            str(out),
+            loader_module=__name__,
+            data_path=str(exported),
+            code_paths=[str(Path(serving.__file__).parents[1])],
+            signature=ModelSignature(inputs=Schema(columns)),
+            input_example=pandas.DataFrame(EXAMPLE),
+            pip_requirements=needed,
+        )
+
+
+@contextmanager
+def _without_lock_file() -> Iterator[None]:
+    """Within the block, MLflow copies no uv.lock and pyproject.toml of the working folder.
+
+    They may be another project's, and name private package registries. A user's own setting stays.
+    """
+    name = "MLFLOW_UV_AUTO_DETECT"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 class Model:
