@@ -14,6 +14,7 @@ from vamf.metrics.gathering import AT_ONCE, gather
 from vamf.metrics.quantize import to_uint8
 from vamf.rng import generator
 from vamf.training.evaluation import evaluate, generate_from, gradient_variance, loss_variance
+from vamf.training.step.memory import samples_beside
 from vamf.training.step.networks import as_sampled
 from vamf.training.step.trainer import Trainer
 
@@ -128,6 +129,6 @@ def _whole(trainer: Trainer, replacement: Extractor | None) -> Step:
         if e.loss.learns_velocity:
             loss_variance(u, boundary_velocity(u), trainer.beta, e, workers)
             own = trainer.net, trainer.v_hat, trainer.beta, e, workers
-            gradient_variance(*own, trainer.samples_at_once)
+            gradient_variance(*own, samples_beside(trainer))
 
     return whole

@@ -30,6 +30,7 @@ from vamf.metrics.distances import Generate, Measurement
 from vamf.models.config import takes_interval
 from vamf.rng import generator, seed_of
 from vamf.training.step.execution import Execution
+from vamf.training.step.memory import samples_beside
 from vamf.training.step.networks import as_sampled
 from vamf.training.step.objective import draw
 from vamf.training.step.precision import matmul_precision
@@ -247,5 +248,5 @@ def evaluate(trainer: Trainer) -> Metrics:
     if e.loss.learns_velocity:  # the network's own velocity, whichever proxy trains it
         measured |= loss_variance(u, boundary_velocity(u), beta, e, workers)
         own = trainer.net, trainer.v_hat, beta, e, workers
-        measured |= gradient_variance(*own, trainer.samples_at_once)
+        measured |= gradient_variance(*own, samples_beside(trainer))
     return {f"eval/{name}": measurement for name, measurement in measured.items()}

@@ -1,5 +1,7 @@
 """Micro-batches give the step of the whole batch, and blocks that are computed again their own."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
@@ -14,7 +16,7 @@ from vamf.training import loop
 from vamf.training.loop import Session, train
 from vamf.training.step import objective as objectives
 from vamf.training.step import trainer as trainers
-from vamf.training.step.memory import Memory
+from vamf.training.step.memory import GIB, PART, Memory, samples_beside
 from vamf.training.step.trainer import Trainer
 
 DIGITS = PRESETS["digits"].override(
@@ -215,3 +217,18 @@ def test_a_step_that_does_not_fit_ends_the_run_with_one_line(tmp_path, monkeypat
     with pytest.raises(ValueError, match=r"^a step must fit: use --accumulate 2$") as ended:
         train(DIGITS, Session(directory=tmp_path))
     assert ended.value.__context__ is None  # which would hold the step's memory
+
+
+@pytest.mark.parametrize(
+    ("peak", "total", "expected"),  # GiB: `cifar10` in batches of 128 and 1,024, `imagenet_dit_xl2`
+    [(6.6, 139, 256), (44.2, 139, 202), (111.7, 139, 80), (20.0, 24, 77)],
+)
+def test_a_gradient_beside_captured_steps_takes_a_quarter_of_the_gpu(
+    peak, total, expected, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: peak * GIB)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (0, total * GIB))
+    on_gpu = SimpleNamespace(device=torch.device("cuda"))
+    found = samples_beside(SimpleNamespace(workers=on_gpu, samples_at_once=256))
+    assert found == expected
+    assert peak * (found - 1) / 256 < PART * total

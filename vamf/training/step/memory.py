@@ -23,6 +23,8 @@ USABLE = 0.92
 """Part of the free memory that a step may need; the rest is for evaluations, libraries and gaps."""
 ROOM = 1 / 3
 """Part of a GPU's memory that is free for an evaluation beside captured steps."""
+PART = 1 / 4
+"""Part of a GPU's memory that an evaluation's pass with a gradient takes at most, about."""
 GIB = 2**30
 
 
@@ -136,6 +138,18 @@ def make_room(trainer: Trainer) -> None:
     device = trainer.workers.device
     if device.type == "cuda" and _free(device) < ROOM * torch.cuda.mem_get_info(device)[1]:
         _forget_steps(trainer)
+
+
+def samples_beside(trainer: Trainer) -> int:
+    """Samples of an evaluation's pass with a gradient: those of a step's pass, or fewer.
+
+    A pass takes about ``PART`` of the GPU's memory at most; ``make_room`` leaves more.
+    """
+    device, share = trainer.workers.device, trainer.samples_at_once
+    if device.type != "cuda":
+        return share
+    of_gpu = torch.cuda.max_memory_allocated(device) / torch.cuda.mem_get_info(device)[1]
+    return math.ceil(share / max(of_gpu / PART, 1))
 
 
 def _forget_steps(trainer: Trainer) -> None:
