@@ -22,6 +22,9 @@ OTHER_NAMES = {
 }
 """Options that were renamed, as a DDPM is a kind of loss, and short names."""
 
+GIVES_KIND = re.compile(r"(?:--set=|--)?([\w.-]+)\.kind(?:=|$)")
+"""An option or a setting that chooses the kind of a field, whose name is the group."""
+
 
 def read(
     options: type[T], argv: Sequence[str], prog: str | None = None, default: T | None = None
@@ -48,15 +51,20 @@ def read(
 def with_settings(argv: Sequence[str], known: set[str]) -> list[str]:
     """The command line with `--a.b value`, if it is not ``known``, as `--set a.b=value`.
 
-    Several values become a list, and none becomes true.
+    So are all options below a field that is given a kind, `--a.kind` or `--set a.kind=...`: what
+    they set is that kind's, and would go with the former one. Several values become a list, and
+    none becomes true, or false after `--a.no-b`.
     """
+    kinds = [found[1].replace("-", "_") for word in argv if (found := GIVES_KIND.match(word))]
+    below = tuple(f"{name}." for name in kinds)
     words: list[str] = []
     settings: list[tuple[str, list[str]]] = []
     values = words
     for word in argv:
         option, given, value = word.partition("=")
         name = option.removeprefix("--").replace("-", "_")
-        if word.startswith("--") and "." in name and not known & {name, name.replace(".no_", ".")}:
+        is_known = known & {name, name.replace(".no_", ".")} and not name.startswith(below)
+        if word.startswith("--") and "." in name and not is_known:
             values = [value] if given else []
             settings.append((name, values))
             values = words if given else values
@@ -87,6 +95,8 @@ def _hint(name: str, known: Sequence[str]) -> str:
 
 
 def _setting(name: str, values: Sequence[str]) -> str:
+    if ".no_" in name and not values:
+        return f"{name.replace('.no_', '.')}=false"
     value = values[0] if len(values) == 1 else json.dumps([literal(v) for v in values] or True)
     return f"{name}={value}"
 

@@ -172,8 +172,8 @@ def override(value: T, changes: Mapping[str, Any]) -> T:
 
 def overridden(cls: type[T], data: dict[str, Any], changes: Mapping[str, Any]) -> T:
     """``override`` of a dataclass that is given as nested dictionaries, which it modifies."""
-    for name, change in sorted(changes.items(), key=lambda item: not item[0].endswith(f".{KIND}")):
-        *parents, leaf = name.split(".")
+    for name in sorted(changes, key=_outside_in):
+        change, (*parents, leaf) = changes[name], name.split(".")
         node = data
         for parent in parents:
             node = _inner(node, parent, name)
@@ -183,6 +183,11 @@ def overridden(cls: type[T], data: dict[str, Any], changes: Mapping[str, Any]) -
             node.clear()
         node[leaf] = change
     return from_dict(cls, data)
+
+
+def _outside_in(name: str) -> tuple[int, bool]:
+    """The order of changes: a kind drops what lies beside and below it, so it comes before that."""
+    return name.count("."), not name.endswith(f".{KIND}")
 
 
 def _inner(node: Any, parent: str, name: str) -> Any:

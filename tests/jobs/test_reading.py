@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Annotated
 
@@ -77,6 +78,32 @@ def test_every_setting_counts(capsys: pytest.CaptureFixture[str]) -> None:
     assert (shown["optim"]["lr"], shown["steps"], shown["batch"]) == (0.5, 7, 32)
     assert shown["model"]["attention"] == [8, 4]
     assert shown["data"] == PRESETS["digits"].to_dict()["data"]
+
+
+KINDS = "--data.kind ImageFolder --model.kind=DiTConfig --times.kind UniformTimes"
+SHARED = (
+    "--data.root photos --data.size 28 --data.channels 1 --data.classes 10 "
+    "--model.classes 10 --guidance.omega 1 --model.patch 7 --loss.weight.p 0 "
+    "--times.prob-equal 0.5 --beta.value 0 --compute.no-compile"
+)
+"""Options of which some are also fields of the kinds that the preset mnist has."""
+
+
+@pytest.mark.parametrize("kinds_first", [True, False])
+def test_options_beside_a_kind_are_those_of_that_kind(kinds_first: bool) -> None:
+    words = f"{KINDS} {SHARED}" if kinds_first else f"{SHARED} {KINDS}"
+    _, _, found = train.read(["mnist", *words.split(), "--set", "loss.kind=SemigroupLoss"])
+    shown = found.to_dict()
+    assert (shown["data"]["kind"], found.data.root) == ("ImageFolder", Path("photos").absolute())
+    assert (shown["model"]["kind"], shown["model"]["classes"]) == ("DiTConfig", 10)
+    assert (shown["loss"]["kind"], shown["loss"]["weight"]["p"]) == ("SemigroupLoss", 0)
+    assert (shown["times"]["kind"], shown["times"]["prob_equal"]) == ("UniformTimes", 0.5)
+
+
+def test_a_truth_value_beside_a_kind_can_be_false() -> None:
+    for option, setting in (("--data.no-download", "false"), ("--data.download", "true")):
+        words = reading.with_settings(["--data.kind", "MNIST", option], {"data.download"})
+        assert words == ["--set", "data.kind=MNIST", "--set", f"data.download={setting}"]
 
 
 def test_a_job_gets_all_variables_and_packages() -> None:
