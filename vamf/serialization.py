@@ -95,7 +95,9 @@ def _parse(annotation: Any, value: Any, path: str) -> Any:
             raise ValueError(f"{path}.{KIND} must be one of {known}{more}; got {kind!r}")
         return from_dict(classes[kind], value, f"{path}.")
     item = _item(annotation)
-    if isinstance(item, type) and _has_fields(item) and isinstance(value, list | tuple):
+    if isinstance(item, type) and _has_fields(item):
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{path} must be a list of {item.__name__}; got {value!r:.80}")
         return tuple(_parse(item, part, f"{path}.{i}") for i, part in enumerate(value))
     if classes:
         names = [f"{path}.{f.name}" for c in classes.values() for f in dataclasses.fields(c)]
