@@ -83,6 +83,7 @@ def test_flatten():
         ({"frame.width": 2}, Picture(frame=Frame(width=2))),  # None becomes a dataclass
         ({"frame.kind": "Frame"}, Picture(frame=Frame())),
         ({"file": "b/c"}, Picture(file=Path("b/c"))),
+        ({"file": 2024}, Picture(file=Path("2024"))),
         ({"scale": 2}, Picture(scale=2.0)),
         ({"count": "7", "scale": "0.5"}, Picture(count=7, scale=0.5)),  # as on a command line
     ],

@@ -102,6 +102,8 @@ def _parse(annotation: Any, value: Any, path: str) -> Any:
     if classes:
         names = [f"{path}.{f.name}" for c in classes.values() for f in dataclasses.fields(c)]
         raise ValueError(f"set {path} by its fields ({', '.join(names)}); got {value!r}")
+    if type(value) is int and Path in options:  # a folder 2024 on a command line
+        value = str(value)
     if isinstance(value, bool) and bool not in options:
         raise ValueError(f"{path} must not be a truth value; got {value!r}")
     try:

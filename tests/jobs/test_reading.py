@@ -100,10 +100,37 @@ def test_options_beside_a_kind_are_those_of_that_kind(kinds_first: bool) -> None
     assert (shown["times"]["kind"], shown["times"]["prob_equal"]) == ("UniformTimes", 0.5)
 
 
-def test_a_truth_value_beside_a_kind_can_be_false() -> None:
-    for option, setting in (("--data.no-download", "false"), ("--data.download", "true")):
-        words = reading.with_settings(["--data.kind", "MNIST", option], {"data.download"})
-        assert words == ["--set", "data.kind=MNIST", "--set", f"data.download={setting}"]
+@pytest.mark.parametrize(
+    ("option", "setting"),
+    [
+        ("--data.no-download", "data.download=false"),
+        ("--data.no_download", "data.download=false"),
+        ("--data.download", "data.download=true"),
+        ("--model.hidden 64", "model.hidden=[64]"),
+        ("--model.hidden 64 32", "model.hidden=[64, 32]"),
+        ("--reference None", "reference=null"),
+        ("--no-init", "init=false"),
+        ("--init=a=b", "init=a=b"),
+    ],
+)
+def test_options_of_the_experiment_are_settings_where_there_are_any(
+    option: str, setting: str
+) -> None:
+    own = {"data.download", "reference", "init"}
+    known = own | {"set", "name"}
+    words = ["--set", "a=1", *option.split(), "--name", "x"]
+    found = reading.with_settings(words, known, own, {"set", "hidden"})
+    assert found == [f"--set={setting}", "--set", "a=1", "--name", "x"]
+    alone = reading.with_settings([*option.split(), "--name", "x"], known, own, {"hidden"})
+    assert alone[0] == (f"--set={setting}" if "hidden" in option else option.split()[0])
+
+
+def test_options_that_need_each_other_are_checked_together() -> None:
+    guided = ["--model.classes", "10", "--guidance.omega", "2", "--steps", "7"]
+    head = ["--proxy=head", "--model.velocity-head", "--model.kind", "DiTConfig"]
+    _, _, found = train.read(["digits", *guided, *head, "--model.patch", "2"])
+    assert found.guidance is not None and found.guidance.omega == 2
+    assert (found.model.classes, found.proxy, found.steps) == (10, "head", 7)
 
 
 def test_a_job_gets_all_variables_and_packages() -> None:
