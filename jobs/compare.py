@@ -28,7 +28,8 @@ class Options:
     """
 
     folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Two or more folders, each of a run or of a search, of which each complete trial counts."""
+    """Two or more folders, or addresses in an object store, each of a run or of a search, of which
+    each complete trial counts."""
     best: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Of a search compare only the trial of the Pareto front with the smallest distance."""
     out: Path = Path("comparison")

@@ -29,41 +29,63 @@ def read(
     """The options of a command line; exits with an error if they are invalid.
 
     A path may begin with ``~``, and an option that takes a list may be given several times. If the
-    options have a field ``set``, dotted options that they lack are added to it as settings. Raises
-    ValueError for an unknown option, or if ``~`` is not a user's home.
+    options have a field ``set``, dotted options that they lack are added to it as settings; if
+    there are settings, so are the options of their experiment. Raises ValueError for an unknown
+    option, or if ``~`` is not a user's home.
     """
     for other, name in OTHER_NAMES.items():
         argv = [other.sub(name, word) for word in argv]
-    known = set(dotted(options if default is None else default))
+    known, several = set(dotted(options if default is None else default)), set(lists(options))
     if "set" in known:
-        argv = with_settings(argv, known)
+        experiment = getattr(default, "experiment", None)
+        own = set() if experiment is None else set(dotted(experiment))
+        argv = with_settings(gathered(argv, several), known, own, several)
     require_known(argv, known)
-    words = gathered(argv, set(lists(options)))
+    words = gathered(argv, several)
     base = tyro.MISSING_NONPROP if default is None else default
     program = commands.shown(prog) if prog else None
     found: T = tyro.cli(options, args=words, prog=program, default=base)
     return serialization.with_paths(found, expanded)
 
 
-def with_settings(argv: Sequence[str], known: set[str]) -> list[str]:
-    """The command line with `--a.b value`, if it is not ``known``, as `--set a.b=value`.
+def with_settings(
+    argv: Sequence[str], known: set[str], own: set[str], several: set[str]
+) -> list[str]:
+    """The command line with `--a.b value`, if it is not ``known``, as `--set=a.b=value`.
 
-    Several values become a list, and none becomes true.
+    If there are such settings, or `--set`, all options of the experiment, its ``own``, become
+    settings, too. So it is changed and checked once, as a whole: a kind would drop the fields that
+    were set before it, and an option may need a setting. Several values become a list, as does one
+    of an option named in ``several``; none becomes true, or false after `--a.no-b`.
     """
+    found = [known_name(word, known) for word in argv]
+    named = any(word.partition("=")[0] == "--set" for word in argv)
+    moved = own if named or any("." in n and n not in known for n in found) else set()
     words: list[str] = []
-    settings: list[tuple[str, list[str]]] = []
+    settings: list[tuple[str, str, list[str]]] = []
     values = words
-    for word in argv:
+    for word, name in zip(argv, found, strict=True):
         option, given, value = word.partition("=")
-        name = option.removeprefix("--").replace("-", "_")
-        if word.startswith("--") and "." in name and not known & {name, name.replace(".no_", ".")}:
+        if name in moved or (name not in known and "." in name):
             values = [value] if given else []
-            settings.append((name, values))
+            settings.append((option, name, values))
             values = words if given else values
         else:
-            values = words if word.startswith("--") else values
+            values = words if name else values
             values.append(word)
-    return words + [word for setting in settings for word in ("--set", _setting(*setting))]
+    return [f"--set={_setting(*setting, several)}" for setting in settings] + words
+
+
+def known_name(word: str, known: set[str]) -> str:
+    """The name in a word that begins an option, as it is known: `--a.no-b` sets `a.b`.
+
+    Empty for another word.
+    """
+    if not word.startswith("--"):
+        return ""
+    name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+    names = (name, name.replace(".no_", "."), name.removeprefix("no_"))
+    return next((n for n in names if n in known), name)
 
 
 def require_known(argv: Sequence[str], known: set[str]) -> None:
@@ -86,7 +108,13 @@ def _hint(name: str, known: Sequence[str]) -> str:
     return f"; did you mean --{close[0].replace('_', '-')}?"
 
 
-def _setting(name: str, values: Sequence[str]) -> str:
+def _setting(option: str, name: str, values: Sequence[str], several: set[str]) -> str:
+    if re.search(r"(--|\.)no[-_]", option) and not values:
+        return f"{name.replace('.no_', '.')}=false"
+    if last_part(option) in several:
+        return f"{name}={json.dumps([literal(v) for v in values])}"
+    if list(values) == ["None"]:
+        return f"{name}=null"
     value = values[0] if len(values) == 1 else json.dumps([literal(v) for v in values] or True)
     return f"{name}={value}"
 

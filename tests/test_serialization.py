@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass, field
+from itertools import permutations
 from pathlib import Path
 from typing import Literal
 
@@ -82,6 +83,7 @@ def test_flatten():
         ({"frame.width": 2}, Picture(frame=Frame(width=2))),  # None becomes a dataclass
         ({"frame.kind": "Frame"}, Picture(frame=Frame())),
         ({"file": "b/c"}, Picture(file=Path("b/c"))),
+        ({"file": 2024}, Picture(file=Path("2024"))),
         ({"scale": 2}, Picture(scale=2.0)),
         ({"count": "7", "scale": "0.5"}, Picture(count=7, scale=0.5)),  # as on a command line
     ],
@@ -99,6 +101,18 @@ def test_a_kind_that_stays_keeps_its_fields_and_a_new_one_drops_them():
     )
     assert back.shape == Square()
     assert back.frame == FULL.frame  # the rest stays
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    picture: Picture | Frame = field(default_factory=Frame)
+
+
+def test_a_kind_inside_one_that_changes_is_kept_in_any_order():
+    changes = {"picture.shape.side": 5, "picture.shape.kind": "Square", "picture.kind": "Picture"}
+    for names in permutations(changes):
+        found = serialization.override(Outer(), {name: changes[name] for name in names})
+        assert found.picture == Picture(shape=Square(side=5.0))
 
 
 def test_a_dataclass_can_be_taken_away():

@@ -21,6 +21,7 @@ from vamf.inference.load import load
 from vamf.models.config import NetworkConfig
 from vamf.presets import PRESETS
 from vamf.training.loop import Session, train
+from vamf.training.step.networks import require_inputs
 
 SHAPES = "jobs/examples/shapes.py"
 
@@ -145,6 +146,50 @@ def test_the_fast_path_refuses_a_network_of_ones_own(monkeypatch: pytest.MonkeyP
     shapes = user_modules.load(f"{SHAPES}:SHAPES")
     with pytest.raises(ValueError, match=r"compute\.compile carries tangents through vamf's own"):
         shapes.override({"compute.compile": True})
+
+
+TAKEN = {
+    "forward": "z, r, t, y=None, kappa=None",
+    "velocity": "z, t, y=None, kappa=None, r=None",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, None),
+        ({"velocity": "*a, **k"}, None),
+        (
+            {"velocity": "z, t, y, kappa"},
+            r"y, kappa, r=r\) with head.every_r; got velocity\(z, ",
+        ),
+        ({"velocity": "z, t, y, kappa, r"}, r"velocity\(z, t, y, kappa\); got velocity\(z, t, y,"),
+        ({"velocity": "z, t, r=None"}, r"got velocity\(z, t, r=None\): too many positional arg"),
+        ({"velocity": None}, r"must have a method velocity\(z, t, y, kappa\); it has no velocity"),
+        (
+            {"forward": "z, t"},
+            r"Net must take forward\(z, r, t, y, kappa\); got forward\(z, t",
+        ),
+    ],
+)
+def test_a_network_that_does_not_take_its_inputs_is_refused_before_it_trains(
+    changes: dict[str, str | None], line: str | None
+) -> None:
+    wide = {"classes": 10, "guided": True, "velocity_head": True}
+    settings = {**{f"model.{name}": value for name, value in wide.items()}, "proxy": "head"}
+    guided = {"guidance.max_scale": 2.0, "head.every_r": True}
+    methods = {
+        name: eval(f"lambda self, {taken}: z")
+        for name, taken in (TAKEN | changes).items()
+        if taken is not None
+    }
+    net = type("Net", (torch.nn.Module,), methods)()
+    if line is None:
+        require_inputs(net, TINY.override(settings | guided))
+        return
+    with pytest.raises(ValueError, match=line) as refused:
+        require_inputs(net, TINY.override(settings | guided))
+    assert "\n" not in str(refused.value)
 
 
 def test_the_loss_of_the_example_is_mean_flows_and_flow_matching(

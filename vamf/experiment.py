@@ -120,6 +120,9 @@ class Experiment:
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1); got {self.ema}")
         self._check_proxy()
+        if isinstance(self.data, Couplings):
+            given = self.augment is not None, self.guidance is not None
+            self.data.require_fits(self.loss, self.proxy, *given)
         check_guidance(
             self.guidance,
             model=self.model,
@@ -128,8 +131,6 @@ class Experiment:
             evaluation=self.evaluation,
         )
         self._check_latents()
-        if isinstance(self.data, Couplings):
-            self.data.require_fits(self.loss, self.proxy, self.augment is not None)
         self._check_augment()
         self._check_compute()
         check_objective(

@@ -95,11 +95,15 @@ def _parse(annotation: Any, value: Any, path: str) -> Any:
             raise ValueError(f"{path}.{KIND} must be one of {known}{more}; got {kind!r}")
         return from_dict(classes[kind], value, f"{path}.")
     item = _item(annotation)
-    if isinstance(item, type) and _has_fields(item) and isinstance(value, list | tuple):
+    if isinstance(item, type) and _has_fields(item):
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{path} must be a list of {item.__name__}; got {value!r:.80}")
         return tuple(_parse(item, part, f"{path}.{i}") for i, part in enumerate(value))
     if classes:
         names = [f"{path}.{f.name}" for c in classes.values() for f in dataclasses.fields(c)]
         raise ValueError(f"set {path} by its fields ({', '.join(names)}); got {value!r}")
+    if type(value) is int and Path in options:  # a folder 2024 on a command line
+        value = str(value)
     if isinstance(value, bool) and bool not in options:
         raise ValueError(f"{path} must not be a truth value; got {value!r}")
     try:
@@ -172,8 +176,8 @@ def override(value: T, changes: Mapping[str, Any]) -> T:
 
 def overridden(cls: type[T], data: dict[str, Any], changes: Mapping[str, Any]) -> T:
     """``override`` of a dataclass that is given as nested dictionaries, which it modifies."""
-    for name, change in sorted(changes.items(), key=lambda item: not item[0].endswith(f".{KIND}")):
-        *parents, leaf = name.split(".")
+    for name in sorted(changes, key=_outside_in):
+        change, (*parents, leaf) = changes[name], name.split(".")
         node = data
         for parent in parents:
             node = _inner(node, parent, name)
@@ -183,6 +187,11 @@ def overridden(cls: type[T], data: dict[str, Any], changes: Mapping[str, Any]) -
             node.clear()
         node[leaf] = change
     return from_dict(cls, data)
+
+
+def _outside_in(name: str) -> tuple[int, bool]:
+    """The order of changes: a kind drops what lies beside and below it, so it comes before that."""
+    return name.count("."), not name.endswith(f".{KIND}")
 
 
 def _inner(node: Any, parent: str, name: str) -> Any:

@@ -50,6 +50,7 @@ def mistake(job: ModuleType, argv: Sequence[str], capsys: pytest.CaptureFixture[
         ("--set optim.rl=1", "unknown setting 'optim.rl'; did you mean 'lr'?"),
         ("--set otpim.lr=1", "unknown setting 'otpim'; did you mean 'optim'?"),
         ("--set optim.lr=fast", "optim.lr: input should be a valid number"),
+        ("--set stages=5", "stages must be a list of Stage; got 5"),
         ("--set steps", "steps: input should be a valid integer"),
         ("--batch 5 --scaling.workers 2", "batch must be divisible by the number of workers; "),
         ("--set data.kind=Toy", "points take an MLPConfig; got UNetConfig"),

@@ -1,11 +1,14 @@
 """``vamf compare``: what it prints and writes, and its one line for what it refuses."""
 
+import re
 from pathlib import Path
 
 import pytest
 from helpers.ended import write_run, write_search
+from helpers.s3_server import Server
 
 from jobs import compare
+from vamf.store import Store
 
 
 def test_a_search_and_a_run_are_printed_and_written(
@@ -66,6 +69,57 @@ def test_a_refusal_is_one_line(
         "other": "must be a run or a search",
     }[wrong] in said.err
     assert not (tmp_path / "out").exists()
+
+
+def stored(folder: Path, store: Store) -> str:
+    """The address to which the files of a folder were uploaded."""
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        store.upload(path, path.relative_to(folder).as_posix())
+    return store.url
+
+
+@pytest.mark.slow
+def test_what_is_in_a_store_is_compared_as_in_folders(
+    s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VAMF_CACHE", str(tmp_path / "cache"))
+    search = write_search(tmp_path / "s", {0.0: [9.0, 9.5], 0.5: [4.0, 4.1]})
+    run = write_run(tmp_path / "r", {"proxy": "ema"}, distance=9.0)
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "state.pt").write_bytes(b"weights")
+    stores = [Store(s3.url(f"compare/{place.name}")) for place in (search, run)]
+    places = [stored(*pair) for pair in zip((search, run), stores, strict=True)]
+    found = {}
+    for name, chosen in (
+        ("folders", [search, run]),
+        ("stores", places),
+        ("mixed", [search, *places]),
+    ):
+        compare.main([*map(str, chosen), "--out", str(tmp_path / name)])
+        found[name] = [path.read_bytes() for path in sorted((tmp_path / name).iterdir())]
+    assert found["folders"] == found["stores"]
+    said = capsys.readouterr().out
+    assert f"left out   {stores[0] / 't000' / 'seed_0'}: " in said
+    copied = {path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()}
+    assert copied == {
+        *("sweep.json", "trial.json", "experiment.json", "summary.json", "step_00000006.png")
+    }
+
+    stores[1].delete("summary.json")
+    stores[0].delete("t001/trial.json", "t000/trial.json")
+    for store, line in zip(
+        (*stores, Store(s3.url("compare/none"))),
+        (
+            "is complete; to resume: .*tune --resume",
+            "has not ended.*train --resume",
+            "neither exper",
+        ),
+        strict=True,
+    ):
+        with pytest.raises(SystemExit):
+            compare.main([str(run), store.url])
+        (said,) = capsys.readouterr().err.splitlines()
+        assert str(store) in said and re.search(line, said) and "cache" not in said
 
 
 def test_the_help_says_what_is_compared(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Annotated
 
@@ -77,6 +78,59 @@ def test_every_setting_counts(capsys: pytest.CaptureFixture[str]) -> None:
     assert (shown["optim"]["lr"], shown["steps"], shown["batch"]) == (0.5, 7, 32)
     assert shown["model"]["attention"] == [8, 4]
     assert shown["data"] == PRESETS["digits"].to_dict()["data"]
+
+
+KINDS = "--data.kind ImageFolder --model.kind=DiTConfig --times.kind UniformTimes"
+SHARED = (
+    "--data.root photos --data.size 28 --data.channels 1 --data.classes 10 "
+    "--model.classes 10 --guidance.omega 1 --model.patch 7 --loss.weight.p 0 "
+    "--times.prob-equal 0.5 --beta.value 0 --compute.no-compile"
+)
+"""Options of which some are also fields of the kinds that the preset mnist has."""
+
+
+@pytest.mark.parametrize("kinds_first", [True, False])
+def test_options_beside_a_kind_are_those_of_that_kind(kinds_first: bool) -> None:
+    words = f"{KINDS} {SHARED}" if kinds_first else f"{SHARED} {KINDS}"
+    _, _, found = train.read(["mnist", *words.split(), "--set", "loss.kind=SemigroupLoss"])
+    shown = found.to_dict()
+    assert (shown["data"]["kind"], found.data.root) == ("ImageFolder", Path("photos").absolute())
+    assert (shown["model"]["kind"], shown["model"]["classes"]) == ("DiTConfig", 10)
+    assert (shown["loss"]["kind"], shown["loss"]["weight"]["p"]) == ("SemigroupLoss", 0)
+    assert (shown["times"]["kind"], shown["times"]["prob_equal"]) == ("UniformTimes", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("option", "setting"),
+    [
+        ("--data.no-download", "data.download=false"),
+        ("--data.no_download", "data.download=false"),
+        ("--data.download", "data.download=true"),
+        ("--model.hidden 64", "model.hidden=[64]"),
+        ("--model.hidden 64 32", "model.hidden=[64, 32]"),
+        ("--reference None", "reference=null"),
+        ("--no-init", "init=false"),
+        ("--init=a=b", "init=a=b"),
+    ],
+)
+def test_options_of_the_experiment_are_settings_where_there_are_any(
+    option: str, setting: str
+) -> None:
+    own = {"data.download", "reference", "init"}
+    known = own | {"set", "name"}
+    words = ["--set", "a=1", *option.split(), "--name", "x"]
+    found = reading.with_settings(words, known, own, {"set", "hidden"})
+    assert found == [f"--set={setting}", "--set", "a=1", "--name", "x"]
+    alone = reading.with_settings([*option.split(), "--name", "x"], known, own, {"hidden"})
+    assert alone[0] == (f"--set={setting}" if "hidden" in option else option.split()[0])
+
+
+def test_options_that_need_each_other_are_checked_together() -> None:
+    guided = ["--model.classes", "10", "--guidance.omega", "2", "--steps", "7"]
+    head = ["--proxy=head", "--model.velocity-head", "--model.kind", "DiTConfig"]
+    _, _, found = train.read(["digits", *guided, *head, "--model.patch", "2"])
+    assert found.guidance is not None and found.guidance.omega == 2
+    assert (found.model.classes, found.proxy, found.steps) == (10, "head", 7)
 
 
 def test_a_job_gets_all_variables_and_packages() -> None:

@@ -1,46 +1,33 @@
 """The proxy of the step's batch: on several workers, with labels, in evaluation and probes."""
 
-import io
+from dataclasses import replace
 
 import pytest
 import torch
+from helpers import toy
+from helpers.tiny import same
+from helpers.toy import after, saved, trainer
 
-from vamf.data.toys import Toy
 from vamf.diagnostics.probe import Probe
 from vamf.distributed import Workers
-from vamf.experiment import Experiment
-from vamf.experiment_settings import Evaluation
 from vamf.flow.objectives.meanflow import MeanFlowLoss
 from vamf.flow.oracle import EmpiricalVelocity
 from vamf.flow.schedules import BetaSchedule
 from vamf.flow.times import UniformTimes
-from vamf.metrics.distances import SlicedWasserstein
-from vamf.models.mlp import MLPConfig
 from vamf.presets import PRESETS
 from vamf.training.evaluation import evaluate
-from vamf.training.step.trainer import Trainer
 
-TOY = Experiment(
-    data=Toy(),
-    model=MLPConfig(hidden=(16,), embedding=4),
+TOY = replace(
+    toy.TOY,
     times=UniformTimes(prob_equal=0.3),
     beta=BetaSchedule(value=0.6),
     proxy="batch",
     batch=10,
     steps=8,
-    evaluation=Evaluation(
-        distance=SlicedWasserstein(samples=8, directions=2, repetitions=2),
-        variance_samples=6,
-        gradient_batches=4,
-    ),
 )
 LABELLED = PRESETS["digits"].override(
     {"proxy": "batch", "batch": 30, "model.channels": 8, "model.classes": 10, "guidance.omega": 2}
 )
-
-
-def trainer(experiment, workers=Workers()):  # noqa: B008
-    return Trainer(experiment, experiment.data.load("train"), workers)
 
 
 def gradient(loss, net):
@@ -109,16 +96,9 @@ def test_evaluation_and_probes_take_the_velocity_of_theirs():
 
 
 def test_resumed_is_never_interrupted_bit_for_bit():
-    whole, first, file = trainer(TOY), trainer(TOY), io.BytesIO()
-    for own, steps in ((whole, 3), (first, 1)):
-        for _ in range(steps):
-            own.train_step()
-    torch.save(first.state_dict(), file)
     resumed = trainer(TOY)
-    resumed.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
-    resumed.train_step(), resumed.train_step()
-    pairs = zip(resumed.net.parameters(), whole.net.parameters(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
+    resumed.load_state_dict(saved(after(1, trainer(TOY))))
+    assert same(after(2, resumed).state_dict(), after(3, trainer(TOY)).state_dict())
 
 
 def test_augmented_images_are_refused():

@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 from helpers.pictures import write_images
+from helpers.toy import trainer
 
 from vamf.data.digits import Digits
 from vamf.data.mixtures import Mixture
@@ -38,10 +39,6 @@ TINY_EVALUATION = {
     "evaluation.gradient_batches": 2,
 }
 PLAN = Probe(pairs=2, bins=3)
-
-
-def trainer(experiment):
-    return Trainer(experiment, experiment.data.load("train"))
 
 
 def weights(own):

@@ -1,11 +1,10 @@
 """Training, evaluation and probes on couplings: each sample has its own noise, all else stays."""
 
-import copy
-
 import pytest
 import torch
 from helpers.couplings import POINTS, Flow, digits_couplings, write_couplings
 from helpers.tiny import TINY, same
+from helpers.toy import after, saved, trainer
 
 from jobs import couple
 from vamf.data.digits import Digits
@@ -21,7 +20,6 @@ from vamf.rng import generator
 from vamf.training.evaluation import loss_variance
 from vamf.training.landscape_probe import probe_ratios
 from vamf.training.loop import Session, train
-from vamf.training.step.trainer import Trainer
 
 CPU = torch.device("cpu")
 SCALE = 0.25
@@ -59,10 +57,6 @@ def test_of_an_exact_flow_the_loss_has_no_variance_and_the_paths_no_curvature(ga
     ratios = probe_ratios(on_pairs, u, CPU, 16)
     assert max(value for name, (value, _) in ratios.items() if "curvature" in name) < 1e-12
     assert ratios["kappa/t0.7"][0] > -1
-
-
-def trainer(experiment, workers=Workers()):  # noqa: B008
-    return Trainer(experiment, experiment.data.load("train"), workers)
 
 
 @pytest.fixture
@@ -103,15 +97,9 @@ def test_micro_batches_have_the_gradient_of_the_batch(gaussian):
 
 def test_a_resumed_run_is_the_one_that_was_never_interrupted(gaussian):
     experiment = coupled(POINTS, gaussian)
-    whole, second = trainer(experiment), trainer(experiment)
-    for _ in range(2):
-        whole.train_step()
-    state = copy.deepcopy(whole.state_dict())
-    second.load_state_dict(state)
-    for one in (whole, second):
-        for _ in range(2):
-            one.train_step()
-    assert same(whole.state_dict(), second.state_dict())
+    second = trainer(experiment)
+    second.load_state_dict(saved(after(2, trainer(experiment))))
+    assert same(after(2, second).state_dict(), after(4, trainer(experiment)).state_dict())
 
 
 def test_a_flow_is_learnt_coupled_and_learnt_again(tmp_path, capsys):

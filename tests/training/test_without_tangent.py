@@ -1,41 +1,33 @@
 """Objectives without a tangent in a run: workers, resuming, evaluation, and what is refused."""
 
-import io
+from dataclasses import replace
 
 import pytest
 import torch
+from helpers import toy
+from helpers.tiny import same
+from helpers.toy import after, saved, trainer
 
-from vamf.data.toys import Toy
 from vamf.diagnostics.probe import Probe
 from vamf.diagnostics.variance import GAP, TIMES
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
-from vamf.experiment_settings import Evaluation
 from vamf.flow.objectives.semigroup import SemigroupLoss
 from vamf.flow.objectives.terms import AdaptiveWeight, Draws
 from vamf.flow.tangents import boundary_velocity
 from vamf.flow.times import UniformTimes
-from vamf.metrics.distances import SlicedWasserstein
-from vamf.models.mlp import MLPConfig
 from vamf.presets import PRESETS
 from vamf.rng import generator
 from vamf.training.evaluation import evaluate, gradient_variance, loss_variance
 from vamf.training.step.objective import draw
-from vamf.training.step.trainer import Trainer
 
-TOY = Experiment(
-    data=Toy(),
-    model=MLPConfig(hidden=(16,), embedding=4),
+TOY = replace(
+    toy.TOY,
     times=UniformTimes(prob_equal=0.3),
     loss=SemigroupLoss(weight=AdaptiveWeight(p=0.5)),
     ema=0.5,
     batch=10,
     steps=8,
-    evaluation=Evaluation(
-        distance=SlicedWasserstein(samples=8, directions=2, repetitions=2),
-        variance_samples=6,
-        gradient_batches=4,
-    ),
 )
 TERMINAL = {"loss.kind": "TerminalVelocityLoss", "loss.weight.p": 0.5}
 STOPPED = TERMINAL | {"loss.stop_derivative": True}
@@ -46,11 +38,8 @@ EACH = pytest.mark.parametrize(
 )
 
 
-def trained(experiment, steps=2, workers=Workers()):  # noqa: B008
-    own = Trainer(experiment, experiment.data.load("train"), workers)
-    for _ in range(steps):
-        own.train_step()
-    return own
+def trained(experiment, steps=2):
+    return after(steps, trainer(experiment))
 
 
 def gradient(loss, net):
@@ -62,7 +51,7 @@ def test_the_mean_gradient_of_two_workers_is_that_of_one(experiment):
     single = trained(experiment)
     losses = []
     for rank in range(2):
-        worker = Trainer(experiment, experiment.data.load("train"), Workers(rank, 2))
+        worker = trainer(experiment, Workers(rank, 2))
         worker.net.load_state_dict(single.net.state_dict())
         worker.ema.load_state_dict(single.ema.state_dict())
         losses.append(gradient(worker.objective(worker.objective.inputs(5)).loss, worker.net))
@@ -72,13 +61,9 @@ def test_the_mean_gradient_of_two_workers_is_that_of_one(experiment):
 
 @EACH
 def test_resumed_is_never_interrupted_bit_for_bit(experiment):
-    whole, first, file = trained(experiment, 4), trained(experiment, 2), io.BytesIO()
-    torch.save(first.state_dict(), file)
-    resumed = trained(experiment, 0)
-    resumed.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
-    resumed.train_step(), resumed.train_step()
-    pairs = zip(resumed.net.parameters(), whole.net.parameters(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
+    resumed = trainer(experiment)
+    resumed.load_state_dict(saved(trained(experiment)))
+    assert same(after(2, resumed).state_dict(), trained(experiment, 4).state_dict())
 
 
 @EACH
@@ -101,18 +86,19 @@ def test_evaluation_measures_the_variance_of_the_objectives_own_loss(experiment)
     own = trained(experiment)
     u, rows = own.ema, []
     v_hat, unweighted = boundary_velocity(u), experiment.override({"loss.weight.p": 0.0})
+    n = experiment.evaluation.variance_samples
     for row, time in enumerate(TIMES):
         g = generator(experiment.evaluation.seed, "loss_variance", row)
-        x = experiment.data.load("test").draw(6, g)
-        e, uniform = torch.randn(x.shape, generator=g), torch.rand(6, generator=g)
-        t = torch.full((6,), time)
+        x = experiment.data.load("test").draw(n, g)
+        e, uniform = torch.randn(x.shape, generator=g), torch.rand(n, generator=g)
+        t = torch.full((n,), time)
         d = Draws(x, e, (t - GAP).clamp_min(0), t)
         terms = unweighted.loss(u, d, beta=0.0, v_hat=v_hat, anchor_uniform=uniform)
         rows.append(terms.squared_error.double() / 2)
     (found,) = loss_variance(u, v_hat, own.beta, experiment, Workers()).values()
     assert found.value == pytest.approx(torch.stack(rows).var(1).mean().item(), rel=1e-5)
     gradients = []
-    for index in range(4):
+    for index in range(experiment.evaluation.gradient_batches):
         g = generator(experiment.evaluation.seed, "gradient_variance", index)
         d, uniform = draw(experiment, experiment.data.load("train").draw(10, g), g)
         terms = unweighted.loss(own.net, d, beta=0.0, v_hat=own.v_hat, anchor_uniform=uniform)

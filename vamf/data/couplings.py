@@ -161,8 +161,8 @@ class Couplings:
         source = self.original
         return replace(self, source=source.located()) if isinstance(source, LatentSource) else self
 
-    def require_fits(self, loss: ObjectiveRule, proxy: str, augmented: bool) -> None:
-        """Raises ValueError for choices of an experiment that need independent noise."""
+    def require_fits(self, loss: ObjectiveRule, proxy: str, augmented: bool, guided: bool) -> None:
+        """Raises ValueError for choices that need independent noise, or labels that lack."""
         if not loss.learns_velocity:
             raise ValueError(
                 f"a DDPM needs independent noise, and couplings have their own; got {self.root}"
@@ -174,8 +174,13 @@ class Couplings:
             )
         if augmented:
             raise ValueError(
-                "couplings cannot be augmented, as the noise of a sample is not that of its "
-                f"transformation; got augment with {self.root}"
+                "couplings cannot be augmented, as a sample's noise is not that of its "
+                f"transformation: use augment null and model.augmentations 0; got {self.root}"
+            )
+        if guided and not self.classes:
+            raise ValueError(
+                "guidance needs labels, and pairs have them if their flow had classes; "
+                f"got none in {self.root}"
             )
 
 

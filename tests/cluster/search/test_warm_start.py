@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import toy
 from helpers.searching import begun, without_ray
 from helpers.tiny import checkpoint, same, tracked
 
@@ -12,26 +13,9 @@ from vamf import tracking
 from vamf.cluster.search.trial_runner import run_trial
 from vamf.cluster.search.trials import trial_folder
 from vamf.cluster.train.tracked_run import create, new
-from vamf.data.toys import Toy
-from vamf.experiment import Experiment
-from vamf.experiment_settings import Checkpoints, Evaluation
-from vamf.metrics.distances import SlicedWasserstein
-from vamf.models.mlp import MLPConfig
 from vamf.training.loop import Session, train
 
-TOY = Experiment(
-    data=Toy(),
-    model=MLPConfig(hidden=(8,), embedding=4),
-    batch=8,
-    steps=4,
-    evaluation=Evaluation(
-        every=4,
-        distance=SlicedWasserstein(samples=8, directions=2, repetitions=2),
-        variance_samples=4,
-        gradient_batches=2,
-    ),
-    checkpoint=Checkpoints(every=4),
-)
+TOY = toy.TOY.override({"steps": 4})
 
 
 def test_a_trial_starts_from_the_checkpoint_of_the_search(

@@ -7,14 +7,11 @@ import os
 import pytest
 import torch
 from helpers.tiny import same
+from helpers.toy import TOY, Died, dies_at
 
 from vamf.data.toys import Toy
 from vamf.distributed import Workers
 from vamf.errors import NonFiniteLoss
-from vamf.experiment import Experiment
-from vamf.experiment_settings import Checkpoints, Evaluation
-from vamf.metrics.distances import SlicedWasserstein
-from vamf.models.mlp import MLPConfig
 from vamf.presets import PRESETS
 from vamf.training.checkpoints.checkpoint import Checkpoint
 from vamf.training.checkpoints.manifest import entry
@@ -22,36 +19,11 @@ from vamf.training.checkpoints.resume import checkpoints, restore
 from vamf.training.loop import Session, train
 from vamf.training.step.trainer import Trainer
 
-TOY = Experiment(
-    data=Toy(),
-    model=MLPConfig(hidden=(8,), embedding=4),
-    batch=8,
-    steps=12,
-    log_every=2,
-    ema=0.9,
-    evaluation=Evaluation(
-        every=100,
-        distance=SlicedWasserstein(samples=8, directions=2, repetitions=2),
-        variance_samples=4,
-        gradient_batches=2,
-    ),
-    checkpoint=Checkpoints(every=4, keep=5),
-)
-
-
-class Died(Exception):
-    pass
-
 
 def begun(directory):
     """A run that dies after step 10, with checkpoints at 4 and 8."""
-
-    def die(progress):
-        if progress["step"] == 10:
-            raise Died
-
     with pytest.raises(Died):
-        train(TOY, Session(directory=directory, report=die))
+        train(TOY, Session(directory=directory, report=dies_at(10)))
     assert [c.step for c in checkpoints(TOY, directory).all()] == [4, 8]
     return checkpoints(TOY, directory)
 

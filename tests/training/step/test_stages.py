@@ -1,26 +1,22 @@
 """A run of several stages: each is trained as alone, goes on from the one before, and resumes."""
 
-import io
 from dataclasses import replace
 
 import pytest
 import torch
 from helpers.tiny import same
+from helpers.toy import TOY, after, saved, trainer
 
-from vamf.data.toys import Toy
 from vamf.diagnostics.adaptive import AdaptiveBeta
 from vamf.experiment import Experiment
-from vamf.experiment_settings import Evaluation, Optimiser
+from vamf.experiment_settings import Optimiser
 from vamf.experiment_stages import Stage
 from vamf.flow.objectives.alpha_flow import AlphaFlowLoss, AlphaSchedule
 from vamf.flow.objectives.meanflow import MeanFlowLoss
 from vamf.flow.schedules import BetaSchedule
 from vamf.flow.times import UniformTimes
-from vamf.metrics.distances import SlicedWasserstein
-from vamf.models.mlp import MLPConfig
 from vamf.training.evaluation import evaluate
 from vamf.training.loop import Session, train
-from vamf.training.step.trainer import Trainer
 
 FLOW = Stage(
     share=0.4,
@@ -28,23 +24,13 @@ FLOW = Stage(
     beta=BetaSchedule(),
     optim=Optimiser(lr=2e-2, beta2=0.95, warmup=2, final=1.0),
 )
-ALONE = Experiment(
-    data=Toy(),
-    model=MLPConfig(hidden=(16,), embedding=4),
+ALONE = replace(
+    TOY,
     times=UniformTimes(prob_equal=0.25),
     beta=BetaSchedule(value=1.0),
     proxy="online",
     optim=Optimiser(lr=1e-2, final=1.0),
-    ema=0.9,
-    batch=8,
     steps=10,
-    log_every=2,
-    evaluation=Evaluation(
-        every=100,
-        distance=SlicedWasserstein(samples=8, directions=2, repetitions=2),
-        variance_samples=4,
-        gradient_batches=3,
-    ),
 )
 STAGED = replace(ALONE, stages=(FLOW,))
 THREE = replace(
@@ -58,23 +44,6 @@ THREE = replace(
 )
 
 
-def trainer(experiment):
-    return Trainer(experiment, experiment.data.load("train"))
-
-
-def after(steps, own):
-    for _ in range(steps):
-        own.train_step()
-    return own
-
-
-def copied(state):
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file)
-
-
 def test_the_first_stage_is_a_run_of_its_own():
     alone = replace(ALONE, times=FLOW.times, beta=FLOW.beta, optim=FLOW.optim, stages=(), steps=4)
     assert same(after(4, trainer(STAGED)).state_dict(), after(4, trainer(alone)).state_dict())
@@ -83,7 +52,7 @@ def test_the_first_stage_is_a_run_of_its_own():
 def test_the_objective_goes_on_from_the_weights_average_and_moments_of_the_stage_before():
     staged = after(4, trainer(STAGED))
     alone = trainer(ALONE)  # nothing of it moves over training
-    alone.load_state_dict(copied(staged.state_dict()))
+    alone.load_state_dict(saved(staged))
     assert same(after(6, staged).state_dict(), after(6, alone).state_dict())
     assert not same(staged.net.state_dict(), after(10, trainer(ALONE)).net.state_dict())
 
@@ -96,7 +65,7 @@ def test_it_resumes_bit_for_bit_within_stages_and_between_them(step, fast):
         experiment = STAGED.override({"compute.compile": True, "compute.precision": "bfloat16"})
     first = after(step, trainer(experiment))
     again = trainer(experiment)
-    again.load_state_dict(copied(first.state_dict()))
+    again.load_state_dict(saved(first))
     whole = after(10, trainer(experiment)).state_dict()
     assert same(after(10 - step, again).state_dict(), whole)
 
@@ -126,7 +95,7 @@ def test_what_moves_over_training_begins_anew_in_each_stage():
 def test_evaluations_measure_the_objective_itself_in_all_stages():
     staged = after(2, trainer(replace(THREE, stages=(FLOW,))))
     alone = trainer(replace(THREE, stages=()))
-    alone.load_state_dict(copied(staged.state_dict()) | {"step": 0})  # beta = 0
+    alone.load_state_dict(saved(staged) | {"step": 0})  # beta = 0
     assert evaluate(staged) == evaluate(alone)
 
 

@@ -1,12 +1,15 @@
 """Training steps: reproducible, resumable bit for bit, unchanged by evaluation."""
 
 import copy
-import io
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
+from helpers import toy
+from helpers.tiny import same
+from helpers.toy import after, saved, trainer
 
 from vamf.data.digits import Digits
 from vamf.data.toys import Toy
@@ -17,36 +20,23 @@ from vamf.flow.objectives.meanflow import path_derivative
 from vamf.flow.objectives.terms import squared_norm
 from vamf.flow.schedules import BetaSchedule
 from vamf.flow.times import UniformTimes
-from vamf.metrics.distances import FrechetDistance, SlicedWasserstein
-from vamf.models.mlp import MLPConfig
+from vamf.metrics.distances import FrechetDistance
 from vamf.models.unet import UNetConfig
 from vamf.training.checkpoints.checkpoint import find_checkpoint
 from vamf.training.loop import Session, checkpoints, train
 from vamf.training.step.trainer import (
     NonFiniteLoss,
-    Trainer,
     build_networks,
     learning_rate,
     named_metrics,
 )
 
-TOY = Experiment(
-    data=Toy(),
-    model=MLPConfig(hidden=(16,), embedding=4),
+TOY = replace(
+    toy.TOY,
     times=UniformTimes(prob_equal=0.3),
     beta=BetaSchedule(value=0.9, shape="cosine", end=0.1),
     optim=Optimiser(lr=1e-2, warmup=3),
-    ema=0.9,
-    batch=8,
-    steps=12,
     log_every=3,
-    evaluation=Evaluation(
-        every=100,
-        distance=SlicedWasserstein(samples=8, directions=2, repetitions=2),
-        variance_samples=4,
-        gradient_batches=3,
-    ),
-    checkpoint=Checkpoints(every=4),
 )
 DROPOUT = Experiment(
     data=Digits(),
@@ -76,33 +66,6 @@ EVERY_OPTION = DROPOUT.override(
 BOTH = pytest.mark.parametrize("experiment", [TOY, DROPOUT], ids=["toy", "dropout"])
 
 
-def trainer(experiment=TOY, workers=Workers(), dataset=None):  # noqa: B008
-    return Trainer(experiment, dataset or experiment.data.load("train"), workers)
-
-
-def after(steps, own):
-    for _ in range(steps):
-        own.train_step()
-    return own
-
-
-def assert_same(a, b, path=""):
-    """Two nested states, bit for bit."""
-    assert type(a) is type(b), path
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a:
-            assert_same(a[key], b[key], f"{path}.{key}")
-    elif isinstance(a, list):
-        assert len(a) == len(b)
-        for i, pair in enumerate(zip(a, b, strict=True)):
-            assert_same(*pair, f"{path}.{i}")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), path
-    else:
-        assert a == b, path
-
-
 FAST = DROPOUT.override({"compute.compile": True, "compute.precision": "bfloat16"})
 PARTS = FAST.override({"compute.accumulate": 2, "compute.checkpointing": True})
 
@@ -116,24 +79,23 @@ def test_resumed_is_never_interrupted_bit_for_bit(experiment, step):
     steps = experiment.steps
     whole = after(steps, trainer(experiment))
     first = after(step, trainer(experiment))
-    file = io.BytesIO()
-    torch.save(first.state_dict(), file)
+    state = saved(first)
     resumed = trainer(experiment)
     torch.manual_seed(99)  # the global stream of the process that resumes is another one
     torch.rand(7)
-    resumed.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    resumed.load_state_dict(state)
     after(steps - first.step, resumed)
-    assert_same(resumed.state_dict(), whole.state_dict())
+    assert same(resumed.state_dict(), whole.state_dict())
     assert resumed.beta(torch.ones(1)) == whole.beta(torch.ones(1))
 
 
 def test_every_part_of_the_state_matters():
     """The test above would notice a part that is not restored: each one changes what follows."""
-    whole = after(4, trainer()).state_dict()
+    whole = after(4, trainer(TOY)).state_dict()
     for part in ("step", "net", "ema", "optimiser"):
-        partly = trainer()
-        partly.load_state_dict(copy.deepcopy(after(2, trainer()).state_dict()))
-        fresh = trainer().state_dict()
+        partly = trainer(TOY)
+        partly.load_state_dict(copy.deepcopy(after(2, trainer(TOY)).state_dict()))
+        fresh = trainer(TOY).state_dict()
         partly.load_state_dict(copy.deepcopy(partly.state_dict() | {part: fresh[part]}))
         state = after(2, partly).state_dict()
         assert any(not torch.equal(state["net"][n], whole["net"][n]) for n in whole["net"]), part
@@ -160,7 +122,7 @@ def test_a_killed_run_resumes_from_its_checkpoint(step, tmp_path):
     summary = train(TOY, resumed)
     assert summary.step == 12 and min(reported) > 4
     whole, again = (find_checkpoint(tmp_path / n) for n in ("whole", "killed"))
-    assert_same(again.load(), whole.load())
+    assert same(again.load(), whole.load())
     measured = ("time/seconds", "time/images_per_second")
     assert {n: v for n, v in again.metrics().items() if n not in measured} == {
         n: v for n, v in whole.metrics().items() if n not in measured
@@ -176,7 +138,7 @@ def test_evaluation_does_not_disturb_training(experiment, tmp_path):
         summary = train(variant, Session(directory=tmp_path / name))
         states.append(checkpoints(variant, tmp_path / name).latest().load())
         metrics.append(summary.metrics)
-    assert_same(*states)
+    assert same(*states)
     assert len(list((tmp_path / "often" / "samples").iterdir())) == experiment.steps / 2
     assert len(list((tmp_path / "rarely" / "samples").iterdir())) == 1
     dropped = "eval/gradient_variance" if experiment is DROPOUT else None  # see test_evaluation.py
@@ -185,7 +147,7 @@ def test_evaluation_does_not_disturb_training(experiment, tmp_path):
 
 
 def test_moving_average_is_its_recursion():
-    own = trainer()
+    own = trainer(TOY)
     average = [p.detach().clone() for p in own.net.parameters()]
     for p, q in zip(own.ema.module.parameters(), average, strict=True):
         assert torch.equal(p, q)  # it starts at the initial weights
@@ -208,7 +170,7 @@ def test_a_step_changes_every_weight_it_trains(experiment):
 
 def test_first_step_is_adams():
     """The first step of Adam is lr * g / (|g| + eps), whatever its decays; lr is warmed up."""
-    own = trainer()
+    own = trainer(TOY)
     before = [p.detach().clone() for p in own.net.parameters()]
     gradients = torch.autograd.grad(
         own.objective(own.objective.inputs(0)).loss, list(own.net.parameters())
@@ -220,7 +182,7 @@ def test_first_step_is_adams():
 
 
 def test_learning_rate_of_each_step_reaches_the_optimiser():
-    own, rates = trainer(), []
+    own, rates = trainer(TOY), []
     for _ in range(TOY.steps):
         own.train_step()
         rates.append(own.optimiser.param_groups[0]["lr"])
@@ -265,7 +227,7 @@ class Poisoned:
 @pytest.mark.parametrize(("bad", "window"), [(0, 3), (2, 3), (4, 3), (5, 1), (3, 12)])
 def test_first_step_that_is_not_finite_is_named(bad, window):
     """Steps are named from 1, as everywhere in logs; metrics are collected every ``window``."""
-    own = trainer(dataset=Poisoned(bad))
+    own = trainer(TOY, dataset=Poisoned(bad))
     with pytest.raises(NonFiniteLoss, match=rf"the loss of step {bad + 1} is not finite"):
         for _ in range(12 // window):
             after(window, own).collect()
@@ -280,7 +242,7 @@ def test_every_worker_learns_of_another_ones_failure():
             return tensor
 
     with pytest.raises(NonFiniteLoss, match="step 2 "):
-        after(3, trainer(workers=Beside(0, 2))).collect()
+        after(3, trainer(TOY, workers=Beside(0, 2))).collect()
 
 
 def test_a_run_that_fails_keeps_its_checkpoints(tmp_path, monkeypatch):
@@ -317,7 +279,7 @@ def test_an_evaluation_that_is_not_finite_is_noted_and_never_the_best(tmp_path, 
 
 
 def test_collect_gives_means_since_the_last_call():
-    own, losses, errors = trainer(), [], []
+    own, losses, errors = trainer(TOY), [], []
     for step in range(3):
         terms = own.objective(own.objective.inputs(step))
         losses.append(terms.loss.item()), errors.append(terms.squared_error.mean().item())
@@ -358,7 +320,7 @@ def test_boundary_and_interior_are_means_over_their_own_samples(prob_equal):
 def test_alpha_of_the_last_step_is_collected():
     own = after(7, trainer(TOY.override({"loss.alpha.sharpness": 6.0})))
     assert own.collect()["schedule/alpha"] == pytest.approx(0.5)  # step 6 of 12, from 0
-    assert "schedule/alpha" not in after(1, trainer()).collect()
+    assert "schedule/alpha" not in after(1, trainer(TOY)).collect()
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -380,7 +342,7 @@ def test_collected_metrics_are_global_whatever_the_workers_share(world):
 
 
 def test_gradient_norm_is_the_last_steps():
-    own = after(2, trainer())
+    own = after(2, trainer(TOY))
     gradients = torch.cat([p.grad.flatten() for p in own.net.parameters()])
     assert own.gradient_norm() == pytest.approx(gradients.norm().item(), rel=1e-6)
 
@@ -393,7 +355,7 @@ def test_initial_weights_are_a_function_of_the_seed():
     assert torch.equal(torch.rand(2), expected)  # the global stream is left alone
     b, _ = build_networks(TOY, (2,), torch.device("cpu"))
     c, _ = build_networks(TOY.override({"seed": 1}), (2,), torch.device("cpu"))
-    assert_same(a.state_dict(), b.state_dict())
+    assert same(a.state_dict(), b.state_dict())
     assert not torch.equal(a.head.weight, c.head.weight)
 
 
@@ -415,5 +377,5 @@ def test_dropout_masks_follow_seed_rank_and_step():
         own.workers = Workers(rank, 1)  # the objective keeps the whole batch
         torch.manual_seed(len(states))
         states.append(after(1, own).state_dict()["net"])
-    assert_same(states[0], states[1])
+    assert same(states[0], states[1])
     assert any(not torch.equal(states[0][n], states[2][n]) for n in states[0])

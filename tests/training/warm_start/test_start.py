@@ -8,36 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.tiny import checkpoint, same
+from helpers.toy import TOY, Died, dies_at
 
 from vamf.data.mixtures import Mixture
-from vamf.data.toys import Toy
 from vamf.experiment import Experiment
-from vamf.experiment_settings import Checkpoints, Evaluation
 from vamf.inference.export import export
 from vamf.inference.load import load, load_trainer
-from vamf.metrics.distances import SlicedWasserstein
-from vamf.models.mlp import MLPConfig
 from vamf.rng import generator
 from vamf.training.evaluation import evaluate
 from vamf.training.loop import Session, train
 from vamf.training.warm_start.start import resolved
 
 CPU = torch.device("cpu")
-TOY = Experiment(
-    data=Toy(),
-    model=MLPConfig(hidden=(8,), embedding=4),
-    batch=8,
-    steps=12,
-    log_every=2,
-    ema=0.9,
-    evaluation=Evaluation(
-        every=100,
-        distance=SlicedWasserstein(samples=8, directions=2, repetitions=2),
-        variance_samples=4,
-        gradient_batches=2,
-    ),
-    checkpoint=Checkpoints(every=4, keep=9),
-)
 FLOW = {"times.prob_equal": 1.0}
 DDPM = FLOW | {
     "loss.kind": "DDPM",
@@ -56,19 +38,10 @@ def runs(tmp_path_factory):
     return folder
 
 
-class Died(Exception):
-    pass
-
-
 def started(source, directory, changes=None, *, die_at=None):
     """A run that starts from a source; returns its notes by name."""
-
-    def report(progress):
-        if progress["step"] == die_at:
-            raise Died
-
     notes: dict[str, str] = {}
-    session = Session(directory=directory, report=report, note=notes.__setitem__)
+    session = Session(directory=directory, report=dies_at(die_at), note=notes.__setitem__)
     train(resolved(TOY.override({"init": str(source), "seed": 1, **(changes or {})})), session)
     return notes
 

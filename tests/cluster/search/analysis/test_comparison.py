@@ -242,7 +242,6 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
         (tmp_path / "absent", "absent is not a folder; known: ended"),
         (tmp_path / "endd", "endd is not a folder; did you mean 'ended'?"),
         (storage / "run" / "checkpoints" / "step_00000004", "is a checkpoint; give the folder of"),
-        ("s3://bucket/run", "runs and searches must be in folders; got s3://bucket/run"),
     ):
         with pytest.raises(ValueError, match=line):
             compare([ended, folder])

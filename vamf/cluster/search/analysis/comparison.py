@@ -17,6 +17,7 @@ from vamf.cluster.search.analysis.ended_runs import EndedRun, ended_runs
 from vamf.cluster.search.analysis.significance import UNKNOWN, paired_verdicts
 from vamf.cluster.search.trials import over_seeds
 from vamf.metrics import significance
+from vamf.store import StoragePath
 from vamf.training.evaluation import Metrics
 
 if TYPE_CHECKING:
@@ -59,8 +60,8 @@ class Comparison:
     """The metrics that all runs have, ``eval/...``."""
     distance: str
     """The metric that the verdicts are about."""
-    left_out: tuple[Path, ...] = ()
-    """Folders of runs that have configuration and seed of an earlier one."""
+    left_out: tuple[StoragePath, ...] = ()
+    """Places of runs that have configuration and seed of an earlier one."""
 
     @property
     def judged(self) -> bool:
@@ -130,18 +131,20 @@ class Comparison:
 
 
 def compare(folders: Sequence[str | Path], *, best: bool = False) -> Comparison:
-    """Compares two or more folders of runs and searches with the configuration of the first.
+    """Compares two or more runs and searches with the configuration of the first.
 
     Of a search all complete trials count, or only the ``best`` one. Runs that differ in their seed
     are one row. Verdicts are about the distance: the t-test of `vamf.metrics.significance`, paired
     by the seeds that a row and the first one share, as equal seeds share noise and data.
 
-    Raises ValueError for a folder without a run or search, for a run that has not ended, and if
+    They are named by their folders, or by their addresses in an object store.
+
+    Raises ValueError for a place without a run or search, for a run that has not ended, and if
     data or evaluation differ.
     """
     if len(folders) < 2:
         raise ValueError(f"a comparison needs at least two runs or searches; got {len(folders)}")
-    runs = [run for folder in folders for run in ended_runs(Path(folder), best=best)]
+    runs = [run for folder in folders for run in ended_runs(folder, best=best)]
     _require_one_protocol(runs)
     names = tuple(n for n in runs[0].summary.metrics if _common(n, runs))
     groups, left_out = _grouped(runs)
@@ -182,23 +185,23 @@ def _require_one_protocol(runs: Sequence[EndedRun]) -> None:
             )
             raise ValueError(
                 "runs must share data and evaluation to be compared; "
-                f"got {what} of {first.folder} and {run.folder}"
+                f"got {what} of {first.place} and {run.place}"
             )
     for run in runs:
         if (name := _distance(first)) not in run.summary.metrics:
-            raise ValueError(f"{run.folder} must have measured {name}, as its experiment says")
+            raise ValueError(f"{run.place} must have measured {name}, as its experiment says")
 
 
-def _grouped(runs: Sequence[EndedRun]) -> tuple[list[list[EndedRun]], list[Path]]:
-    """The runs of each configuration by seed, and the folders of runs that are there already."""
+def _grouped(runs: Sequence[EndedRun]) -> tuple[list[list[EndedRun]], list[StoragePath]]:
+    """The runs of each configuration by seed, and the places of runs that are there already."""
     groups: list[list[EndedRun]] = []
-    left_out = []
+    left_out: list[StoragePath] = []
     for run in runs:
         group = next((g for g in groups if not differing(g[0].experiment, run.experiment)), None)
         if group is None:
             groups.append([run])
         elif any(run.experiment.seed == other.experiment.seed for other in group):
-            left_out.append(run.folder)
+            left_out.append(run.place)
         else:
             group.append(run)
     return [sorted(group, key=lambda run: run.experiment.seed) for group in groups], left_out
