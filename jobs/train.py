@@ -13,6 +13,7 @@ from vamf.cluster.ray.scaling import Scaling
 from vamf.cluster.train.progress import progress_bar
 from vamf.cluster.train.tracked_run import Launch, claimed, launch, new, resumed, scaling_of
 from vamf.experiment import Experiment
+from vamf.training.advice import advise
 from vamf.training.loop import Summary
 from vamf.training.warm_start.start import resolved
 
@@ -69,6 +70,7 @@ def check(argv: list[str]) -> None:
 def run(experiment: Experiment, start: Launch, scaling: Scaling, register: str | None) -> None:
     """Trains with a progress bar, and prints the metrics and where the run is."""
     cli.guarded(experiment.prepare)
+    advise(experiment)
     scaling = cli.guarded(lambda: connect.prepare(scaling, start.location.parent, start.uri))
     start = cli.guarded(lambda: claimed(start))
 

@@ -36,6 +36,7 @@ from vamf.inference.load import Trained
 from vamf.inference.load import load as load_trained
 from vamf.inference.sampling import generator_of, in_parts
 from vamf.presets import preset as preset_of
+from vamf.training.advice import advise
 from vamf.training.evaluation import Metrics
 from vamf.training.pictures import picture, pictured
 from vamf.training.warm_start.start import resolved
@@ -154,6 +155,7 @@ def train(
     folder, uri = _new(directory, name, tracking_uri)
     start = replace(tracked_run.new(folder, uri, name), numbered=directory is None)
     chosen.prepare()
+    advise(chosen)
     chosen = resolved(chosen)
     scaling = connect.prepare(scaling, folder.parent, uri)
     return _launch(chosen, tracked_run.claimed(start), scaling)

@@ -47,6 +47,7 @@ from vamf.store import StoragePath, Store
 from vamf.tracking import Tracker
 from vamf.tracking.run import located
 from vamf.tracking.run_end import closing
+from vamf.training.advice import advise
 from vamf.training.warm_start.start import resolved
 
 TRIALS = 6
@@ -102,6 +103,7 @@ def new(
     study_database.require_free(study, location.name)
     objectives, experiment = check(plan, experiment), experiment.located()
     experiment.prepare()
+    advise(experiment)
     experiment = resolved(experiment)
     scaling = connect.prepare(scaling, location.parent, uri, cluster=True)
     plan.budget.check(scaling)
