@@ -6,10 +6,7 @@ import torch
 
 from vamf.cpus import usable
 from vamf.flow.schedules import BetaSchedule
-from vamf.models.dit import DiTConfig
 from vamf.models.fast.fused import TRITON
-from vamf.models.mlp import MLPConfig
-from vamf.models.unet import UNetConfig
 from vamf.training.step.memory import FEW, choose_micro_batches
 from vamf.training.step.precision_check import self_test
 from vamf.training.step.trainer import Trainer
@@ -46,10 +43,10 @@ def prepare_steps(trainer: Trainer) -> None:
 def kind_of_step(trainer: Trainer) -> str | None:
     """All that a step's kernels and their accuracy depend on, other than numbers in tensors.
 
-    None for a network of the user's own, whose code may change while this process runs.
+    None with code of the user's own, which may change while this process runs.
     """
     own, workers = trainer.objective.experiment, trainer.workers
-    if not isinstance(own.model, MLPConfig | UNetConfig | DiTConfig):
+    if not (_is_ours(own.model) and _is_ours(own.loss)):
         return None
     settings, without_proxy = own.to_dict(), own.beta == BetaSchedule(value=0.0)
     given = [trainer.dataset.shape, workers.world, str(workers.device), without_proxy]
@@ -62,13 +59,18 @@ def compile_kernels(trainer: Trainer) -> None:
     Several kernels at a time: within a step they would be compiled one after another.
     """
     device = trainer.workers.device
-    if not (trainer.objective.execution.capture and TRITON):
+    ours = _is_ours(trainer.objective.experiment.loss)  # another may refuse arbitrary values
+    if not (trainer.objective.execution.capture and TRITON and ours):
         return
     from vamf.models.fast.kernels.launch import compiling_ahead
 
     threads = min(max(usable() // trainer.workers.world, 1), MOST)
     with torch.random.fork_rng([device]), compiling_ahead(threads, device):
         _passes(trainer)
+
+
+def _is_ours(part: object) -> bool:
+    return type(part).__module__.startswith("vamf.")
 
 
 def _passes(trainer: Trainer) -> None:
