@@ -30,7 +30,7 @@ SETTINGS: dict[str, Any] = {
 
 TINY = PRESETS["digits"].override(SETTINGS)
 
-ABSURD = {"optim.lr": 1e30, "checkpoint.every": 1}
+ABSURD = {"optim.lr": 1e30, "checkpoint.every": 1, "ema": 0.5}
 """The weights of step 1 are so large that the loss of step 2 is not finite."""
 
 
