@@ -28,13 +28,14 @@ class Options:
     """
 
     folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Two or more folders, or addresses in an object store, each of a run or of a search, of which
-    each complete trial counts."""
+    """A search, or two or more runs and searches, by their folders or addresses in an object store;
+    each complete trial of a search counts."""
     best: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Of a search compare only the trial of the Pareto front with the smallest distance."""
     out: Path = Path("comparison")
-    """Folder to write: table.md, metrics.png (loss variance and distance with errors) and
-    samples.png (the last picture that each row's first run has kept)."""
+    """Folder to write: table.md, metrics.png (loss variance and distance with errors), curves.png
+    (the distance over seconds of training, and over samples) and samples.png (the last picture that
+    each row's first run has kept)."""
 
 
 def main(argv: list[str]) -> None:

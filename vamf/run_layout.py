@@ -17,6 +17,9 @@ SUMMARY = "summary.json"
 SPENT = "spent.json"
 """The seconds and GPU seconds of all attempts."""
 
+EVALUATIONS = "evaluations.jsonl"
+"""The metrics of each evaluation, with its step and the seconds of all steps before it."""
+
 ERROR_DETAILS = "error.txt"
 """The traceback of the workers that ended the run."""
 

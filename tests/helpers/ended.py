@@ -48,7 +48,9 @@ def experiment_distance(experiment: Any) -> str:
     return f"eval/{experiment.evaluation.distance.key}"
 
 
-def write_search(folder: Path, betas: Mapping[float, Sequence[float]]) -> Path:
+def write_search(
+    folder: Path, betas: Mapping[float, Sequence[float]], labels: Sequence[str] = ()
+) -> Path:
     """A search over beta: the distances of each one's seeds."""
     for number, (beta, distances) in enumerate(betas.items()):
         place = folder / trial_name(number)
@@ -59,7 +61,8 @@ def write_search(folder: Path, betas: Mapping[float, Sequence[float]]) -> Path:
         mean = Measurement(sum(distances) / len(distances), ERROR)
         metrics = {DISTANCE: mean, VARIANCE: Measurement(0.5, ERROR)}
         settings = {"beta.value": beta}
-        trial = Trial(number=number, settings=settings, label="", metrics=metrics, seeds=seeds)
+        label = labels[number] if labels else ""
+        trial = Trial(number=number, settings=settings, label=label, metrics=metrics, seeds=seeds)
         trial.save(place)
     (folder / SWEEP).write_text(json.dumps({"objectives": [VARIANCE, DISTANCE]}))
     return folder

@@ -4,11 +4,15 @@ import re
 from pathlib import Path
 
 import pytest
-from helpers.ended import write_run, write_search
+from helpers.ended import DISTANCE, write_run, write_search
 from helpers.s3_server import Server
+from PIL import Image
 
 from jobs import compare
+from vamf.cluster.search.analysis import comparison, curves
+from vamf.metrics.distances import Measurement
 from vamf.store import Store
+from vamf.training.evaluation_log import add
 
 
 def test_a_search_and_a_run_are_printed_and_written(
@@ -48,6 +52,31 @@ def test_the_best_trial_alone_and_the_default_folder(
     assert "--seeds 2" in out and (tmp_path / "comparison" / "table.md").exists()
 
 
+def test_a_search_of_named_trials_has_their_names_costs_and_curves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = write_search(tmp_path / "s", {0.0: [9.0, 9.5], 0.5: [4.0, 4.1]}, labels=("a", "b"))
+    for trial, pace in enumerate((0.25, 0.125)):
+        for seed in (0, 1):
+            run = search / f"t{trial:03d}" / f"seed_{seed}"
+            for step, value in ((2, 8.0), (4, 4.0 + seed)):
+                add(run, step, pace, {DISTANCE: Measurement(value, 0.1)}, gib=6.0 + seed)
+    found = comparison.compare([search])
+    name = found.distance
+    assert [row.label for row in found.rows] == ["a", "b"]
+    assert curves.points(found.rows[1], name) == [
+        curves.Point(0.25, 2 * found.rows[1].runs[0].experiment.batch, Measurement(8.0, 0.0)),
+        curves.Point(0.5, 4 * found.rows[1].runs[0].experiment.batch, Measurement(4.5, 0.5)),
+    ]
+    compare.main([str(search), "--out", str(tmp_path / "out")])
+    lines = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[:4]]
+    assert rows[0][-3:] == ["ms a step", "peak GiB", "verdict"]
+    assert [row[-3:-1] for row in rows[2:]] == [["250.0", "7.0"], ["125.0", "7.0"]]
+    assert f"curves     {tmp_path / 'out' / 'curves.png'}" in lines
+    assert Image.open(tmp_path / "out" / "curves.png").width > 1000
+
+
 @pytest.mark.parametrize("wrong", ["sampling_steps", "not ended", "one", "other"])
 def test_a_refusal_is_one_line(
     wrong: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -65,7 +94,7 @@ def test_a_refusal_is_one_line(
     assert {
         "sampling_steps": f"got evaluation.sampling_steps 1 and 4 of {a} and {b}",
         "not ended": f"train --resume {b}",
-        "one": "at least two runs or searches; got 1",
+        "one": "at least two runs, or a search; got 1",
         "other": "must be a run or a search",
     }[wrong] in said.err
     assert not (tmp_path / "out").exists()

@@ -1,6 +1,7 @@
 """The time that a run took, summed over all attempts."""
 
 import json
+import math
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -33,6 +34,7 @@ class Clock:
         self._gpus = workers.world * gpus if workers.device.type == "cuda" else 0.0
         self._before = spent_in([directory])
         self._pass = (0, self._start)
+        self._taken = (0, 0.0)
 
     def spent(self) -> Spent:
         """The run's time so far."""
@@ -47,6 +49,16 @@ class Clock:
         """Mean seconds of the steps from ``begin_steps`` to this one, which has just ended."""
         first, then = self._pass
         return (time.monotonic() - then) / max(step - first, 1)
+
+    def end_steps(self, step: int) -> None:
+        """Notes that the steps since ``begin_steps`` have ended with this one."""
+        (first, then), (steps, seconds) = self._pass, self._taken
+        self._taken = steps + step - first, seconds + time.monotonic() - then
+
+    def mean_step(self) -> float:
+        """Mean seconds of a step since the last call; NaN without any."""
+        (steps, seconds), self._taken = self._taken, (0, 0.0)
+        return seconds / steps if steps else math.nan
 
     def save(self) -> None:
         """Saves the time for the next attempt."""

@@ -28,11 +28,15 @@ def logged_values(trainer: Trainer, clock: Clock) -> dict[str, float]:
 
 def _speed(trainer: Trainer, clock: Clock) -> dict[str, float]:
     """Samples a second since the last log or evaluation; the run's largest GPU memory so far."""
-    batch, device = trainer.experiment.batch, trainer.workers.device
+    batch, gib = trainer.experiment.batch, peak_gib(trainer)
     speed = {"time/images_per_second": batch / clock.seconds_of_step(trainer.step)}
-    if device.type != "cuda":
-        return speed
-    return speed | {"memory/peak_gib": torch.cuda.max_memory_allocated(device) / GIB}
+    return speed if gib is None else speed | {"memory/peak_gib": gib}
+
+
+def peak_gib(trainer: Trainer) -> float | None:
+    """The run's largest GPU memory so far, in GiB; None on the CPU."""
+    device = trainer.workers.device
+    return torch.cuda.max_memory_allocated(device) / GIB if device.type == "cuda" else None
 
 
 def _waiting(trainer: Trainer) -> dict[str, float]:

@@ -25,8 +25,9 @@ from vamf.training.checkpoints.async_saver import Saver
 from vamf.training.checkpoints.resume import NoteRecorder, checkpoints, restore
 from vamf.training.elapsed_time import Clock
 from vamf.training.evaluation import Metrics, evaluate, generate_from
+from vamf.training.evaluation_log import add
 from vamf.training.landscape_report import plot_landscape, save_landscape
-from vamf.training.logged_values import logged_values
+from vamf.training.logged_values import logged_values, peak_gib
 from vamf.training.pictures import pictured, save_picture
 from vamf.training.step.memory import make_room, out_of_memory
 from vamf.training.step.networks import as_sampled
@@ -278,6 +279,7 @@ def _after_step(trainer: Trainer, session: Session, saver: Saver, clock: Clock) 
     if not (log_due or evaluation_due or checkpoint_due or probe_due):
         return {}
     values = trainer.collect()  # raises before a state that is not finite is saved
+    clock.end_steps(step)
     if log_due:
         values |= logged_values(trainer, clock)
     metrics = _evaluated(trainer) if evaluation_due else {}
@@ -288,6 +290,8 @@ def _after_step(trainer: Trainer, session: Session, saver: Saver, clock: Clock) 
     if session.leads:
         _note_lost(metrics, step, session.note)
         _write(trainer, session, values, evaluation_due)
+        if evaluation_due:
+            add(session.directory, step, clock.mean_step(), metrics, peak_gib(trainer))
         clock.save()
         if checkpoint_due:  # after logging: a restarted worker must not log these steps twice
             saver.save(experiment, trainer.state_dict(), values)

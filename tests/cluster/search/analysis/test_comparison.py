@@ -245,7 +245,7 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=line):
             compare([ended, folder])
-    with pytest.raises(ValueError, match="at least two runs or searches; got 1"):
+    with pytest.raises(ValueError, match="at least two runs, or a search; got 1"):
         compare([ended])
     search = write_search(tmp_path / "s", {0.0: [1.0]})
     for damaged, name in ((search, "sweep.json"), (ended, "summary.json")):

@@ -49,6 +49,20 @@ class Row:
         """Mean wall-clock seconds of a run."""
         return mean(run.summary.seconds for run in self.runs)
 
+    @property
+    def step_ms(self) -> float | None:
+        """Mean milliseconds of a training step, without evaluations; None if a run kept none."""
+        last = [run.evaluations[-1:] for run in self.runs]
+        if not all(last):
+            return None
+        return mean(1e3 * one.seconds / one.step for (one,) in last)
+
+    @property
+    def gib(self) -> float | None:
+        """The largest peak of a run's GPU memory, in GiB; None if one is not known."""
+        found = [one.gib for run in self.runs for one in run.evaluations[-1:]]
+        return max((g for g in found if g is not None), default=None) if all(found) else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
@@ -71,18 +85,29 @@ class Comparison:
     def table(self) -> str:
         """The rows in Markdown."""
         names = [name.removeprefix("eval/") for name in self.names]
-        header = ["configuration", "seeds", *names, "seconds"]
+        costs = self._costs()
+        header = ["configuration", "seeds", *names, "seconds", *costs]
         cells = [
             [
                 row.label,
                 ", ".join(map(str, row.seeds)),
                 *(str(row.metrics[name]) for name in self.names),
                 f"{row.seconds:.0f}",
+                *(found[index] for found in costs.values()),
                 *([row.verdict] if self.judged else []),
             ]
-            for row in self.rows
+            for index, row in enumerate(self.rows)
         ]
         return markdown.table([*header, *(["verdict"] if self.judged else [])], cells)
+
+    def _costs(self) -> dict[str, list[str]]:
+        """What a step takes in each row, as far as all rows know it, by name."""
+        known = {
+            "ms a step": [row.step_ms for row in self.rows],
+            "peak GiB": [row.gib for row in self.rows],
+        }
+        texts = {name: [f"{v:.1f}" for v in vs if v is not None] for name, vs in known.items()}
+        return {name: found for name, found in texts.items() if len(found) == len(self.rows)}
 
     def notes(self) -> list[str]:
         """What a reader of the table must know, a line each."""
@@ -131,7 +156,7 @@ class Comparison:
 
 
 def compare(folders: Sequence[str | Path], *, best: bool = False) -> Comparison:
-    """Compares two or more runs and searches with the configuration of the first.
+    """Compares runs and searches, at least two runs in all, with the configuration of the first.
 
     Of a search all complete trials count, or only the ``best`` one. Runs that differ in their seed
     are one row. Verdicts are about the distance: the t-test of `vamf.metrics.significance`, paired
@@ -142,15 +167,15 @@ def compare(folders: Sequence[str | Path], *, best: bool = False) -> Comparison:
     Raises ValueError for a place without a run or search, for a run that has not ended, and if
     data or evaluation differ.
     """
-    if len(folders) < 2:
-        raise ValueError(f"a comparison needs at least two runs or searches; got {len(folders)}")
     runs = [run for folder in folders for run in ended_runs(folder, best=best)]
+    if len(runs) < 2:
+        raise ValueError(f"a comparison needs at least two runs, or a search; got {len(runs)}")
     _require_one_protocol(runs)
     names = tuple(n for n in runs[0].summary.metrics if _common(n, runs))
     groups, left_out = _grouped(runs)
     distance = _distance(runs[0])
     rows = zip(
-        labels([group[0].experiment for group in groups]),
+        _labels(groups, alone=len(folders) == 1),
         groups,
         [BASELINE, *_verdicts(groups, distance)],
         strict=True,
@@ -164,6 +189,14 @@ def compare(folders: Sequence[str | Path], *, best: bool = False) -> Comparison:
         distance=distance,
         left_out=tuple(left_out),
     )
+
+
+def _labels(groups: Sequence[Sequence[EndedRun]], *, alone: bool) -> list[str]:
+    """The names of a search's trials if it is ``alone`` and they differ, or else the settings."""
+    named = [group[0].label for group in groups]
+    if alone and all(named) and len(set(named)) == len(named):
+        return named
+    return labels([group[0].experiment for group in groups])
 
 
 def _distance(run: EndedRun) -> str:

@@ -7,11 +7,13 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from vamf.cluster.search.analysis import curves
 from vamf.cluster.search.analysis.comparison import Comparison, Row
 from vamf.cluster.search.analysis.plots import bar, wide
 from vamf.files import write_whole
 
 TABLE, PLOT, PICTURES = "table.md", "metrics.png", "samples.png"
+CURVES = "curves.png"
 LABEL = 48
 """Characters of a line of a label in the plot."""
 COLUMNS = 4
@@ -26,6 +28,9 @@ def write(comparison: Comparison, folder: Path) -> dict[str, Path]:
     files = {"table": folder / TABLE, "plot": folder / PLOT}
     write_whole(files["table"], f"{comparison}\n")
     write_whole(files["plot"], partial(figure(comparison).savefig, dpi=120, format="png"))
+    if (drawn := curves.figure(comparison)) is not None:
+        files["curves"] = folder / CURVES
+        write_whole(files["curves"], partial(drawn.savefig, dpi=120, format="png"))
     kept = [(row.label, path) for row in comparison.rows if (path := _picture(row)) is not None]
     if kept:
         files["samples"] = folder / PICTURES

@@ -13,6 +13,7 @@ from vamf.errors import StoreError
 from vamf.experiment import Experiment
 from vamf.run_layout import (
     CHECKPOINTS,
+    EVALUATIONS,
     EXPERIMENT,
     META,
     SAMPLES,
@@ -24,9 +25,10 @@ from vamf.run_layout import (
 )
 from vamf.store import StoragePath, Store, read
 from vamf.training.checkpoints.remote_checkpoints import working_copy
+from vamf.training.evaluation_log import Evaluated, evaluations
 from vamf.training.loop import Summary
 
-READ = frozenset((EXPERIMENT, META, SUMMARY, SWEEP, TRIAL))
+READ = frozenset((EXPERIMENT, EVALUATIONS, META, SUMMARY, SWEEP, TRIAL))
 """Names of the files that are read, besides pictures of samples."""
 
 
@@ -39,6 +41,13 @@ class EndedRun(NamedTuple):
     """The same, or a copy of what is read of it if that is a store."""
     experiment: Experiment
     summary: Summary
+    label: str = ""
+    """What a search calls its trial."""
+
+    @property
+    def evaluations(self) -> list[Evaluated]:
+        """The evaluations that it has kept, by step."""
+        return evaluations(self.folder)
 
     @property
     def picture(self) -> Path | None:
@@ -152,4 +161,5 @@ def _of_trial(search: Path, place: StoragePath, trial: Trial) -> list[EndedRun]:
             f"{place / name} must hold a run for each of its {len(trial.seeds)} seeds; "
             f"got {len(found)}"
         )
-    return sorted(found, key=lambda run: run.experiment.seed)
+    named = (run._replace(label=trial.label) for run in found)
+    return sorted(named, key=lambda run: run.experiment.seed)
