@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import pages
 from helpers.couplings import digits_couplings
-from helpers.ended import write_run
+from helpers.ended import write_run, write_search
 from helpers.pictures import write_images, write_tiny
 from helpers.searching import without_ray
 from helpers.tiny import SETTINGS, TINY
@@ -237,8 +237,12 @@ def test_flows_are_coupled(arguments, run, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("arguments", commands("compare"), ids=" ".join)
 def test_runs_are_compared(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for index, folder in enumerate(word for word in arguments if word.startswith("runs/")):
-        write_run(tmp_path / folder, {"beta.value": index / 2}, distance=3.0 - index)
+    folders = [tmp_path / word for word in arguments if word.startswith("runs/")]
+    if len(folders) == 1:
+        write_search(folders[0], {0.0: [3.0], 0.5: [2.0]})
+    else:
+        for index, folder in enumerate(folders):
+            write_run(folder, {"beta.value": index / 2}, distance=3.0 - index)
     compare.main(arguments)
     assert "| beta.value=0.5 |" in capsys.readouterr().out
     assert (tmp_path / "comparison" / "samples.png").exists()
