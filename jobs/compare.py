@@ -34,8 +34,9 @@ class Options:
     """Of a search compare only the trial of the Pareto front with the smallest distance."""
     out: Path = Path("comparison")
     """Folder to write: table.md, metrics.png (loss variance and distance with errors), curves.png
-    (the distance over seconds of training, and over samples) and samples.png (the last picture that
-    each row's first run has kept)."""
+    (of the first row and the nine with the smallest distances: the distance over seconds of
+    training, and over samples) and samples.png (the last picture that each row's first run has
+    kept)."""
 
 
 def main(argv: list[str]) -> None:

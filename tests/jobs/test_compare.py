@@ -77,6 +77,14 @@ def test_a_search_of_named_trials_has_their_names_costs_and_curves(
     assert Image.open(tmp_path / "out" / "curves.png").width > 1000
 
 
+def test_the_curves_of_a_large_search_are_those_of_its_nearest_trials(tmp_path: Path) -> None:
+    """And of the first, however far it is."""
+    distances = [20.0, *(abs(k - 7.5) for k in range(14))]
+    search = write_search(tmp_path / "s", {k / 20: [d] for k, d in enumerate(distances)})
+    drawn = curves.shown(comparison.compare([search]))
+    assert [row.metrics[DISTANCE].value for row in drawn] == [20.0, *distances[4:13]]
+
+
 @pytest.mark.parametrize("wrong", ["sampling_steps", "not ended", "one", "other"])
 def test_a_refusal_is_one_line(
     wrong: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -1,5 +1,7 @@
 """The distance of compared runs over seconds of training, and over samples."""
 
+import math
+from collections.abc import Sequence
 from statistics import mean
 from typing import Any, NamedTuple
 
@@ -7,6 +9,9 @@ from vamf.cluster.search.analysis.comparison import Comparison, Row
 from vamf.cluster.search.analysis.plots import wide
 from vamf.cluster.search.trials import over_seeds
 from vamf.metrics.distances import Measurement
+
+MOST = 10
+"""Lines in a plot: as many as there are colours."""
 
 
 class Point(NamedTuple):
@@ -32,31 +37,42 @@ def points(row: Row, name: str) -> list[Point]:
     return found
 
 
+def shown(comparison: Comparison) -> list[Row]:
+    """The rows that are drawn: all, or the first and those with the smallest distances."""
+    first, *others = comparison.rows
+    far = {id(row): row.metrics[comparison.distance].value for row in others}
+    nearest = sorted(far, key=lambda row: (math.isnan(far[row]), far[row]))[: MOST - 1]
+    return [first, *(row for row in others if id(row) in nearest)]
+
+
 def figure(comparison: Comparison) -> Any:
     """A line for each row, with a band of one standard error; None with fewer than two points."""
     from matplotlib.figure import Figure  # slow to import
 
-    curves = [points(row, comparison.distance) for row in comparison.rows]
+    rows = shown(comparison)
+    curves = [points(row, comparison.distance) for row in rows]
     if min(map(len, curves)) < 2:
         return None
-    drawn = Figure(figsize=(13, 5), layout="constrained")
-    panels = drawn.subplots(1, 2, sharey=True)
-    for row, curve in zip(comparison.rows, curves, strict=True):
-        values = [point.measured.value for point in curve]
-        errors = [point.measured.error for point in curve]
-        band = [[v + sign * e for v, e in zip(values, errors, strict=True)] for sign in (-1, 1)]
-        for axes, places in zip(
-            panels, ([p.seconds for p in curve], [p.samples for p in curve]), strict=True
-        ):
-            (line,) = axes.plot(places, values, ".-", lw=1, label=row.label)
-            axes.fill_between(places, *band, color=line.get_color(), alpha=0.2, lw=0)
+    drawn = Figure(figsize=(13, 6), layout="constrained")
+    over_seconds, over_samples = drawn.subplots(1, 2, sharey=True)
+    for row, curve in zip(rows, curves, strict=True):
+        _line(over_seconds, [point.seconds for point in curve], curve, row.label)
+        _line(over_samples, [point.samples for point in curve], curve, row.label)
     if wide([point.measured.value for curve in curves for point in curve]):
-        panels[0].set_yscale("log")
-    panels[0].set(
-        xlabel="seconds of training steps", ylabel=comparison.distance.removeprefix("eval/")
-    )
-    panels[1].set(xlabel="samples in these steps")
-    drawn.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8
-    )
+        over_seconds.set_yscale("log")
+    name = comparison.distance.removeprefix("eval/")
+    over_seconds.set(xlabel="seconds of training steps", ylabel=name)
+    over_samples.set(xlabel="samples in these steps")
+    lines = over_seconds.get_legend_handles_labels()
+    drawn.legend(*lines, loc="outside lower center", ncols=2, fontsize=8)
     return drawn
+
+
+def _line(axes: Any, places: Sequence[float], curve: Sequence[Point], label: str) -> None:
+    values = [point.measured.value for point in curve]
+    low, high = (
+        [v + sign * p.measured.error for v, p in zip(values, curve, strict=True)]
+        for sign in (-1, 1)
+    )
+    (line,) = axes.plot(places, values, ".-", lw=1, label=label)
+    axes.fill_between(places, low, high, color=line.get_color(), alpha=0.2, lw=0)
