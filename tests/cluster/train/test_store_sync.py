@@ -10,6 +10,7 @@ from helpers.tiny import TINY
 
 from vamf.cluster.train.store_sync import StoreSync
 from vamf.errors import StoreError
+from vamf.run_layout import MANIFEST
 from vamf.store import Store
 from vamf.tracking.event_queue import Event, EventQueue
 from vamf.training.checkpoints.checkpoint import CheckpointFolder
@@ -65,6 +66,29 @@ def test_a_checkpoint_dropped_on_its_way_arrives(
         pass
     assert complete(mirror.store) == ["step_00000001"]
     assert len((mirror.store / "checkpoints").names()) == 4
+
+
+def test_a_checkpoint_never_comes_without_what_was_written_before_it(
+    mirror: StoreSync, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the first is on its way, a picture is drawn, and a second checkpoint is saved."""
+    upload, with_second = Store.upload, []
+    picture = "samples/step_00000002.png"
+
+    def slow(store: Store, path: Path, name: str) -> None:
+        if not (mirror.folder / picture).exists():
+            (mirror.folder / picture).parent.mkdir()
+            (mirror.folder / picture).write_bytes(b"picture")
+            save(mirror, 2)
+        upload(store, path, name)
+        if "step_00000002" in store.url and name == MANIFEST:
+            with_second.append(picture in mirror.store.names())
+
+    save(mirror, 1)
+    monkeypatch.setattr(Store, "upload", slow)
+    with mirror.following(ignore):
+        pass
+    assert with_second == [True]
 
 
 def test_files_follow_and_come_back_without_checkpoints_and_pictures(

@@ -129,8 +129,11 @@ class StoreSync:
         return None
 
     def _sync(self) -> None:
-        self.push()  # first: what was logged up to a checkpoint must be in the store with it
-        while missing := self._missing():
+        while True:
+            missing = self._missing()
+            self.push()  # before each of them: what was logged up to a checkpoint must be with it
+            if not missing:
+                return
             if self._upload(missing[-1]):
                 self._prune(missing[-1])
 
