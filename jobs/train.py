@@ -70,9 +70,9 @@ def check(argv: list[str]) -> None:
 def run(experiment: Experiment, start: Launch, scaling: Scaling, register: str | None) -> None:
     """Trains with a progress bar, and prints the metrics and where the run is."""
     cli.guarded(experiment.prepare)
-    advise(experiment)
     scaling = cli.guarded(lambda: connect.prepare(scaling, start.location.parent, start.uri))
     start = cli.guarded(lambda: claimed(start))
+    advise(experiment)
 
     def train() -> Summary:
         with progress_bar(start.directory, experiment.steps, experiment.batch):

@@ -155,10 +155,11 @@ def train(
     folder, uri = _new(directory, name, tracking_uri)
     start = replace(tracked_run.new(folder, uri, name), numbered=directory is None)
     chosen.prepare()
-    advise(chosen)
     chosen = resolved(chosen)
     scaling = connect.prepare(scaling, folder.parent, uri)
-    return _launch(chosen, tracked_run.claimed(start), scaling)
+    start = tracked_run.claimed(start)
+    advise(chosen)
+    return _launch(chosen, start, scaling)
 
 
 def resume(directory: str | Path, *, tracking_uri: str | None = None) -> TrainedRun:

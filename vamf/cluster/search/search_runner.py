@@ -103,12 +103,12 @@ def new(
     study_database.require_free(study, location.name)
     objectives, experiment = check(plan, experiment), experiment.located()
     experiment.prepare()
-    advise(experiment)
     experiment = resolved(experiment)
     scaling = connect.prepare(scaling, location.parent, uri, cluster=True)
     plan.budget.check(scaling)
     seeds = LEVELS[0] if plan.seeds == "auto" else plan.seeds
     directory, store = _claimed(location, numbered)
+    advise(experiment)
     preset, baseline = plan.preset or plan.space.PRESET, spaces.baseline(plan.space, experiment)
     parent = tracking.create(
         uri,
