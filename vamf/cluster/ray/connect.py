@@ -152,10 +152,10 @@ def prepare(scaling: Scaling, storage: StoragePath, uri: str, *, cluster: bool =
         gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
         scaling = replace(scaling, gpus=gpus)
     require_capacity(scaling)
-    shared_gpu.advise(scaling.gpus or 0)
     if len(alive()) > 1 or compat.is_client():
         on_any_node = cluster and scaling.workers > 0  # a trial's own process then takes no CPU
         _require_shared(storage, uri, {} if on_any_node else scaling.need)
+    shared_gpu.advise(scaling.gpus or 0)
     return scaling
 
 
