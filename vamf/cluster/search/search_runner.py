@@ -106,7 +106,6 @@ def new(
     experiment = resolved(experiment)
     scaling = connect.prepare(scaling, location.parent, uri, cluster=True)
     plan.budget.check(scaling)
-    seeds = LEVELS[0] if plan.seeds == "auto" else plan.seeds
     directory, store = _claimed(location, numbered)
     advise(experiment)
     preset, baseline = plan.preset or plan.space.PRESET, spaces.baseline(plan.space, experiment)
@@ -130,7 +129,7 @@ def new(
         preset=preset,
         objectives=objectives,
         trials=plan.count,
-        seeds=seeds,
+        seeds=LEVELS[0] if plan.seeds == "auto" else plan.seeds,
         parent=parent,
         scaling=scaling,
         halving=plan.halving,
