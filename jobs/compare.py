@@ -14,14 +14,14 @@ from . import cli
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Compare runs and searches that have ended: a table, a plot, and their samples side by side.
+    """Compare runs and searches that have ended: a table, plots, and their samples side by side.
 
     Runs that differ in their seed only are one row, with the mean and its standard error. A row's
-    label is the settings that differ between the rows. The first folder's configuration (of a
-    search: its first complete trial, or the best with --best) is the baseline. A row that has two
-    or more seeds in common with it is judged by its distance: better, worse or indistinguishable,
-    by a t-test that pairs equal seeds. With one seed each there is no verdict: train with another
-    --seed, or search with --seeds.
+    label is the settings that differ between the rows, or the trial's name in a search alone. The
+    first folder's configuration (of a search: its first complete trial, or the best with --best) is
+    the baseline. A row that has two or more seeds in common with it is judged by its distance:
+    better, worse or indistinguishable, by a t-test that pairs equal seeds. With one seed each there
+    is no verdict: train with another --seed, or search with --seeds.
 
     Refused are runs that have not ended, and runs whose data or evaluation (distance, samples,
     reference, sampler, sampling steps, seed) differ.

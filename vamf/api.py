@@ -244,7 +244,7 @@ def results(directory: str | Path) -> Search:
 
 
 def compare(folders: Sequence[str | Path], *, best: bool = False) -> Comparison:
-    """Compares two or more runs and searches that have ended, by their folders or addresses.
+    """Compares a search, or runs and searches, that have ended, by their folders or addresses.
 
     The first one's configuration is the baseline; runs that differ in their seed are one row. Of a
     search all complete trials count, or only the ``best``. Raises ValueError for what has not ended

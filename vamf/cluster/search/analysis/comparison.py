@@ -19,6 +19,7 @@ from vamf.cluster.search.trials import over_seeds
 from vamf.metrics import significance
 from vamf.store import StoragePath
 from vamf.training.evaluation import Metrics
+from vamf.training.evaluation_log import Evaluated
 
 if TYPE_CHECKING:
     import pandas
@@ -52,16 +53,20 @@ class Row:
     @property
     def step_ms(self) -> float | None:
         """Mean milliseconds of a training step, without evaluations; None if a run kept none."""
-        last = [run.evaluations[-1:] for run in self.runs]
-        if not all(last):
-            return None
-        return mean(1e3 * one.seconds / one.step for (one,) in last)
+        last = self._last()
+        return mean(1e3 * one.seconds / one.step for one in last) if last else None
 
     @property
     def gib(self) -> float | None:
         """The largest peak of a run's GPU memory, in GiB; None if one is not known."""
-        found = [one.gib for run in self.runs for one in run.evaluations[-1:]]
-        return max((g for g in found if g is not None), default=None) if all(found) else None
+        last = self._last()
+        known = [one.gib for one in last if one.gib is not None]
+        return max(known, default=None) if len(known) == len(last) else None
+
+    def _last(self) -> list[Evaluated]:
+        """The last evaluation of each run; none if a run kept none."""
+        last = [run.evaluations[-1:] for run in self.runs]
+        return [one for (one,) in last] if all(last) else []
 
 
 @dataclass(frozen=True, kw_only=True)

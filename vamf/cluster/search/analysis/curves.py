@@ -39,10 +39,10 @@ def points(row: Row, name: str) -> list[Point]:
 
 def shown(comparison: Comparison) -> list[Row]:
     """The rows that are drawn: all, or the first and those with the smallest distances."""
-    first, *others = comparison.rows
-    far = {id(row): row.metrics[comparison.distance].value for row in others}
-    nearest = sorted(far, key=lambda row: (math.isnan(far[row]), far[row]))[: MOST - 1]
-    return [first, *(row for row in others if id(row) in nearest)]
+    rows = comparison.rows
+    far = [row.metrics[comparison.distance].value for row in rows]
+    nearest = sorted(range(1, len(rows)), key=lambda k: (math.isnan(far[k]), far[k]))
+    return [rows[k] for k in (0, *sorted(nearest[: MOST - 1]))]
 
 
 def figure(comparison: Comparison) -> Any:

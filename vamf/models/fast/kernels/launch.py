@@ -27,9 +27,10 @@ class _Compilation:
     """Compiles each kernel once for each kind of its arguments, by several threads."""
 
     def __init__(self, threads: int, device: torch.device) -> None:
-        current = torch.cuda.current_device() if device.type == "cuda" else None
-        index = current if device.index is None else device.index
-        start = partial(torch.cuda.set_device, index) if device.type == "cuda" else None
+        start = None
+        if device.type == "cuda":
+            index = torch.cuda.current_device() if device.index is None else device.index
+            start = partial(torch.cuda.set_device, index)
         self._pool = ThreadPoolExecutor(threads, initializer=start)
         self._found: dict[tuple, Future[None]] = {}
 
@@ -81,8 +82,8 @@ def launch(kernel: Kernel, grid: tuple[int, ...], *arguments: Any, **constants: 
 def compiling_ahead(threads: int, device: torch.device) -> Iterator[None]:
     """Within the block kernels are compiled by ``threads`` threads, and do not run.
 
-    What they would write has arbitrary values. Returns when all are compiled; raises what a
-    compilation raised.
+    What they would write has arbitrary values, also in this process's other threads. Returns when
+    all are compiled; raises what a compilation raised.
     """
     global _compilation
     _compilation = _Compilation(threads, device)
