@@ -220,7 +220,7 @@ def test_a_probe_compares_rows_under_the_same_masks():
 def test_the_mean_gradient_is_that_of_one_function():
     net, draws = probed(), batch(2)
     torch.manual_seed(0)
-    found = mean_gradient(net, draws, lambda _: 0.3, boundary_velocity(net))
+    found = mean_gradient(net, draws, 0.3, boundary_velocity(net))
     torch.manual_seed(0)
     with sharing(Masks(len(draws.x))):
         loss = MeanFlowLoss()(net, draws, beta=0.3, v_hat=boundary_velocity(net)).loss

@@ -1,7 +1,7 @@
 """The variance of the loss and of its gradient at a given beta."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vamf.dropout import Masks, sharing
 from vamf.flow.objectives.meanflow import mean_flow_path, path_derivative
 from vamf.flow.objectives.terms import AdaptiveWeight, Draws, ObjectiveRule, squared_norm
-from vamf.typing import AverageVelocity, Beta, BetaAt, Sample, Scalars, Time, Velocity
+from vamf.typing import AverageVelocity, Beta, Sample, Scalars, Time, Velocity
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 """The times t at which the loss variance is measured."""
@@ -77,7 +77,7 @@ def at_once(x: Sample) -> int:
 def mean_gradient(
     net: nn.Module,
     draws: Draws,
-    beta: BetaAt,
+    beta: Beta,
     v_hat: Velocity,
     *,
     u: AverageVelocity | None = None,
@@ -89,10 +89,11 @@ def mean_gradient(
     the network as a function of (z, r, t), by default itself; ``size`` is the number of samples of
     a part, by default ``at_once``.
     """
+    size = size or at_once(draws.x)
     total = torch.zeros((), device=draws.x.device)
-    for part in draws.parts(size or at_once(draws.x)):
+    for part, own in zip(draws.parts(size), _betas(beta, size, len(draws.x)), strict=True):
         with sharing(Masks(len(part.x))):
-            _, v_cond, correction, value = mean_flow_path(u or net, part, beta(part.t), v_hat)
+            _, v_cond, correction, value = mean_flow_path(u or net, part, own, v_hat)
             residual = value + correction - v_cond
         loss = squared_norm(residual).sum() / (len(draws.x) * residual[0].numel())
         total = total + flat_gradient(loss, net.parameters())
@@ -103,7 +104,7 @@ def own_mean_gradient(
     rule: ObjectiveRule,
     net: nn.Module,
     draws: Draws,
-    beta: BetaAt,
+    beta: Beta,
     v_hat: Velocity,
     uniform: Time,
     *,
@@ -113,13 +114,19 @@ def own_mean_gradient(
     """As ``mean_gradient``, of a batch's mean of ``own_losses``."""
     rule, size = _bare(rule), size or at_once(draws.x)
     total = torch.zeros((), device=draws.x.device)
-    for part, numbers in zip(draws.parts(size), uniform.split(size), strict=True):
+    parts = draws.parts(size), _betas(beta, size, len(draws.x)), uniform.split(size)
+    for part, own, numbers in zip(*parts, strict=True):
         with sharing(Masks(len(part.x))):
-            given = {"beta": beta(part.t), "v_hat": v_hat, "anchor_uniform": numbers}
+            given = {"beta": own, "v_hat": v_hat, "anchor_uniform": numbers}
             terms = rule(u or net, part, **given, progress=1.0)
         loss = terms.loss * (len(part.x) / draws.x.numel())
         total = total + flat_gradient(loss, net.parameters())
     return total
+
+
+def _betas(beta: Beta, size: int, n: int) -> Sequence[Beta]:
+    """Those of each part of at most ``size`` of ``n`` samples."""
+    return beta.split(size) if isinstance(beta, Tensor) else [beta] * -(-n // size)
 
 
 def _bare(rule: ObjectiveRule) -> ObjectiveRule:

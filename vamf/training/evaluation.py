@@ -34,6 +34,7 @@ from vamf.training.step.memory import samples_beside
 from vamf.training.step.networks import as_sampled
 from vamf.training.step.objective import draw
 from vamf.training.step.precision import matmul_precision
+from vamf.training.step.replayed import replayed
 from vamf.training.step.trainer import Trainer
 from vamf.typing import AverageVelocity, Beta, BetaAt, Label, Sample, Scalars, Time, Velocity
 
@@ -64,7 +65,7 @@ def generate_from(
     A class-conditional network generates class ``label``, or a random class for each sample.
     """
     evaluation, number = experiment.evaluation, experiment.model.classes
-    decode = experiment.decoder(device)
+    decode, fast = experiment.decoder(device), replayed(u, experiment.compute, device)
 
     def generate(indices: range) -> Sample:
         with torch.inference_mode(), matmul_precision(experiment.compute):
@@ -72,7 +73,7 @@ def generate_from(
             y = classes(evaluation.seed, indices, number, device) if number else None
             if y is not None and label is not None:
                 y = torch.full_like(y, label)
-            return decode(_sampled(conditioned(u, experiment, y), experiment, e, indices))
+            return decode(_sampled(conditioned(fast, experiment, y), experiment, e, indices))
 
     return generate
 
@@ -167,6 +168,13 @@ def loss_variance(
     """
     n, seed = experiment.evaluation.variance_samples, experiment.evaluation.seed
     rule = experiment.loss
+
+    def found(draws: Draws, beta: Beta, uniform: Time) -> Scalars:
+        if rule.has_landscape:
+            return sample_losses(u, draws, beta, v_hat)
+        return own_losses(rule, u, draws, beta, v_hat, uniform)
+
+    losses_of = replayed(found, experiment.compute, workers.device)
     losses = torch.zeros(len(TIMES), n, dtype=torch.float64, device=workers.device)
     mine = slice(workers.rank, None, workers.world)
     for row, t in enumerate(TIMES):
@@ -177,11 +185,7 @@ def loss_variance(
         uniform = torch.rand(n, generator=g)[mine].to(workers.device)
         draws = evaluation_draws(x[mine].to(workers.device), e[mine].to(workers.device), t)
         with matmul_precision(experiment.compute):
-            if rule.has_landscape:
-                losses[row, mine] = sample_losses(u, draws, _at(beta, draws), v_hat)
-            else:
-                given = _at(beta, draws), v_hat, uniform
-                losses[row, mine] = own_losses(rule, u, draws, *given)
+            losses[row, mine] = losses_of(draws, _at(beta, draws), uniform)
     rows = [variance_with_error(row) for row in workers.sum(losses)]
     value = sum(v for v, _ in rows) / len(rows)
     error = sum(s * s for _, s in rows) ** 0.5 / len(rows)
@@ -207,21 +211,23 @@ def gradient_variance(
     execution = Execution.of(experiment.compute, device)
     fast = {"u": execution.network(net), "size": at_once}
     as_trained: dict[str, Any] = fast if execution.duals else {}
-    at = beta if callable(beta) else lambda _: beta
+    rule = experiment.loss
+
+    def found(draws: Draws, beta: Beta, uniform: Time) -> Tensor:
+        own_proxy = for_batch(v_hat, draws.x)
+        if rule.has_landscape:
+            return mean_gradient(net, draws, beta, own_proxy, **as_trained)
+        return own_mean_gradient(rule, net, draws, beta, own_proxy, uniform, **as_trained)
+
+    gradient_of = replayed(found, experiment.compute, device)
     size = sum(p.numel() for p in net.parameters())
     gradients = torch.zeros(k, size, device=device)
     for index in workers.mine(k):
         draws, uniform = _fresh(experiment, index, device)
-        own_proxy = for_batch(v_hat, draws.x)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed_of(experiment.evaluation.seed, "dropout", index))
             with execution.step(), execution.forward():
-                if experiment.loss.has_landscape:
-                    found = mean_gradient(net, draws, at, own_proxy, **as_trained)
-                else:
-                    given = net, draws, at, own_proxy, uniform
-                    found = own_mean_gradient(experiment.loss, *given, **as_trained)
-                gradients[index] = found
+                gradients[index] = gradient_of(draws, _at(beta, draws), uniform)
     return {"gradient_variance": Measurement(*trace_with_error(workers.sum(gradients)))}
 
 
