@@ -1,5 +1,7 @@
 """The groups of ``vamf.models.fast.fused`` in plain operations, with derivatives by hand."""
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -128,14 +130,18 @@ def scaled_sum_backward(g: Tensor, bias: Tensor, half: float) -> tuple[Tensor, T
     return back.to(g.dtype), back.sum((0, 2, 3)).to(bias.dtype)
 
 
-def _filter(x: Tensor) -> Tensor:
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device, dtype=x.dtype) / 8
-    return torch.outer(taps, taps).expand(x.shape[1], 1, 4, 4)
+@cache
+def _filter(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(4, 4). Made once: its numbers come from the host, which a CUDA graph cannot wait for."""
+    with torch.inference_mode(False), torch.no_grad():
+        taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=device, dtype=dtype) / 8
+        return torch.outer(taps, taps)
 
 
 def fir(x: Tensor, gain: float, *, up: bool) -> Tensor:
     """The FIR filter [1, 3, 3, 1] / 8, zero-padded, of images that are doubled or halved."""
-    taps, c = gain * _filter(x), x.shape[1]
+    c = x.shape[1]
+    taps = gain * _filter(x.device, x.dtype).expand(c, 1, 4, 4)
     if up:
         return F.conv_transpose2d(x, 4 * taps, stride=2, padding=1, groups=c)
     return F.conv2d(x, taps, stride=2, padding=1, groups=c)
