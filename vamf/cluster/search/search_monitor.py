@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from vamf.cluster.ray.capacity_watch import CapacityWatch
@@ -28,7 +29,9 @@ class SearchMonitor:
     ) -> None:
         """``added`` is the number of new seeds of complete trials, by number."""
         self._space, self._sweep, self._bar, self._added = space, sweep, bar, added or {}
-        self._steps: dict[int, int] = {}
+        self._done: dict[int, int] = {}
+        self._goals: dict[int, int] = {}
+        self._trainings = 0 if bar is None else (bar.total or 0) / sweep.experiment.steps
         self._status, self._rate = SearchStatus(sweep), SampleRate(sweep.experiment.batch)
         self._capacity, self._waiting = CapacityWatch(sweep.scaling), WaitingTrials(sweep.directory)
         self._storage = StorageMonitor(sweep.directory)
@@ -38,15 +41,20 @@ class SearchMonitor:
         self._storage.read_report(result)
         self._move(number, result.get("steps", result.get("step", 0)))
 
-    def started(self) -> None:
+    def started(self, number: int, settings: Mapping[str, Any]) -> None:
         """A trial has started: the study must have it if this machine is lost."""
+        own = self._sweep.experiment
+        with suppress(ValueError):  # which the trial itself will report
+            own = own.override(settings)
+        self._goals[number] = self._seeds(number) * own.steps
+        if self._bar.total is not None:
+            self._bar.total = self._expected()
         with self._storage.watched():
             push(self._sweep)
 
     def completed(self, number: int) -> None:
         """A trial has ended by itself."""
-        seeds = self._added.get(number, self._sweep.seeds)
-        self._move(number, seeds * self._sweep.experiment.steps)
+        self._move(number, self._goals[number])
         with self._storage.watched():
             pull_trial(self._sweep, number)
         self.print_line(number)
@@ -88,7 +96,15 @@ class SearchMonitor:
         except (OSError, ValueError) as error:  # an error in printing must not end the search
             say(f"trial {number}: its record could not be read: {error}")
 
+    def _seeds(self, number: int) -> int:
+        return self._added.get(number, self._sweep.seeds)
+
+    def _expected(self) -> int:
+        """Steps of all trials; those that have not started may have as many as those that have."""
+        known, seeds = sum(self._goals.values()), sum(map(self._seeds, self._goals))
+        return round(known * max(self._trainings / seeds, 1))
+
     def _move(self, number: int, now: int) -> None:
-        before = self._steps.get(number, 0)
+        before = self._done.get(number, 0)
         self._bar.update(max(now - before, 0))
-        self._steps[number] = max(now, before)
+        self._done[number] = max(now, before)

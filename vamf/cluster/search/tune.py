@@ -222,7 +222,8 @@ def _callback(monitor: SearchMonitor, max_failures: int) -> Any:
             monitor.reported(_point(trial.config)["number"], result)
 
         def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            monitor.started()
+            point = _point(trial.config)
+            monitor.started(point["number"], point["settings"])
 
         def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             monitor.completed(_point(trial.config)["number"])

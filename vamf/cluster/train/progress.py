@@ -13,7 +13,7 @@ from tqdm import tqdm
 from vamf.output import say
 from vamf.run_layout import NOTES, PROGRESS
 
-COMPILING = "compiling kernels before the first step: about 25 s, once on a machine"
+COMPILING = "compiling kernels before the first step: about 15 s, once on a machine"
 """The note of a run whose first step compiles."""
 
 LINE_S = 60.0
