@@ -4,6 +4,7 @@ import pytest
 
 from vamf.presets import PRESETS
 from vamf.training.advice import advise
+from vamf.training.step.trainer import Trainer
 
 DIGITS = PRESETS["digits"]
 
@@ -24,3 +25,24 @@ def test_no_preset_is_told(capfd):
     for experiment in PRESETS.values():
         advise(experiment)
     assert not capfd.readouterr().out
+
+
+def mixed(**over):
+    """Of a toy, with a target that is mixed."""
+    plain = {"loss.gamma": 0.5, "loss.weight.p": 0.0, "beta.value": 1.0, "proxy": "online"}
+    moving = {"optim.lr": 1e-3, "optim.warmup": 0, "ema": 0.9, "steps": 150, "seed": 42}
+    return PRESETS["toy"].override(plain | moving | over)
+
+
+def test_a_target_that_a_network_makes_itself_is_told(capfd):
+    """And the loss of such a training grows; one that gets the note's advice learns."""
+    losses = []
+    for over, told in (({}, True), ({"proxy": "ema"}, False), ({"loss.weight.p": 1.0}, False)):
+        experiment = mixed(**over)
+        advise(experiment)
+        assert ("--proxy ema" in capfd.readouterr().out) == told
+        own = Trainer(experiment, experiment.data.load("train"))
+        for _ in range(experiment.steps):
+            own.train_step()
+        losses.append(own.collect()["loss/per_dimension"])
+    assert losses[0] > 100 * losses[1] and losses[1] < 20
