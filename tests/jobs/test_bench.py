@@ -3,10 +3,13 @@
 import json
 
 import pytest
+import torch
 from helpers.tiny import SETTINGS
 
 from jobs import bench
-from vamf.benchmarks import whole_runs
+from vamf.benchmarks import sharing, whole_runs
+from vamf.benchmarks.step_time import Subject
+from vamf.presets import PRESETS
 
 SMALL = [f"{name}={json.dumps(value)}" for name, value in SETTINGS.items()]
 IN_PROCESS = ["step", "sampling", "evaluation", "checkpoint", "data"]
@@ -55,6 +58,24 @@ def test_points_are_measured_with_the_sampler_of_their_own(tmp_path, capsys):
     assert "features" not in out and "64 at once" in out and "the data are in memory" in out
 
 
+@pytest.mark.slow  # three processes that each import torch
+def test_trainings_at_the_same_time_are_measured(tmp_path, capsys):
+    argv = ["toy", "--repeats", "1", "--batch", "16", "--only", "sharing", "--trainings", "1", "2"]
+    out, found = measured(argv, tmp_path / "a.json", capsys)
+    rows = found["sharing"]
+    assert [*rows] == ["1 training", "2 trainings"] and rows["1 training"]["ratio"] == 1
+    assert all(row["value"] > 0 for row in rows.values()) and "1 thread each" in out
+
+
+@pytest.mark.slow  # two processes that each import torch
+def test_trainings_that_fail_are_not_waited_for(tmp_path):
+    """The folder of images is away when they begin."""
+    data = {"data.kind": "ImageFolder", "data.root": str(tmp_path / "away"), "data.size": 8}
+    subject = Subject(PRESETS["digits"].override(data), torch.device("cpu"), 1)
+    with pytest.raises(ValueError, match=r"2 trainings at once: .*away"):
+        sharing._rates(subject, 2, 1, 0.1)
+
+
 @pytest.mark.slow  # two runs of jobs.train from the command on
 def test_a_start_is_timed(tmp_path, capsys):
     argv = ["toy", "--repeats", "1", "--batch", "16", "--only", "start"]
@@ -77,6 +98,7 @@ def test_workers_are_compared_by_their_own_logs(tmp_path, capsys, monkeypatch):
 def test_mistakes_are_one_line(tmp_path, capsys):
     assert mistake(["digist"], capsys) == "unknown preset 'digist'; did you mean 'digits'?"
     assert mistake(["toy", "--workers", "0"], capsys) == "workers must be at least 1; got (0,)"
+    assert mistake(["toy", "--trainings", "0"], capsys) == "trainings must be at least 1; got (0,)"
     assert "no --only, --workers" in mistake(["toy", "--check", "--only", "step"], capsys)
     (tmp_path / "old.json").write_text('{"seconds": {}}')
     line = mistake(["toy", "--baseline", tmp_path / "old.json"], capsys)

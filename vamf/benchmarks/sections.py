@@ -10,7 +10,14 @@ from typing import Any, Literal
 import torch
 
 from vamf import commands
-from vamf.benchmarks import evaluation_time, loop_delays, step_time, synthetic_inputs, whole_runs
+from vamf.benchmarks import (
+    evaluation_time,
+    loop_delays,
+    sharing,
+    step_time,
+    synthetic_inputs,
+    whole_runs,
+)
 from vamf.benchmarks.step_time import Subject
 from vamf.benchmarks.timing import Row, Table
 from vamf.distributed import Workers
@@ -22,7 +29,9 @@ from vamf.training.step.precision import require
 from vamf.training.step.precision_check import Deviation
 from vamf.training.step.trainer import Trainer
 
-Section = Literal["step", "sampling", "evaluation", "start", "checkpoint", "data", "scaling"]
+Section = Literal[
+    "step", "sampling", "evaluation", "start", "checkpoint", "data", "sharing", "scaling"
+]
 
 HEADINGS: dict[Section, str] = {
     "step": "a training step",
@@ -31,8 +40,12 @@ HEADINGS: dict[Section, str] = {
     "start": "start of a run",
     "checkpoint": "what the training loop waits for at a checkpoint",
     "data": "waiting for data",
+    "sharing": "trainings at the same time on this device",
     "scaling": "workers under Ray Train, the same batch for each",
 }
+
+ASKED: Mapping[Section, str] = {"sharing": "trainings", "scaling": "workers"}
+"""Sections that are measured if asked for, as they take minutes, and options that ask for them."""
 
 Before = Mapping[str, Mapping[str, Row]]
 
@@ -42,7 +55,9 @@ class Bench:
     """The options of one measurement of this machine."""
 
     only: tuple[Section, ...] = ()
-    """Sections to measure; by default all but scaling."""
+    """Sections to measure; by default all but sharing and scaling."""
+    trainings: tuple[int, ...] = ()
+    """Numbers of trainings at the same time on this device to compare, such as `1 4`."""
     workers: tuple[int, ...] = ()
     """Numbers of workers to compare, such as `1 2`; each takes a minute."""
     batch: int | None = None
@@ -67,18 +82,22 @@ class Bench:
             raise ValueError(
                 f"bench needs repeats and batch >= 1; got {self.repeats}, {self.batch}"
             )
-        if any(n < 1 for n in self.workers):
-            raise ValueError(f"workers must be at least 1; got {self.workers}")
-        if self.check and (self.only or self.workers or self.baseline):
-            raise ValueError("--check measures no time: no --only, --workers or --baseline with it")
+        for name in ASKED.values():
+            if any(n < 1 for n in getattr(self, name)):
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.check and (self.only or self.workers or self.trainings or self.baseline):
+            raise ValueError(
+                "--check measures no time: no --only, --workers, --trainings or --baseline with it"
+            )
         if self.checkpoint and not self.check:
             raise ValueError(f"a checkpoint needs --check; got {self.checkpoint}")
 
     @property
     def sections(self) -> list[Section]:
         """The measured sections in the order of the output."""
-        chosen = {*(self.only or {*HEADINGS} - {"scaling"})}
-        return [name for name in HEADINGS if name in chosen or (name == "scaling" and self.workers)]
+        chosen = {*(self.only or {*HEADINGS} - {*ASKED})}
+        chosen |= {section for section, option in ASKED.items() if getattr(self, option)}
+        return [name for name in HEADINGS if name in chosen]
 
     def run(self, preset: str, experiment: Experiment) -> dict[str, Any]:
         """Measures, prints and returns the values; ValueError for what cannot be measured."""
@@ -126,6 +145,7 @@ class Bench:
         """The tables of all sections, each printed as soon as it is measured."""
         subject = Subject(experiment, device, self.repeats)
         threads, workers = torch.get_num_threads(), self.workers or (1, 2)
+        trainings = self.trainings or (1, 4)
         measures: dict[Section, Callable[[], Table]] = {
             "step": lambda: step_time.steps(subject),
             "sampling": lambda: evaluation_time.sampling(subject),
@@ -133,6 +153,7 @@ class Bench:
             "start": lambda: whole_runs.first_step(preset, subject),
             "checkpoint": lambda: loop_delays.stalls(subject),
             "data": lambda: loop_delays.waits(subject),
+            "sharing": lambda: sharing.sharing(subject, trainings, threads),
             "scaling": lambda: whole_runs.scaling(preset, subject, workers, threads),
         }
         tables: dict[str, Table] = {}

@@ -17,7 +17,7 @@ def advise(gpus: float) -> None:
     ``gpus`` are those of each worker. On an H200 four trainings of the preset `mnist` make 0.96
     times as many steps as one in turns, and 1.27 times as many with the service.
     """
-    if not 0 < gpus < 1 or not torch.cuda.device_count() or _is_running():
+    if not 0 < gpus < 1 or not torch.cuda.device_count() or is_running():
         return
     say(
         f"note: with --scaling.gpus {gpus:g} runs take turns on a GPU; where NVIDIA's MPS runs "
@@ -25,5 +25,6 @@ def advise(gpus: float) -> None:
     )
 
 
-def _is_running() -> bool:
+def is_running() -> bool:
+    """Whether the service runs on this machine."""
     return (Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY") or PIPES) / "control").exists()
