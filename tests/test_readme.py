@@ -113,7 +113,8 @@ OWN = {"model.kind": "jobs/examples/shapes.py:Convolutions"}
         *(COMPILED | {"proxy": "reference", "reference": "runs/a"}, HEAD, ALPHA, ALPHA | HEAD),
         *(HEAD | {"compute.compile": True}, FLOW_MATCHING | COMPILED, DENOISES | COMPILED),
         *(COMPILED | {"loss.kind": "jobs/examples/shapes.py:WithBoundary"}, OWN),
-        *(LABELLED | COMPILED, LABELLED | ALPHA, AUGMENTED | COMPILED),
+        *(LABELLED | COMPILED, LABELLED | ALPHA | COMPILED, AUGMENTED | COMPILED),
+        ALPHA | COMPILED,
         *(HEAD | COMPILED, LABELLED | HEAD, AUGMENTED | HEAD | COMPILED),
         *({"model.kind": "MLPConfig"}, {"model.kind": "DiTConfig", "model.patch": 2}),
         *(
@@ -136,7 +137,7 @@ def test_what_works_together(changes, monkeypatch):
 @pytest.mark.parametrize(
     "changes",
     [
-        *(ALPHA | COMPILED, OWN | {"compute.compile": True}, OWN | HEAD),
+        *(OWN | {"compute.compile": True}, OWN | HEAD),
         *({"head.every_r": True}, {"proxy": "reference"}),
         *(DENOISES | {"probe.every": 5}, DENOISES | LABELLED),
         *(

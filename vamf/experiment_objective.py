@@ -8,7 +8,7 @@ from vamf.flow.objectives.ddpm import DDPM
 from vamf.flow.objectives.meanflow import MeanFlowLoss
 from vamf.flow.objectives.semigroup import SemigroupLoss
 from vamf.flow.objectives.terminal_velocity import TerminalVelocityLoss
-from vamf.flow.objectives.terms import ObjectiveRule
+from vamf.flow.objectives.terms import Moving, ObjectiveRule
 from vamf.flow.schedules import BetaOfTime, BetaSchedule
 from vamf.flow.times import TimeDistribution, UniformTimes
 
@@ -33,7 +33,7 @@ def check_objective(
         )
     if isinstance(loss, DDPM):
         _check_ddpm(loss, beta, times, guidance, probe, proxy, evaluation)
-    if compute.compile and loss.moves:
+    if compute.compile and loss.moves and not isinstance(loss, Moving):
         raise ValueError(
             f"{type(loss).__name__} cannot be compiled where its program changes at every step; "
             f"use compute.compile false; got {loss}"

@@ -38,18 +38,18 @@ def test_compiled_steps_are_warm_when_cuda_graphs_are_captured(monkeypatch):
 
 def test_variants_are_those_of_the_preset():
     plain = variants(TOY)
-    assert len(plain) == 9 and not any(e.compute.compile for e, _ in plain.values())
+    assert len(plain) == 10 and not any(e.compute.compile for e, _ in plain.values())
     own = [e for e, loss in plain.values() if loss is None]
-    assert [e.beta.value for e in own] == [0, 0, 0.5, 0, 0, 0, 0]
-    assert [e.times.prob_equal for e in own] == [1, 0.25, 0.25, 0.75, 0.25, 0.25, 0.25]
-    assert [e.loss.mixes_tangent for e in own] == [True] * 4 + [False] * 3
+    assert [e.beta.value for e in own] == [0, 0, 0.5, 0, 0, 0, 0, 0]
+    assert [e.times.prob_equal for e in own] == [1, 0.25, 0.25, 0.75, 0.25, 0.25, 0.25, 0.25]
+    assert [e.loss.mixes_tangent for e in own] == [True] * 5 + [False] * 3
     compiled = variants(TOY.override({"compute.compile": True}))
     parts, again = (
         f"own objective, {how}, compiled" for how in ("4 micro-batches", "checkpointing")
     )
-    assert [*compiled][7:] == [*plain]
+    assert [*compiled][8:] == [*plain]
     assert [name for name, (e, _) in compiled.items() if e.compute.compile] == [
-        *(f"{name}, compiled" for name in [*plain][:6]),
+        *(f"{name}, compiled" for name in [*plain][:7]),
         parts,
     ]
     assert compiled[parts][0].compute.accumulate == 4
@@ -58,7 +58,7 @@ def test_variants_are_those_of_the_preset():
         e.loss for e, _ in plain.values()
     ]
     # Those that know no labels are left out; a DDPM has no beta.
-    assert len(variants(PRESETS["cifar10_cond"])) == 14
+    assert len(variants(PRESETS["cifar10_cond"])) == 16
     assert [*variants(PRESETS["cifar10_ddpm"])] == ["DDPM, compiled", parts, again, "DDPM"]
 
 
@@ -82,8 +82,8 @@ def test_what_does_not_fit_is_said(monkeypatch, alone):
     monkeypatch.setattr(step_time, "_step", scarce)
     table = step_time.steps(Subject(TOY, CPU, 1))
     assert table.notes == ("MeanFlow by the textbook: out of memory at batch 8",)
-    assert sum(row.unit == "ms" for row in table.rows.values()) == 8
-    assert timed == ([1] * 8 if alone else [8])
+    assert sum(row.unit == "ms" for row in table.rows.values()) == 9
+    assert timed == ([1] * 9 if alone else [9])
     monkeypatch.setattr(step_time, "variants", lambda _: {"a": (TOY, step_time._with_graph)})
     with pytest.raises(ValueError, match="no step fits into memory at batch 8"):
         step_time.steps(Subject(TOY, CPU, 1))

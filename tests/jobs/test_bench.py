@@ -35,7 +35,7 @@ def test_digits_are_measured_and_compared(tmp_path, capsys):
     out, found = measured(argv, tmp_path / "a.json", capsys)
     assert [*found] == IN_PROCESS and "digits, batch 16, CPU" in out
     assert found["step"]["flow matching (r = t throughout)"]["ratio"] == 1
-    assert len(found["step"]) == 10 and found["step"]["peak memory of the process"]["value"] > 0
+    assert len(found["step"]) == 11 and found["step"]["peak memory of the process"]["value"] > 0
     assert [*found["sampling"]] == ["1-step average"]
     assert {"features of digits_cnn64_v1", "one evaluation"} < found["evaluation"].keys()
     share = found["evaluation"]["its share of a run, every 6 steps"]
@@ -45,7 +45,7 @@ def test_digits_are_measured_and_compared(tmp_path, capsys):
     argv += ["--baseline", str(tmp_path / "a.json")]
     again, _ = measured(argv, tmp_path / "b.json", capsys)
     assert "before: digits, batch 16, CPU" in again and "sampling" not in again
-    assert again.count("1.00 x   before") == 1 and again.count(" before ") == 10
+    assert again.count("1.00 x   before") == 1 and again.count(" before ") == 11
 
 
 def test_points_are_measured_with_the_sampler_of_their_own(tmp_path, capsys):

@@ -1,9 +1,16 @@
 """A training whose samples would be those of random weights is told so before it begins."""
 
-import pytest
+import copy
 
+import pytest
+import torch
+
+from vamf.compat.torch import map_tensors
+from vamf.experiment_settings import Compute
+from vamf.flow.objectives.alpha_flow import path_difference
 from vamf.presets import PRESETS
 from vamf.training.advice import advise
+from vamf.training.step.precision import in_precision
 from vamf.training.step.trainer import Trainer
 
 DIGITS = PRESETS["digits"]
@@ -46,3 +53,38 @@ def test_a_target_that_a_network_makes_itself_is_told(capfd):
             own.train_step()
         losses.append(own.collect()["loss/per_dimension"])
     assert losses[0] > 100 * losses[1] and losses[1] < 20
+
+
+@pytest.mark.parametrize(
+    ("alpha", "precision", "told"),
+    [
+        ({"loss.alpha.kind": "AlphaSchedule"}, "bfloat16", True),
+        ({"loss.alpha.kind": "AlphaSchedule"}, "float32", False),
+        ({"loss.alpha.clamp": 0.05}, "bfloat16", False),
+        ({"loss.alpha.value": 0.01}, "bfloat16", True),
+        ({"loss.alpha.value": 0.0}, "bfloat16", False),
+    ],
+    ids=str,
+)
+def test_a_difference_that_is_mostly_rounding_error_is_told(alpha, precision, told, capfd):
+    advise(DIGITS.override({"ema": 0.9, "compute.precision": precision, **alpha}))
+    assert ("rounding error in bfloat16" in capfd.readouterr().out) == told
+
+
+def test_that_difference_is_mostly_rounding_error():
+    """Of a network that has learnt for a while; in float32 it is far smaller."""
+    experiment = DIGITS.override({"batch": 32, "times.prob_equal": 0.25, "optim.warmup": 0})
+    own = Trainer(experiment, experiment.data.load("train"))
+    for _ in range(100):
+        own.train_step()
+    draws, _ = own.objective.draw(100)
+    doubled = map_tensors(torch.Tensor.double, draws)
+    net, exact, errors = own.net.eval(), copy.deepcopy(own.net).eval().double(), {}
+    for alpha in (0.005, 0.05):
+        true = path_difference(exact, doubled, 0.0, own.v_hat, alpha)[2]
+        for precision in ("float32", "bfloat16"):
+            u = in_precision(net, Compute(precision=precision))
+            found = path_difference(u, draws, 0.0, own.v_hat, alpha)[2]
+            errors[precision, alpha] = ((found - true).norm() / true.norm()).item()
+    assert errors["bfloat16", 0.005] > 1 > 0.5 > errors["bfloat16", 0.05]
+    assert errors["float32", 0.005] < 0.01

@@ -13,6 +13,7 @@ from vamf.data.dataset import ImageSet
 from vamf.distributed import Workers
 from vamf.experiment import Experiment
 from vamf.flow.derivatives import textbook_derivative
+from vamf.flow.objectives.alpha_flow import AlphaFlowLoss, AlphaSchedule
 from vamf.flow.objectives.meanflow import MeanFlowLoss
 from vamf.flow.objectives.semigroup import SemigroupLoss
 from vamf.flow.objectives.terminal_velocity import BoundaryTime, TerminalVelocityLoss
@@ -103,7 +104,7 @@ def variants(experiment: Experiment) -> dict[str, tuple[Experiment, Callable | N
             for share in SHARES
             if share != experiment.times.prob_equal
         }
-        losses |= _without_tangent(plain)
+        losses |= _others(plain)
     found: dict[str, tuple[Experiment, Callable | None]] = {}
     if experiment.compute.compile:
         on = {"compute.compile": True}
@@ -128,12 +129,14 @@ def _with_less_memory(experiment: Experiment) -> dict[str, Experiment]:
     return {name: experiment.override(changes) for name, changes in found.items()}
 
 
-def _without_tangent(plain: Experiment) -> dict[str, Experiment]:
-    """The objectives that have no beta, with the times of ``plain``."""
+def _others(plain: Experiment) -> dict[str, Experiment]:
+    """The other objectives, without a beta and with the times of ``plain``."""
     plain = replace(plain, probe=None)
+    half = AlphaFlowLoss(weight=plain.loss.weight, alpha=AlphaSchedule(value=0.5))
     boundary = None if plain.guidance else BoundaryTime()
     terminal = TerminalVelocityLoss(stop_derivative=True, boundary=boundary)
-    found = {STOPPED: replace(plain, loss=terminal)}
+    found = {"alpha-Flow, alpha = 0.5": replace(plain, loss=half)}
+    found[STOPPED] = replace(plain, loss=terminal)
     if plain.times.prob_equal > 0:
         found["semigroup"] = replace(plain, loss=SemigroupLoss())
     return found

@@ -9,7 +9,6 @@ from vamf.experiment import Experiment
 
 PLAIN = {"beta.kind": "BetaSchedule", "beta.value": 0.0, "proxy": "ema"}
 OWN = PLAIN | {"beta.value": 1.0, "proxy": "online"}
-EAGER = PLAIN | {"compute.compile": False}
 
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "MeanFlow": {**PLAIN, "loss.kind": "MeanFlowLoss"},
@@ -17,9 +16,13 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "beta 1, own velocity": {**OWN, "loss.kind": "MeanFlowLoss"},
     "beta 1, batch's velocity": {**OWN, "loss.kind": "MeanFlowLoss", "proxy": "batch"},
     "gamma 0.5, own velocity": {**OWN, "loss.kind": "MeanFlowLoss", "loss.gamma": 0.5},
-    "alpha-Flow": {**EAGER, "loss.kind": "AlphaFlowLoss"},
+    "alpha-Flow": {**PLAIN, "loss.kind": "AlphaFlowLoss"},
     "semigroup": {**PLAIN, "loss.kind": "SemigroupLoss", "loss.weight.p": 0.0},
-    "terminal velocity": {**EAGER, "loss.kind": "TerminalVelocityLoss"},
+    "terminal velocity": {
+        **PLAIN,
+        "loss.kind": "TerminalVelocityLoss",
+        "compute.compile": False,
+    },
     "terminal velocity, stopped": {
         **PLAIN,
         "loss.kind": "TerminalVelocityLoss",
@@ -45,9 +48,16 @@ OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
 
 
 def changes(experiment: Experiment, name: str) -> dict[str, Any]:
-    """The settings of an objective, with the experiment's weights of samples, if it has no own."""
+    """The settings of an objective, with the experiment's weights of samples, if it has no own.
+
+    In bfloat16 alpha-Flow takes the derivative from alpha = 0.05 on: below, its difference is
+    mostly rounding error.
+    """
     weight = asdict(experiment.loss.weight)
-    return {f"loss.weight.{key}": value for key, value in weight.items()} | {**OBJECTIVES[name]}
+    found = {f"loss.weight.{key}": value for key, value in weight.items()} | {**OBJECTIVES[name]}
+    if found["loss.kind"] == "AlphaFlowLoss" and experiment.compute.precision == "bfloat16":
+        found["loss.alpha.clamp"] = 0.05
+    return found
 
 
 def file_name(objective: str) -> str:

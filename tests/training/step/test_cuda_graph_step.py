@@ -90,6 +90,8 @@ OTHERS = [
     {"loss.kind": "TerminalVelocityLoss", "loss.stop_derivative": True, "beta.value": 0.0},
     {"loss.gamma": 0.5},
     {"proxy": "batch"},
+    {"loss.alpha.kind": "AlphaSchedule", "loss.alpha.value": 0.3},
+    {"loss.tangent_warmup": 0.5, "steps": 40},
     IMF,
 ]
 """Other objectives and proxies that the fast path takes."""

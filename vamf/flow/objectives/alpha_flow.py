@@ -157,12 +157,23 @@ class AlphaFlowLoss:
         progress: float | None = None,
         velocity: Sample | None = None,
         cond_weight: Scalars | None = None,
+        moved: float | Tensor | None = None,
     ) -> LossTerms:
-        """See ``ObjectiveRule``."""
-        if progress is None:
-            raise ValueError("a loss with an alpha needs progress")
-        path = self.path(self.alpha(progress), u, draws, beta, v_hat, velocity)
+        """See ``ObjectiveRule`` and ``Moving``; what moves is alpha."""
+        if moved is None:
+            if progress is None:
+                raise ValueError("a loss with an alpha needs progress")
+            moved = self.moves_to(progress)
+        path = self.path(moved, u, draws, beta, v_hat, velocity)
         return self.mean_flow.terms(u, draws, path, anchor_uniform, signs, cond_weight, v_hat)
+
+    def moves_to(self, progress: float) -> float:
+        """alpha at a progress of training."""
+        return self.alpha(progress)
+
+    def stands_apart(self, moved: float) -> bool:
+        """Whether alpha is 0, where du/dt is a derivative, or 1, where it is not used."""
+        return moved in (0, 1)
 
     def path(
         self,

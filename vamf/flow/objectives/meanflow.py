@@ -201,21 +201,28 @@ class MeanFlowLoss:
         progress: float | None = None,
         velocity: Sample | None = None,
         cond_weight: Scalars | None = None,
+        moved: float | Tensor | None = None,
     ) -> LossTerms:
-        """See ``ObjectiveRule``; ``progress`` is used during a warm-up."""
+        """See ``ObjectiveRule`` and ``Moving``: the factor of (t - r) du/dt moves in a warm-up."""
         if self.gamma:
             v_hat = evaluated_once(v_hat, draws)
         path = mean_flow_path(u, draws, beta, v_hat, velocity, self.difference)
         if self.tangent_warmup:
+            if moved is None:
+                if progress is None:
+                    raise ValueError("a warm-up needs progress")
+                moved = self.moves_to(progress)
             z, v_cond, correction, value = path
-            path = z, v_cond, self._risen(progress) * correction, value
+            path = z, v_cond, moved * correction, value
         return self.terms(u, draws, path, anchor_uniform, signs, cond_weight, v_hat)
 
-    def _risen(self, progress: float | None) -> float:
-        """The factor of (t - r) du/dt."""
-        if progress is None:
-            raise ValueError("a warm-up needs progress")
+    def moves_to(self, progress: float) -> float:
+        """The factor of (t - r) du/dt at a progress of training."""
         return min(progress / self.tangent_warmup, 1.0)
+
+    def stands_apart(self, moved: float) -> bool:
+        """Whether the warm-up is over: the factor is then 1 for long."""
+        return moved == 1
 
     def terms(
         self,

@@ -152,3 +152,20 @@ class ObjectiveRule(Protocol):
 def squared_norm(residual: Sample) -> Scalars:
     """|a|^2 of each sample, summed over all data axes."""
     return residual.square().flatten(1).sum(1)
+
+
+@runtime_checkable
+class Moving(Protocol):
+    """An objective that moves over training by one number, and whose steps can be compiled.
+
+    It takes the number as the argument ``moved`` in place of ``progress``, as a tensor () unless it
+    stands apart.
+    """
+
+    def moves_to(self, progress: float) -> float:
+        """The number, such as alpha, at a ``progress`` in [0, 1]."""
+        ...
+
+    def stands_apart(self, moved: float) -> bool:
+        """Whether the objective has operations of its own for this number."""
+        ...

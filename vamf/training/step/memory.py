@@ -94,7 +94,8 @@ class _Passes(NamedTuple):
 
 def _passes(trainer: Trainer, samples: int) -> _Passes:
     """The forward and backward pass of about so many of the next step's samples, or of all."""
-    device, inputs = trainer.workers.device, trainer.objective.inputs(trainer.step)
+    device, objective = trainer.workers.device, trainer.objective
+    inputs = objective.inputs(trainer.step)._replace(moved=objective.programs()[-1])  # the largest
     part = inputs.micro_batch(0, max(len(inputs.draws.x) // samples, 1))
     trainer.optimiser.zero_grad()
     torch.cuda.reset_peak_memory_stats(device)

@@ -30,6 +30,7 @@ from vamf.models.shared_pass import sharing_passes
 from vamf.rng import generator
 from vamf.training.step.execution import Execution
 from vamf.training.step.head import head_loss
+from vamf.training.step.moving import Moved, moved, programs
 from vamf.typing import AverageVelocity, Beta, BetaAt, Label, Sample, Time, Velocity
 
 
@@ -52,7 +53,8 @@ class Inputs(NamedTuple):
     augment_labels: torch.Tensor | None
     beta: Beta
     signs: torch.Tensor | None
-    progress: float | None
+    moved: Moved
+    """What the loss takes from training's progress."""
     batch: Batch | None = None
 
     def micro_batch(self, index: int, count: int) -> "Inputs":
@@ -67,7 +69,7 @@ class Inputs(NamedTuple):
             _taken(mine, self.augment_labels),
             self.beta[mine] if isinstance(self.beta, torch.Tensor) else self.beta,
             None if self.signs is None else self.signs[:, mine],
-            self.progress,
+            self.moved,
             self.batch,
         )
 
@@ -124,10 +126,14 @@ class Objective(nn.Module):
         beta = self.beta(step, draws.t)
         if self._moves and isinstance(beta, float):  # a captured step has its numbers built in
             beta = torch.full_like(draws.t, beta)
-        loss, own = self.experiment.loss, step - self.first
-        progress = self.experiment.progress(own) if loss.moves else None
-        known = self.augment_labels(step), beta, self.signs(step), progress, batch
+        place = step - self.first, self.execution.duals, self.workers.device
+        now = moved(self.experiment, *place)
+        known = self.augment_labels(step), beta, self.signs(step), now, batch
         return Inputs(draws, uniform, labels, *known)
+
+    def programs(self) -> list[Moved]:
+        """What the loss takes from progress, once for each program that this stage's steps have."""
+        return programs(self.experiment, self.execution.duals, self.workers.device)
 
     def batch(self, step: int) -> Batch | None:
         """The step's data whole, if the proxy is made of them: the same on all workers."""
@@ -158,21 +164,23 @@ class Objective(nn.Module):
         augment_labels: torch.Tensor | None,
         beta: Beta,
         signs: torch.Tensor | None,
-        progress: float | None,
+        moved: Moved,
         batch: Batch | None,
     ) -> LossTerms:
         v_hat = self.v_hat if batch is None else for_batch(self.v_hat, *batch)
         u, v_hat, guided = self._guided(draws, labels, augment_labels, beta, v_hat)
-        terms = self.experiment.loss(
+        loss: Any = self.experiment.loss
+        compiled = loss.moves and self.execution.duals
+        terms = loss(
             u,
             draws,
             beta=guided.beta,
             v_hat=v_hat,
             anchor_uniform=uniform,
             signs=signs,
-            progress=progress,
             velocity=guided.velocity,
             cond_weight=guided.cond_weight,
+            **{"moved" if compiled else "progress": moved},
         )
         if self.experiment.proxy == "head":
             given = draws, labels, augment_labels, guided.velocity

@@ -79,8 +79,9 @@ def _passes(trainer: Trainer) -> None:
     chosen = trainer.experiment.compute.accumulate != "auto"
     parts = trainer.micro_batches if chosen else max(len(inputs.draws.x) // FEW, 1)
     part = inputs.micro_batch(0, parts)
-    for training in (False, True):  # the self-test has no dropout
-        net.train(training)
-        with trainer.execution.step():
-            trainer.objective.terms(part).loss.backward()
-        trainer.optimiser.zero_grad()
+    for moved in trainer.objective.programs():
+        for training in (False, True):  # the self-test has no dropout
+            net.train(training)
+            with trainer.execution.step():
+                trainer.objective.terms(part._replace(moved=moved)).loss.backward()
+            trainer.optimiser.zero_grad()
