@@ -90,6 +90,18 @@ def test_a_run_is_coupled(run, tmp_path, capsys):
     assert contents(out) == whole
 
 
+def test_a_shard_that_takes_long_says_how_far_it_is(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(coupling, "AT_ONCE", 3)
+    monkeypatch.setattr(coupling, "LINE_S", 0.0)
+    couple.main([str(run), "--out", str(tmp_path / "a"), "--count", "10", "--shard", "7"])
+    assert capsys.readouterr().out.splitlines()[:4] == [
+        "shard 1 of 2: 3 of 7 pairs",
+        "shard 1 of 2: 6 of 7 pairs",
+        "shard 1 of 2, 7 pairs: written",
+        "shard 2 of 2, 3 pairs: written",
+    ]
+
+
 def test_an_interrupted_job_leaves_whole_shards_and_goes_on(run, tmp_path, monkeypatch):
     job(run, tmp_path / "whole")
     out, save, calls = tmp_path / "out", np.save, []

@@ -1,6 +1,7 @@
 """Makes rectified couplings from a trained flow, shard by shard; can be interrupted and resumed."""
 
 import hashlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,13 @@ from vamf.inference.load import Trained
 from vamf.rng import generator
 from vamf.training.evaluation import classes, conditioned
 from vamf.training.step.precision import matmul_precision
-from vamf.typing import Label, Sample
+from vamf.training.step.replayed import replayed
+from vamf.typing import AverageVelocity, Label, Sample
 
 AT_ONCE = 256
 """Pairs that are integrated together."""
+LINE_S = 30.0
+"""Seconds between two lines about a shard."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +83,8 @@ def checksum(net: torch.nn.Module) -> str:
 
 
 def couple(plan: Coupling, trained: Trained, out: Path) -> Iterator[str]:
-    """Writes couplings of a trained flow into ``out``; yields a line for each shard, then how to
-    train on them.
+    """Writes couplings of a trained flow into ``out``; yields a line for each shard and each
+    ``LINE_S`` within one, then how to train on them.
 
     Intact shards are not made again. Raises ValueError for a network that has learnt no velocity,
     for a guidance scale that it was not trained with, and if ``out`` holds other files, or
@@ -90,32 +94,46 @@ def couple(plan: Coupling, trained: Trained, out: Path) -> Iterator[str]:
     chosen = {"evaluation.seed": plan.seed, "evaluation.guidance_scale": index.guidance_scale}
     trained = trained._replace(experiment=trained.experiment.override(chosen))
     begin(index, out)
+    u = replayed(trained.ema, trained.experiment.compute, device_of(trained.ema))
     for number in index.shards:
-        there = intact(out, index, number)
-        if not there:
-            places = index.of(number)
-            starts = range(places.start, places.stop, AT_ONCE)
-            parts = [range(k, min(k + AT_ONCE, places.stop)) for k in starts]
-            found = [integrated(trained, part, plan) for part in parts]
-            pairs, labels = (torch.cat(some) for some in zip(*found, strict=True))
-            write_shard(out, index, number, pairs[:, None], labels)
-        done = "is there" if there else "written"
-        yield f"shard {number + 1} of {len(index.shards)}, {len(index.of(number))} pairs: {done}"
+        places = index.of(number)
+        name = f"shard {number + 1} of {len(index.shards)}"
+        if intact(out, index, number):
+            yield f"{name}, {len(places)} pairs: is there"
+            continue
+        found, last = [], time.monotonic()
+        for start in range(places.start, places.stop, AT_ONCE):
+            part = range(start, min(start + AT_ONCE, places.stop))
+            found.append(integrated(trained, part, plan, u))
+            if (now := time.monotonic()) - last >= LINE_S and part.stop < places.stop:
+                yield f"{name}: {part.stop - places.start} of {len(places)} pairs"
+                last = now
+        pairs, labels = (torch.cat(some) for some in zip(*found, strict=True))
+        write_shard(out, index, number, pairs[:, None], labels)
+        yield f"{name}, {len(places)} pairs: written"
     yield f"train on them: --set data.kind=Couplings data.root={shown(out)}"
 
 
-def integrated(trained: Trained, indices: range, plan: Coupling) -> tuple[Tensor, Label]:
+def device_of(net: torch.nn.Module) -> torch.device:
+    """The device of a network's weights."""
+    return next(net.parameters()).device
+
+
+def integrated(
+    trained: Trained, indices: range, plan: Coupling, u: AverageVelocity | None = None
+) -> tuple[Tensor, Label]:
     """The pairs (x, e) with these numbers, (n, 2, *shape), and their labels, (n,), on the CPU.
 
-    Labels are 0 without classes. Raises ValueError if the ODE does not end in finite numbers.
+    ``u``, if given, computes the network. Labels are 0 without classes. Raises ValueError if the
+    ODE does not end in finite numbers.
     """
     experiment, shape = trained.experiment, trained.shape
-    device = next(trained.ema.parameters()).device
+    device = device_of(trained.ema)
     e = noise(plan.seed, indices, shape).to(device)
     number = experiment.model.classes
     y = classes(plan.seed, indices, number, device) if number else None
     with torch.inference_mode(), matmul_precision(experiment.compute):
-        _, velocity = conditioned(trained.ema, experiment, y)
+        _, velocity = conditioned(u or trained.ema, experiment, y)
         x = heun(velocity, e, plan.steps, last_euler=True)
     if not x.isfinite().all():
         raise ValueError(f"samples of {trained.path} must be finite; got others of {plan}")
