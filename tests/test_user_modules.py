@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,8 +22,9 @@ from vamf.inference.load import load
 from vamf.models.config import NetworkConfig
 from vamf.presets import PRESETS
 from vamf.training.loop import Session, train
-from vamf.training.step.networks import require_inputs
+from vamf.training.step.networks import build_networks
 
+CPU = torch.device("cpu")
 SHAPES = "jobs/examples/shapes.py"
 
 MINE = """
@@ -148,6 +150,19 @@ def test_the_fast_path_refuses_a_network_of_ones_own(monkeypatch: pytest.MonkeyP
         shapes.override({"compute.compile": True})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Own(NetworkConfig):
+    """A network of a user's own."""
+
+    classes: int = 0
+    guided: bool = False
+    velocity_head: bool = False
+    made: Callable[[], torch.nn.Module]
+
+    def build(self, shape: tuple[int, ...]) -> torch.nn.Module:
+        return self.made()
+
+
 TAKEN = {
     "forward": "z, r, t, y=None, kappa=None",
     "velocity": "z, t, y=None, kappa=None, r=None",
@@ -183,13 +198,28 @@ def test_a_network_that_does_not_take_its_inputs_is_refused_before_it_trains(
         for name, taken in (TAKEN | changes).items()
         if taken is not None
     }
-    net = type("Net", (torch.nn.Module,), methods)()
+    Net = type("Net", (torch.nn.Module,), methods)
+    own = Own(classes=10, guided=True, velocity_head=True, made=Net)
+    experiment = replace(TINY.override(settings | guided), model=own)
     if line is None:
-        require_inputs(net, TINY.override(settings | guided))
+        experiment.prepare()
+        build_networks(experiment, (1, 8, 8), CPU)
         return
-    with pytest.raises(ValueError, match=line) as refused:
-        require_inputs(net, TINY.override(settings | guided))
-    assert "\n" not in str(refused.value)
+    for where in (experiment.prepare, lambda: build_networks(experiment, (1, 8, 8), CPU)):
+        with pytest.raises(ValueError, match=line) as refused:
+            where()
+        assert "\n" not in str(refused.value)
+
+
+def test_a_network_that_cannot_be_built_without_memory_is_checked_where_it_is_built() -> None:
+    def made() -> torch.nn.Module:
+        assert torch.ones(2).sum().item() == 2  # impossible on the meta device
+        return type("Net", (torch.nn.Module,), {"forward": lambda self, z: z})()
+
+    experiment = replace(TINY, model=Own(made=made))
+    experiment.prepare()
+    with pytest.raises(ValueError, match=r"Net must take forward\(z, r, t\)"):
+        build_networks(experiment, (1, 8, 8), CPU)
 
 
 def test_the_loss_of_the_example_is_mean_flows_and_flow_matching(

@@ -42,6 +42,7 @@ from vamf.flow.times import LogitNormalTimes
 from vamf.metrics.distances import FrechetDistance, SlicedWasserstein
 from vamf.models.config import NetworkConfig
 from vamf.models.dit import DiTConfig
+from vamf.models.inputs import check_inputs
 from vamf.models.mlp import MLPConfig
 from vamf.models.unet import UNetConfig
 from vamf.store import absolute
@@ -270,7 +271,12 @@ class Experiment:
         return data.decoder(device) if isinstance(data, LatentSource) else lambda x: x
 
     def prepare(self) -> None:
-        """Loads the data and prepares the distance; raises ValueError if something is missing."""
+        """Loads the data and prepares the distance.
+
+        Raises ValueError if something is missing, or if the network does not take its inputs.
+        """
+        if not isinstance(self.model, MLPConfig | UNetConfig | DiTConfig):
+            check_inputs(self.model, self.data.shape, every_r=self.head.every_r)
         self.data.load("train")
         data, distance = self.original, self.evaluation.distance
         compared = not isinstance(getattr(distance, "reference", None), Path)

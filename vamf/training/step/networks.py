@@ -1,14 +1,13 @@
 """The network of an experiment and its moving average."""
 
 import copy
-import inspect
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vamf.experiment import Experiment
-from vamf.models.config import takes_interval
+from vamf.models.inputs import require_inputs
 from vamf.rng import seed_of
 
 
@@ -22,35 +21,9 @@ def build_networks(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(experiment.seed, "weights"))
         net = experiment.model.build(shape)
-    require_inputs(net, experiment)
+    require_inputs(net, experiment.model, every_r=experiment.head.every_r)
     net = net.to(device)
     return net, MovingAverage(net, experiment.ema**experiment.ema_every)
-
-
-def require_inputs(net: nn.Module, experiment: Experiment) -> None:
-    """Raises ValueError unless the network, and its velocity head, take what they are given."""
-    model = experiment.model
-    told = ["y"] * (model.classes > 0) + ["kappa"] * model.guided
-    whole = [*told, *["interval"] * takes_interval(model)]
-    _require(net, "forward", ["z", "r", "t", *whole])
-    if model.velocity_head:
-        _require(net, "velocity", ["z", "t", *told])
-        if experiment.head.every_r:
-            _require(net, "velocity", ["z", "t", *whole], "r")
-
-
-def _require(net: nn.Module, method: str, inputs: list[str], *named: str) -> None:
-    """Raises ValueError unless a method takes the inputs by place, and the ``named`` by name."""
-    wanted = f"{method}({', '.join([*inputs, *(f'{name}={name}' for name in named)])})"
-    of = f"the network {type(net).__qualname__}"
-    if not callable(function := getattr(net, method, None)):
-        raise ValueError(f"{of} must have a method {wanted}; it has no {method}")
-    taken = inspect.signature(function)
-    try:
-        taken.bind(*inputs, **dict.fromkeys(named))
-    except TypeError as error:
-        why = " with head.every_r" if named else ""
-        raise ValueError(f"{of} must take {wanted}{why}; got {method}{taken}: {error}") from None
 
 
 class MovingAverage(AveragedModel):
