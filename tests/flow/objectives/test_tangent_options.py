@@ -78,7 +78,7 @@ def test_one_data_point_has_zero_loss_at_its_closed_form():
 
 def test_only_a_warm_up_depends_on_progress():
     assert MeanFlowLoss(tangent_warmup=0.1).moves and not MeanFlowLoss().moves
-    with pytest.raises(ValueError, match="a warm-up needs progress"):
+    with pytest.raises(ValueError, match="a MeanFlowLoss that moves over training needs progress"):
         terms(Net(), point_draws(), tangent_warmup=0.1)
 
 

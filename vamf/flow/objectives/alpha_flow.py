@@ -14,7 +14,7 @@ from vamf.flow.objectives.meanflow import (
     moving_tangent,
     path_point,
 )
-from vamf.flow.objectives.terms import AdaptiveWeight, Draws, LossTerms
+from vamf.flow.objectives.terms import AdaptiveWeight, Draws, LossTerms, moved_to
 from vamf.flow.trace import TraceWeight
 from vamf.typing import AverageVelocity, Beta, Sample, Scalars, Time, Velocity, expand_like
 
@@ -160,11 +160,8 @@ class AlphaFlowLoss:
         moved: float | Tensor | None = None,
     ) -> LossTerms:
         """See ``ObjectiveRule`` and ``Moving``; what moves is alpha."""
-        if moved is None:
-            if progress is None:
-                raise ValueError("a loss with an alpha needs progress")
-            moved = self.moves_to(progress)
-        path = self.path(moved, u, draws, beta, v_hat, velocity)
+        alpha = moved_to(self, progress, moved)
+        path = self.path(alpha, u, draws, beta, v_hat, velocity)
         return self.mean_flow.terms(u, draws, path, anchor_uniform, signs, cond_weight, v_hat)
 
     def moves_to(self, progress: float) -> float:

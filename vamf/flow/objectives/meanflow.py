@@ -9,7 +9,7 @@ from torch import Tensor
 from vamf.flow.derivatives import total_derivative
 from vamf.flow.difference import Difference
 from vamf.flow.duals import in_dual_mode
-from vamf.flow.objectives.terms import AdaptiveWeight, Draws, LossTerms, squared_norm
+from vamf.flow.objectives.terms import AdaptiveWeight, Draws, LossTerms, moved_to, squared_norm
 from vamf.flow.path import interpolate
 from vamf.flow.tangents import mix_tangent
 from vamf.flow.trace import TraceWeight
@@ -208,12 +208,8 @@ class MeanFlowLoss:
             v_hat = evaluated_once(v_hat, draws)
         path = mean_flow_path(u, draws, beta, v_hat, velocity, self.difference)
         if self.tangent_warmup:
-            if moved is None:
-                if progress is None:
-                    raise ValueError("a warm-up needs progress")
-                moved = self.moves_to(progress)
             z, v_cond, correction, value = path
-            path = z, v_cond, moved * correction, value
+            path = z, v_cond, moved_to(self, progress, moved) * correction, value
         return self.terms(u, draws, path, anchor_uniform, signs, cond_weight, v_hat)
 
     def moves_to(self, progress: float) -> float:

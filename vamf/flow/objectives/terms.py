@@ -169,3 +169,15 @@ class Moving(Protocol):
     def stands_apart(self, moved: float) -> bool:
         """Whether the objective has operations of its own for this number."""
         ...
+
+
+def moved_to(rule: Moving, progress: float | None, moved: float | Tensor | None) -> float | Tensor:
+    """The number of an objective that moves: ``moved`` if it is given, else that of ``progress``.
+
+    Raises ValueError if both are None.
+    """
+    if moved is not None:
+        return moved
+    if progress is None:
+        raise ValueError(f"a {type(rule).__name__} that moves over training needs progress")
+    return rule.moves_to(progress)
