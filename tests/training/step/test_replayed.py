@@ -1,11 +1,19 @@
 """Functions of tensors as CUDA graphs, which need a GPU."""
 
+from functools import cache
+
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vamf.benchmarks.step_time import trainer_of
+from vamf.compat.torch import leaves
+from vamf.diagnostics.variance import evaluation_draws, sample_losses
 from vamf.experiment_settings import Compute
+from vamf.flow.tangents import boundary_velocity
+from vamf.models.fast import reference_ops
 from vamf.presets import PRESETS
 from vamf.training import evaluation
 from vamf.training.step.replayed import Replayed, replayed
@@ -18,6 +26,37 @@ def test_only_compiled_functions_on_a_gpu_are_replayed():
     net = nn.Linear(2, 2)
     assert replayed(net, COMPILED, torch.device("cpu")) is net
     assert replayed(net, Compute(compile=False), torch.device("cuda")) is net
+
+
+class FromHost(TorchDispatchMode):
+    """Counts the copies of numbers from the host, which a graph cannot wait for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        there = {a.device.type for a in leaves((args, result)) if isinstance(a, torch.Tensor)}
+        self.count += func is torch.ops.aten._to_copy.default and there == {"cpu", "cuda"}
+        return result
+
+
+@pytest.mark.parametrize("over", [{}, {"model.kind": "DiTConfig", "model.patch": 2}], ids=str)
+def test_what_an_evaluation_replays_copies_nothing_from_the_host(over, monkeypatch):
+    """Of a GPU that fake tensors stand for. A first call may: it is not captured."""
+    small = {"model.channels": 16} if not over else {"model.width": 16, "model.heads": 2}
+    experiment = PRESETS["digits"].override(small | over)
+    monkeypatch.setattr(reference_ops, "_filter", cache(reference_ops._filter.__wrapped__))
+    with FakeTensorMode(), torch.device("cuda"):
+        net = experiment.model.build((1, 8, 8))
+        x, e = torch.randn(2, 4, 1, 8, 8)
+        draws, own = evaluation_draws(x, e, 0.5), boundary_velocity(net)
+        with torch.no_grad():
+            for _ in range(2):
+                with FromHost() as copies:
+                    net(e, draws.r, draws.t)
+                    sample_losses(net, draws, 0.5, own)
+                    torch.tensor([1.0, 2.0])
+        assert copies.count == 1  # the last line's
 
 
 @on_a_gpu
