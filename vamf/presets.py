@@ -146,6 +146,15 @@ CIFAR10_SHORT = replace(
     checkpoint=Checkpoints(every=2500),
 )
 
+# The same, told the class of each image, and guided inside the target, so that one evaluation makes
+# a guided sample: 2.70 +- 0.04 after as many steps, which take 145 s, and 4.02 without guidance. Of
+# its scales only 1 and 1.5 were tried (vamf/reproduction/RESULTS.md).
+CIFAR10_SHORT_CONDITIONAL = replace(
+    CIFAR10_SHORT,
+    model=UNetConfig(augmentations=6, dropout=0.0, classes=10),
+    guidance=Guidance(omega=1.5, cfg_kappa=0.0, dropout=0.1),
+)
+
 # What improved Mean Flows add, with the numbers of arXiv 2512.02012 and of `imf.py`,
 # `configs/default.py` and `configs/train_config.yml` of github.com/Lyy-iiis/imeanflow (ImageNet).
 # The tangent and the velocity in guidance are those of a velocity head, which is trained on the
@@ -311,6 +320,7 @@ PRESETS = {
     "cifar10_cond": CIFAR10_CONDITIONAL,
     "cifar10_imf": CIFAR10_IMF,
     "cifar10_short": CIFAR10_SHORT,
+    "cifar10_short_cond": CIFAR10_SHORT_CONDITIONAL,
     "cifar10_ddpm": CIFAR10_DDPM,
     "imagenet_dit_b4": IMAGENET_DIT_B4,
     "imagenet_dit_b2": IMAGENET_DIT_B2,
