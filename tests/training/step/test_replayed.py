@@ -121,7 +121,7 @@ EVALUATED = [
 
 
 @on_a_gpu
-@pytest.mark.filterwarnings("error:a step cannot be captured")
+@pytest.mark.filterwarnings("error:.*cannot be captured")
 @pytest.mark.parametrize("over", EVALUATED, ids=str)
 def test_an_evaluation_with_graphs_is_that_without(monkeypatch, over):
     """Dropout included: its masks are drawn anew at each replay."""

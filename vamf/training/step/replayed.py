@@ -92,7 +92,9 @@ class Replayed(Generic[T]):
             numbers.graphsafe_set_state(before)
             self._failed, _failures = True, _failures + 1
             reason = first_line(error)
-            warnings.warn(f"a step cannot be captured as a CUDA graph: {reason}", stacklevel=3)
+            warnings.warn(
+                f"steps or evaluations cannot be captured as a CUDA graph: {reason}", stacklevel=3
+            )
             return
         tensors = [a for a in leaves(own) if isinstance(a, Tensor)]
         self._graphs[kind] = _Graph(graph, tensors, result)
