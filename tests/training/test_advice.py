@@ -73,11 +73,11 @@ def test_a_difference_that_is_mostly_rounding_error_is_told(alpha, precision, to
 
 def test_that_difference_is_mostly_rounding_error():
     """Of a network that has learnt for a while; in float32 it is far smaller."""
-    experiment = DIGITS.override({"batch": 32, "times.prob_equal": 0.25, "optim.warmup": 0})
+    experiment = DIGITS.override({"batch": 16, "times.prob_equal": 0.25, "optim.warmup": 0})
     own = Trainer(experiment, experiment.data.load("train"))
-    for _ in range(100):
+    for _ in range(20):
         own.train_step()
-    draws, _ = own.objective.draw(100)
+    draws, _ = own.objective.draw(20)
     doubled = map_tensors(torch.Tensor.double, draws)
     net, exact, errors = own.net.eval(), copy.deepcopy(own.net).eval().double(), {}
     for alpha in (0.005, 0.05):
