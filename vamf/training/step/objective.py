@@ -126,8 +126,7 @@ class Objective(nn.Module):
         beta = self.beta(step, draws.t)
         if self._moves and isinstance(beta, float):  # a captured step has its numbers built in
             beta = torch.full_like(draws.t, beta)
-        place = step - self.first, self.execution.duals, self.workers.device
-        now = moved(self.experiment, *place)
+        now = moved(self.experiment, step - self.first, self.execution.duals, self.workers.device)
         known = self.augment_labels(step), beta, self.signs(step), now, batch
         return Inputs(draws, uniform, labels, *known)
 
