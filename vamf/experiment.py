@@ -271,10 +271,7 @@ class Experiment:
         return data.decoder(device) if isinstance(data, LatentSource) else lambda x: x
 
     def prepare(self) -> None:
-        """Loads the data and prepares the distance.
-
-        Raises ValueError if something is missing, or if the network does not take its inputs.
-        """
+        """Loads the data and prepares the distance; ValueError if something lacks or cannot fit."""
         if not isinstance(self.model, MLPConfig | UNetConfig | DiTConfig):
             check_inputs(self.model, self.data.shape, every_r=self.head.every_r)
         self.data.load("train")

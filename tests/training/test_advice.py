@@ -68,7 +68,10 @@ def test_a_target_that_a_network_makes_itself_is_told(capfd):
 )
 def test_a_difference_that_is_mostly_rounding_error_is_told(alpha, precision, told, capfd):
     advise(DIGITS.override({"ema": 0.9, "compute.precision": precision, **alpha}))
-    assert ("rounding error in bfloat16" in capfd.readouterr().out) == told
+    said = capfd.readouterr().out
+    assert ("rounding error in bfloat16" in said) == told
+    clamps = told and "loss.alpha.value" not in alpha  # a constant alpha takes no clamp
+    assert ("--set loss.alpha.clamp=0.05" in said) == clamps
 
 
 def test_that_difference_is_mostly_rounding_error():

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from vamf.experiment import Experiment
+from vamf.training.advice import LEAST
 
 PLAIN = {"beta.kind": "BetaSchedule", "beta.value": 0.0, "proxy": "ema"}
 OWN = PLAIN | {"beta.value": 1.0, "proxy": "online"}
@@ -50,13 +51,12 @@ OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
 def changes(experiment: Experiment, name: str) -> dict[str, Any]:
     """The settings of an objective, with the experiment's weights of samples, if it has no own.
 
-    In bfloat16 alpha-Flow takes the derivative from alpha = 0.05 on: below, its difference is
-    mostly rounding error.
+    In bfloat16 alpha-Flow takes the derivative below the alpha over which a difference is useful.
     """
     weight = asdict(experiment.loss.weight)
     found = {f"loss.weight.{key}": value for key, value in weight.items()} | {**OBJECTIVES[name]}
     if found["loss.kind"] == "AlphaFlowLoss" and experiment.compute.precision == "bfloat16":
-        found["loss.alpha.clamp"] = 0.05
+        found["loss.alpha.clamp"] = LEAST
     return found
 
 

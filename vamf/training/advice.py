@@ -61,11 +61,12 @@ def _of_difference(experiment: Experiment) -> str:
     loss = experiment.loss
     if not isinstance(loss, AlphaFlowLoss) or experiment.compute.precision != "bfloat16":
         return ""
-    least = loss.alpha.clamp if loss.alpha.value is None else loss.alpha.value
-    if least >= LEAST or loss.alpha.value == 0:
+    constant = loss.alpha.value
+    least = loss.alpha.clamp if constant is None else constant
+    if least >= LEAST or constant == 0:
         return ""
+    clamp = f"--set loss.alpha.clamp={LEAST:g} takes the derivative below that, or "
     return (
-        f"alpha-Flow's difference over alpha = {least:g} is mostly rounding error in bfloat16: "
-        f"--set loss.alpha.clamp={LEAST:g} takes the derivative below that, or --compute.precision "
-        "float32"
+        f"alpha-Flow's difference over alpha = {least:g} has a large rounding error in bfloat16: "
+        f"{clamp if constant is None else 'use '}--compute.precision float32"
     )

@@ -105,7 +105,7 @@ def replayed(
 ) -> Callable[..., T]:
     """A function of tensors that is called often: a graph where steps are captured, else itself.
 
-    Its results are those of the function to the bit, and remain valid.
+    Its results are those of the function, and remain valid.
     """
     if not Execution.of(compute, device).capture:
         return function
