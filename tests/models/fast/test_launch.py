@@ -9,9 +9,21 @@ import torch
 if find_spec("triton") is None:
     pytest.skip("Triton is not installed here", allow_module_level=True)
 
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+
 from vamf.models.fast.kernels.launch import compiling_ahead, launch
 
 CPU = torch.device("cpu")
+
+
+@triton.jit(do_not_specialize=["N"])
+def _scale(x, N, C, scale, P: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    there = at < N * P
+    tl.store(x + at * C, tl.load(x + at * C, mask=there) * scale, mask=there)
 
 
 class Kernel:
@@ -20,6 +32,7 @@ class Kernel:
     def __init__(self, together=1, error=None):
         self.launched, self.compiled, self.error = [], [], error
         self.all_here = threading.Barrier(together)
+        self.params = _scale.params[0], _scale.params[2]  # x, and an integer
 
     def __getitem__(self, grid):
         return lambda *given, **constants: self.launched.append((grid, given, constants))
@@ -67,6 +80,51 @@ def test_each_kind_is_compiled_once_several_at_a_time_and_nothing_is_launched():
     assert addresses == {x.data_ptr() % 16, x[1:].data_ptr() % 16}
     launch(kernel, (1,), x, 3, BLOCK=16)
     assert len(kernel.launched) == 1
+
+
+class Driver:
+    """An H100 that is not here."""
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device=None):
+        return 0
+
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+
+def test_kinds_are_those_that_triton_compiles(tmp_path, monkeypatch):
+    """What is not compiled ahead would be compiled within a step, and what is twice, for nothing.
+
+    Triton distinguishes types, addresses by 16, integers that are 1, by 16, or long, and values of
+    constants, by position or by name.
+    """
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    x = torch.zeros(64, dtype=torch.bfloat16)
+    given = [(x, 5, 32, 0.5, 784)]
+    given += [(x, n, 32, 0.5, 784) for n in (1, 16, 33)]  # as the first
+    given += [(x[8:], 5, 48, 2.0, 784), (x, 2**40, 32, 0.5, 784), (x, 5, 32, 0.5, 196)]
+    given += [(x, 5, 32, 0.5, 256), (x, 5, 1, 0.5, 784), (x, 5, 33, 0.5, 784)]
+    given += [(x[1:], 5, 32, 0.5, 784), (x.float(), 5, 32, 0.5, 784)]
+    warm_ups, warmup = [], _scale.warmup
+
+    def counted(*arguments, **constants):
+        warm_ups.append(arguments)
+        return warmup(*arguments, **constants)
+
+    monkeypatch.setattr(_scale, "warmup", counted)
+    monkeypatch.setattr(triton.compiler.CompiledKernel, "run", None)  # would load it
+    monkeypatch.setattr(driver, "_active", Driver())
+    with compiling_ahead(2, CPU):
+        for arguments in given:
+            launch(_scale, (1,), *arguments, BLOCK=32)
+        launch(_scale, (1,), *given[0], BLOCK=64)
+    compiled = len(_scale.device_caches[0][0])
+    for arguments in given:
+        warmup(*arguments, grid=(1,), BLOCK=32)
+    assert len(_scale.device_caches[0][0]) == compiled == len(warm_ups) == 9
 
 
 @pytest.mark.parametrize("fails", ["compiling", "the pass"])

@@ -35,7 +35,8 @@ class _Compilation:
         self._found: dict[tuple, Future[None]] = {}
 
     def add(self, kernel: Kernel, arguments: tuple, constants: dict[str, Any]) -> None:
-        kind = (id(kernel), *map(_kind, arguments), *sorted(constants.items()))
+        kinds = map(_kind, arguments, kernel.params)
+        kind = (id(kernel), *kinds, *sorted(constants.items()))
         if kind in self._found:
             return
         given = [_Address(a) if isinstance(a, Tensor) else a for a in arguments]
@@ -57,13 +58,21 @@ def _compile(kernel: Kernel, arguments: list[Any], constants: dict[str, Any]) ->
     compiled.run  # noqa: B018 builds what launches it, and loads it
 
 
-def _kind(argument: Any) -> tuple:
-    """At least as fine as Triton's own distinctions: a kernel is never compiled twice at once."""
+def _kind(argument: Any, parameter: Any) -> tuple:
+    """What Triton compiles for, or finer: all that steps need is compiled, nothing twice at once.
+
+    ``parameter`` is Triton's description of the kernel's parameter.
+    """
+    if parameter.is_constexpr:
+        return type(argument), argument
     match argument:
         case Tensor():
             return argument.dtype, argument.data_ptr() % 16
         case int():
-            return int, argument == 1, argument % 16 == 0, argument.bit_length() > 31
+            long = argument.bit_length() > 31
+            if parameter.do_not_specialize:
+                return int, long
+            return int, argument == 1, argument % 16 == 0, long
     return (type(argument),)
 
 

@@ -15,7 +15,7 @@ def silu_slope(h):
     return p * (1 + h * (1 - p))
 
 
-@triton.jit(do_not_specialize=["still", "N"])
+@triton.jit(do_not_specialize=["n_constant", "N", "P"])
 def _sums(
     x,
     d,
@@ -24,7 +24,7 @@ def _sums(
     ldd,
     n_constant,
     N,
-    P: tl.constexpr,
+    P,
     C,
     size,
     TANGENT: tl.constexpr,
@@ -63,7 +63,7 @@ def _sums(
         tl.store(to + 3 * size, tl.sum(fourth, 0), mask=there)
 
 
-@triton.jit(do_not_specialize=["still"])
+@triton.jit(do_not_specialize=["n_constant", "P", "SPANS"])
 def _coefficients(
     x,
     sums,
@@ -77,10 +77,10 @@ def _coefficients(
     n_constant,
     eps,
     size,
-    P: tl.constexpr,
+    P,
     G: tl.constexpr,
     J: tl.constexpr,
-    SPANS: tl.constexpr,
+    SPANS,
     SHIFT: tl.constexpr,
     TANGENT: tl.constexpr,
     MOVING: tl.constexpr,
@@ -138,7 +138,7 @@ def _coefficients(
             tl.store(to + 6 * size, origin * slope + (own - common) * factor, mask=there)
 
 
-@triton.jit(do_not_specialize=["still"])
+@triton.jit(do_not_specialize=["n_constant", "P"])
 def _apply(
     x,
     d,
@@ -152,7 +152,7 @@ def _apply(
     size,
     scale,
     C,
-    P: tl.constexpr,
+    P,
     SILU: tl.constexpr,
     DROP: tl.constexpr,
     TANGENT: tl.constexpr,

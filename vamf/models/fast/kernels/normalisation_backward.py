@@ -41,7 +41,7 @@ def _before(
     return back, value
 
 
-@triton.jit(do_not_specialize=["N"])
+@triton.jit(do_not_specialize=["N", "P"])
 def _sums_backward(
     g,
     x,
@@ -54,7 +54,7 @@ def _sums_backward(
     scale,
     N,
     C,
-    P: tl.constexpr,
+    P,
     SILU: tl.constexpr,
     DROP: tl.constexpr,
     BC: tl.constexpr,
@@ -85,7 +85,7 @@ def _sums_backward(
     tl.store(to + size, tl.sum(product, 0), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P", "SPANS"])
 def _coefficients_backward(
     sums,
     coefficients,
@@ -93,10 +93,10 @@ def _coefficients_backward(
     out,
     gshift,
     size,
-    P: tl.constexpr,
+    P,
     G: tl.constexpr,
     J: tl.constexpr,
-    SPANS: tl.constexpr,
+    SPANS,
     BG: tl.constexpr,
     BJ: tl.constexpr,
 ):
@@ -130,7 +130,7 @@ def _coefficients_backward(
     tl.store(to + 4 * size, origin * along - across, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P"])
 def _apply_backward(
     g,
     more,
@@ -147,7 +147,7 @@ def _apply_backward(
     size,
     scale,
     C,
-    P: tl.constexpr,
+    P,
     SILU: tl.constexpr,
     DROP: tl.constexpr,
     BESIDE: tl.constexpr,
