@@ -21,7 +21,7 @@ from vamf.training.checkpoints.checkpoint import find_checkpoint
 from vamf.training.loop import Session, Summary, train
 from vamf.training.step.trainer import Trainer
 
-LEFT = ("mnist_imf", "cifar10_imf", "cifar10_short", "cifar10_short_cond")
+LEFT = ("mnist_imf", "cifar10_imf", "cifar10_short", "cifar10_short_cond", "cifar10_25min")
 """The presets that are left to the slow suite: others are of their kind."""
 PRESET = pytest.mark.parametrize(
     "preset",
