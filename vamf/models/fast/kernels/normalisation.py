@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vamf.models.fast.kernels.launch import launch
-from vamf.models.fast.kernels.rows import CHANNELS, LAST, SUM, WRITE, rows
+from vamf.models.fast.kernels.rows import CHANNELS, LAST, SUM, TOGETHER, WRITE, rows
 
 
 @triton.jit
@@ -96,13 +96,16 @@ def _coefficients(
     square = tl.zeros([BG, BJ], tl.float32)
     along = tl.zeros([BG, BJ], tl.float32)
     product = tl.zeros([BG, BJ], tl.float32)
-    for s in range(SPANS):
-        at = sums + s * 4 * size + n * C + c
-        apart += tl.load(at, mask=there, other=0)
-        square += tl.load(at + size, mask=there, other=0)
-        if TANGENT:
-            along += tl.load(at + 2 * size, mask=there, other=0)
-            product += tl.load(at + 3 * size, mask=there, other=0)
+    for start in range(0, SPANS, TOGETHER):
+        for s in range(TOGETHER):
+            span = tl.full([1, 1], start + s, tl.int32)
+            at = sums + span * 4 * size + n * C + c
+            here = there & (span < SPANS)
+            apart += tl.load(at, mask=here, other=0)
+            square += tl.load(at + size, mask=here, other=0)
+            if TANGENT:
+                along += tl.load(at + 2 * size, mask=here, other=0)
+                product += tl.load(at + 3 * size, mask=here, other=0)
     apart, square, along, product = apart / P, square / P, along / P, product / P
     mean = pivot + apart
     moved = tl.zeros([BG, BJ], tl.float32)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vamf.models.fast.kernels.launch import launch
 from vamf.models.fast.kernels.normalisation import grid, silu_slope
-from vamf.models.fast.kernels.rows import CHANNELS, LAST, NARROW, WRITE, add_up, rows
+from vamf.models.fast.kernels.rows import CHANNELS, LAST, NARROW, TOGETHER, WRITE, add_up, rows
 
 SUM = {"SPAN": 256, "BP": 16, "num_warps": 4}
 SUM_SMALL = {"SPAN": 64, "BP": 32, "num_warps": 2}
@@ -105,10 +105,13 @@ def _coefficients_backward(
     there, c = (g < G) & (j < J), g * J + j
     alone = tl.zeros([BG, BJ], tl.float32)
     product = tl.zeros([BG, BJ], tl.float32)
-    for s in range(SPANS):
-        at = sums + s * 2 * size + n * C + c
-        alone += tl.load(at, mask=there, other=0)
-        product += tl.load(at + size, mask=there, other=0)
+    for start in range(0, SPANS, TOGETHER):
+        for s in range(TOGETHER):
+            span = tl.full([1, 1], start + s, tl.int32)
+            at = sums + span * 2 * size + n * C + c
+            here = there & (span < SPANS)
+            alone += tl.load(at, mask=here, other=0)
+            product += tl.load(at + size, mask=here, other=0)
     at = coefficients + n * C + c
     factor = tl.load(at, mask=there, other=0)
     origin = tl.load(at + 2 * size, mask=there, other=0)

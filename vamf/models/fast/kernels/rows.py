@@ -11,6 +11,8 @@ WRITE = {"BP": 32, "num_warps": 8}
 """Pixels and warps of a program that writes images; measured on an H200, like the others."""
 SUM = {"SPAN": 128, "BP": 16, "num_warps": 2}
 """Pixels that one program sums, in steps of BP."""
+TOGETHER = tl.constexpr(4)
+"""Spans whose sums are read at a time, as each read takes as long as all of them."""
 NARROW = 32
 """Channels that one program sums over rows, and rows that it reads at a time."""
 LAST = torch.channels_last
