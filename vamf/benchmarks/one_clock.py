@@ -30,8 +30,11 @@ SHARES = (0.05, 0.35, 0.65, 0.95)
 class Pace(NamedTuple):
     """What an objective's steps take."""
 
+    compiling: float
+    """Seconds that the first of such steps on this machine take for kernels, outside of training's
+    seconds: a search's trials find them compiled, and before their first step."""
     first: float
-    """Seconds of the first steps, in which kernels are compiled, beyond those of later ones."""
+    """Seconds of a training's first steps, in which a graph is recorded, beyond later ones'."""
     step: float
     """Seconds of a step."""
     gib: float | None
@@ -67,12 +70,13 @@ class Clock:
 
     def format(self) -> str:
         """A line for each objective."""
-        lines = [f"{'':28}{'first':>9}{'step':>12}{'peak':>12}{'steps':>10}"]
+        lines = [f"{'':28}{'compiling':>11}{'first':>9}{'step':>12}{'peak':>12}{'steps':>10}"]
         for name, pace in self.paces.items():
             peak = "" if pace.gib is None else f"{pace.gib:.1f} GiB"
             steps = pace.steps(self.seconds)
             lines.append(
-                f"{name:28}{pace.first:7.1f} s{pace.step * 1e3:9.2f} ms{peak:>12}{steps:10,}"
+                f"{name:28}{pace.compiling:9.1f} s{pace.first:7.1f} s"
+                f"{pace.step * 1e3:9.2f} ms{peak:>12}{steps:10,}"
             )
         return "\n".join([*lines, *(f"{name:28} {why}" for name, why in self.refused.items())])
 
@@ -122,9 +126,7 @@ def measure(experiment: Experiment, device: torch.device, seconds: float) -> Clo
             refused[name] = first_line(error)
             continue
         paces[name] = pace = _pace(own, device)
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        _free(device)
         if pace.steps(seconds) < EVALUATIONS:
             raise ValueError(
                 f"the seconds of a training must hold {EVALUATIONS} steps; got {seconds:g}, and "
@@ -133,18 +135,33 @@ def measure(experiment: Experiment, device: torch.device, seconds: float) -> Clo
     return Clock(experiment, seconds, paces, refused)
 
 
+def _free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def _pace(experiment: Experiment, device: torch.device) -> Pace:
-    trainer = trainer_of(experiment, device)
+    cold, _ = _begun(experiment, device)  # those after it find what it compiles, so it is no cost
+    _free(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    start = time.perf_counter()
-    warm_up(trainer.train_step, experiment.compute.compile)
-    synchronise(device)
-    began, steps = time.perf_counter() - start, trainer.step
+    warm, trainer = _begun(experiment, device)
+    steps = trainer.step
     shares = SHARES if experiment.loss.moves else (0.0,)
     step = statistics.mean(_seconds_at(trainer, share) for share in shares)
     gib = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
-    return Pace(first=max(began - steps * step, 0.0), step=step, gib=gib)
+    first = max(warm - steps * step, 0.0)
+    return Pace(compiling=max(cold - warm, 0.0), first=first, step=step, gib=gib)
+
+
+def _begun(experiment: Experiment, device: torch.device) -> tuple[float, Trainer]:
+    """The seconds of a new trainer's first steps, and the trainer."""
+    trainer = trainer_of(experiment, device)
+    start = time.perf_counter()
+    warm_up(trainer.train_step, experiment.compute.compile)
+    synchronise(device)
+    return time.perf_counter() - start, trainer
 
 
 def _seconds_at(trainer: Trainer, share: float) -> float:
