@@ -53,3 +53,18 @@ def test_on_a_cpu_and_with_a_graph_it_is_the_convolution(monkeypatch):
     assert convolutions.convolution(conv, x).requires_grad
     with torch.no_grad():
         assert torch.equal(convolutions.convolution(conv, x), convolutions.whole(conv, x))
+
+
+@torch.no_grad()
+def test_nothing_is_decided_on_arbitrary_values(monkeypatch):
+    """While kernels are compiled they do not run: one NaN would decide, and so would zeros."""
+    conv, x = convolution()
+    monkeypatch.setattr(convolutions, "_halved", {})
+    monkeypatch.setattr(convolutions, "_may_halve", lambda x: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(convolutions, "in_halves", lambda conv, x: convolutions.whole(conv, x) + 1)
+    monkeypatch.setattr(convolutions, "_pays", lambda conv, x: bool(x.isfinite().all()))
+    with convolutions.undecided():
+        found = convolutions.convolution(conv, torch.full_like(x, float("nan")))
+    assert found.isnan().all()
+    assert torch.equal(convolutions.convolution(conv, x), convolutions.whole(conv, x) + 1)

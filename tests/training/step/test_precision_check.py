@@ -208,6 +208,68 @@ def test_the_test_of_a_mode_takes_any_share_of_equal_times(share):
     self_test(trainer(DIGITS.override(BOTH | {"times.prob_equal": share})))
 
 
+def test_the_test_of_a_mode_takes_times_that_were_clipped():
+    """All samples that are drawn with r < t have r > t and are clipped: du/dt has the factor 0."""
+    clipped = {"times.kind": "ClippedLogitNormalTimes", "times.prob_equal": 0.25}
+    own = trainer(DIGITS.override(BOTH | clipped | {"times.r_mean": 9.0, "times.t_mean": -9.0}))
+    draws = own.objective.draw(own.step)[0]
+    assert draws.n_equal < len(draws.x) and torch.equal(draws.r, draws.t)
+    self_test(own)
+
+
+@pytest.mark.parametrize(("apart", "passes"), [((), True), ((6,), False)])
+def test_samples_with_r_below_t_are_tried_wherever_they_are(monkeypatch, apart, passes):
+    """Of a batch of eight whose first two have r = t, all others but those ``apart`` too."""
+    own = trainer(DIGITS.override(BOTH))
+    draws = own.objective.draw(own.step)[0]
+    r = draws.t.clone()
+    r[list(apart)] /= 2
+    monkeypatch.setattr(own.objective, "draw", lambda step: (draws._replace(r=r, n_equal=2), None))
+    normalise = reference_ops.normalise
+
+    def other_tangent(*args, **how):
+        y, dy, coefficients = normalise(*args, **how)
+        return y, dy if dy is None else 1.5 * dy, coefficients
+
+    monkeypatch.setattr(reference_ops, "normalise", other_tangent)
+    with nullcontext() if passes else pytest.raises(ValueError, match="must be that of float64"):
+        self_test(own)
+
+
+class OnlyBackwards(torch.autograd.Function):
+    """As a fused attention kernel: without forward mode."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+@pytest.mark.parametrize(
+    "over",
+    [
+        ROUNDED | {"loss.kind": "SemigroupLoss", "beta.value": 0.0},
+        COMPILED | {"loss.difference.epsilon": 0.01},
+    ],
+    ids=["semigroup", "difference"],
+)
+def test_a_network_without_forward_mode_is_tested_where_steps_take_no_derivative(over):
+    own = trainer(TOY.override(over))
+    own.net.register_forward_hook(lambda net, given, value: OnlyBackwards.apply(value))
+    self_test(own)
+    own.train_step()
+    assert own.collect()["loss/train"] > 0
+
+
+def test_a_batch_is_its_own_proxy_where_precisions_are_compared():
+    own = trainer(TOY.override({"proxy": "batch", "beta.value": 0.5}))
+    mode = Compute(precision="float32")
+    assert deviations(own, (mode,))[mode].dudt < 1e-4
+
+
 @pytest.mark.parametrize("wrong", ["tangent", "gradient"])
 def test_a_mode_that_computes_something_else_refuses_to_train(monkeypatch, tmp_path, wrong):
     monkeypatch.setattr(preparation, "_prepared", set())  # other tests may have trained such steps

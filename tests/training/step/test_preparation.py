@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 
+from vamf.models.fast import reference_ops
 from vamf.presets import PRESETS
-from vamf.training.step.preparation import kind_of_step
+from vamf.training.step.preparation import _passes, kind_of_step
 from vamf.training.step.trainer import Trainer
 
 STEPS = """
@@ -52,3 +53,20 @@ def test_steps_of_a_kind_differ_in_numbers_only():
     others = [{"batch": 64}, {"compute.precision": "bfloat16"}, {"model.channels": 32}]
     others += [{"beta.value": 0.0}, {"loss.gamma": 0.5}]
     assert len({usual, *(kind(**over) for over in others)}) == 1 + len(others)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.75, 0.8, 0.9])
+def test_what_is_compiled_ahead_has_tangents_if_steps_have(share, monkeypatch):
+    """Also of a few samples, where micro-batches are not chosen yet."""
+    over = {"times.prob_equal": share, "compute.accumulate": "auto", "compute.compile": True}
+    experiment = PRESETS["digits"].override(over | {"model.channels": 16, "batch": 64})
+    own, tangents = Trainer(experiment, experiment.data.load("train")), []
+    normalise = reference_ops.normalise
+
+    def noted(x, d, *rest, **how):
+        tangents.append(d is not None)
+        return normalise(x, d, *rest, **how)
+
+    monkeypatch.setattr(reference_ops, "normalise", noted)
+    _passes(own)
+    assert any(tangents)

@@ -4,7 +4,8 @@ For some shapes cuDNN's heuristic picks a kernel that is a third slower than the
 half of the batch.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ REPEATS = 5
 """Number of convolutions in each time measurement."""
 
 _halved: dict[Hashable, bool] = {}
+_decides = True
 
 
 def convolution(conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -28,9 +30,23 @@ def convolution(conv: nn.Conv2d, x: Tensor) -> Tensor:
     if not _may_halve(x):
         return whole(conv, x)
     shape = x.shape, conv.weight.shape, conv.stride, conv.padding, conv.dilation, x.device
-    if shape not in _halved and not torch.cuda.is_current_stream_capturing():
+    if shape not in _halved and _decides and not torch.cuda.is_current_stream_capturing():
         _halved[shape] = _pays(conv, x)
     return in_halves(conv, x) if _halved.get(shape) else whole(conv, x)
+
+
+@contextmanager
+def undecided() -> Iterator[None]:
+    """Within the block no shape is decided on: images have arbitrary values, or the GPU is shared.
+
+    Shapes that are not decided on are convolved whole.
+    """
+    global _decides
+    before, _decides = _decides, False
+    try:
+        yield
+    finally:
+        _decides = before
 
 
 def _may_halve(x: Tensor) -> bool:

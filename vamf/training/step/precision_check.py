@@ -13,13 +13,15 @@ from vamf.experiment_settings import Compute
 from vamf.flow.derivatives import textbook_derivative
 from vamf.flow.duals import dual_mode
 from vamf.flow.objectives.meanflow import MeanFlowLoss, path_derivative, path_pass
-from vamf.flow.objectives.terms import Draws
+from vamf.flow.objectives.semigroup import SemigroupLoss
+from vamf.flow.objectives.terms import Draws, ObjectiveRule
+from vamf.flow.oracle import for_batch
 from vamf.flow.tangents import mix_tangent
 from vamf.models.recomputation import recomputing
 from vamf.training.step.precision import in_precision, matmul_precision
 from vamf.training.step.proxies import build_proxy
 from vamf.training.step.trainer import Trainer
-from vamf.typing import Beta, expand_like
+from vamf.typing import Beta, Velocity, expand_like
 
 
 class Deviation(NamedTuple):
@@ -90,7 +92,7 @@ class _Step(NamedTuple):
 
 def _step(trainer: Trainer, mode: Compute, draws: Draws, beta: Beta, rule: MeanFlowLoss) -> _Step:
     experiment, net, ema = trainer.experiment, trainer.net, trainer.ema
-    v_hat = build_proxy(_in(experiment, mode), net, ema, trainer.workers.device)
+    v_hat = _proxy(experiment, mode, net, ema, draws)
     training = net.training
     net.eval()
 
@@ -105,10 +107,13 @@ def _step(trainer: Trainer, mode: Compute, draws: Draws, beta: Beta, rule: MeanF
     return _Step(correction, loss.detach(), gradient)
 
 
-def _in(experiment: Experiment, mode: Compute) -> Experiment:
-    return experiment.override(
-        {"compute.precision": mode.precision, "compute.compile": mode.compile}
-    )
+def _proxy(
+    experiment: Experiment, mode: Compute, net: nn.Module, ema: nn.Module, draws: Draws
+) -> Velocity:
+    """The proxy of a step in a mode, whose whole batch is ``draws``."""
+    within = {"compute.precision": mode.precision, "compute.compile": mode.compile}
+    v_hat = build_proxy(experiment.override(within), net, ema, draws.x.device)
+    return for_batch(v_hat, draws.x)
 
 
 def _exact(
@@ -127,13 +132,15 @@ def _exact(
     x, e, r, t, n_equal = draws
     wide = Draws(x.double(), e.double(), r.double(), t.double(), n_equal)
     beta = beta.double() if isinstance(beta, Tensor) else beta
-    v_hat = build_proxy(_in(experiment, Compute()), net, ema, trainer.workers.device)
+    v_hat = _proxy(experiment, Compute(), net, ema, wide)
     z, v_cond, _ = path_derivative(net, wide._replace(n_equal=len(wide.x)), beta, v_hat)
     v_tan = mix_tangent(v_cond, z, wide.t, beta, v_hat)
-    with torch.no_grad():
-        _, du_dt = textbook_derivative(net, z, wide.r, wide.t, v_tan)
-        _require_central_difference(net, wide, z, v_tan, du_dt)
-        correction = expand_like(wide.t - wide.r, z) * du_dt
+    correction = torch.zeros_like(z)
+    if n_equal < len(x):  # a network without forward mode may be trained where r = t
+        with torch.no_grad():
+            _, du_dt = textbook_derivative(net, z, wide.r, wide.t, v_tan)
+            _require_central_difference(net, wide, z, v_tan, du_dt)
+            correction = expand_like(wide.t - wide.r, z) * du_dt
     error = (net(z, wide.r, wide.t) - (v_cond - correction)).square().flatten(1).sum(1)
     counts = torch.ones_like(error) if counts is None else counts.to(error)
     loss = (rule.weight(error) * error * counts).sum() / counts.sum()
@@ -145,8 +152,6 @@ def _require_central_difference(
 ) -> None:
     """Raises ValueError unless du/dt is close to (u(t + h) - u(t - h)) / 2h where r < t."""
     n, h = draws.n_equal, 1e-4
-    if n == len(z):
-        return
     z, v_tan, r, t = z[n:], v_tan[n:], draws.r[n:], draws.t[n:]
     difference = (net(z + h * v_tan, r, t + h) - net(z - h * v_tan, r, t - h)) / (2 * h)
     apart = (difference - du_dt[n:]).norm() / difference.norm()
@@ -166,17 +171,20 @@ def self_test(trainer: Trainer) -> None:
     """Raises ValueError unless steps in the experiment's precision agree with float64.
 
     The batch has a micro-batch's size and repeats a few samples of the next batch; beta is 0 and
-    there is no dropout. Skipped for an uncompiled run in float32, which uses the reference's
-    formulas, and for a DDPM.
+    there is no dropout. du/dt is left out where steps have no derivative. Skipped for an uncompiled
+    run in float32, which uses the reference's formulas, and for a DDPM.
     """
     mode, experiment = trainer.experiment.compute, trainer.objective.experiment
     plain = mode.precision == "float32" and not mode.compile
     if plain or not experiment.loss.learns_velocity:
         return
     draws = trainer.objective.draw(trainer.step)[0].every(trainer.micro_batches)
-    n, size = draws.n_equal, len(draws.x)
-    chosen = [*range(min(n, TRIED)), *range(n, min(n + TRIED, size))]
-    equal, rest = (len([k for k in chosen if (k < n) == side]) for side in (True, False))
+    if not _differentiates(experiment.loss):
+        draws = draws._replace(r=draws.t, n_equal=len(draws.x))
+    n, size, clipped = draws.n_equal, len(draws.x), (draws.r == draws.t).tolist()
+    apart = sorted(range(n, size), key=clipped.__getitem__)[:TRIED]  # the clipped ones last
+    chosen = [*range(min(n, TRIED)), *apart]
+    equal, rest = len(chosen) - len(apart), len(apart)
     of = [k % equal for k in range(n)] + [equal + k % rest for k in range(size - n)]
     few = _taken(draws, chosen, equal)
     counts = torch.bincount(torch.tensor(of), minlength=len(chosen))
@@ -187,13 +195,24 @@ def self_test(trainer: Trainer) -> None:
     found = _deviation(step._replace(correction=step.correction[first]), exact)
     dudt, angle = BOUNDS[mode.precision]
     cosine = _median_cosine(step.gradient, exact.gradient, trainer.net)
-    if not (rest == 0 or found.dudt <= dudt) or not cosine >= 1 - angle:
+    moves = bool((few.r < few.t).any())
+    if not (found.dudt <= dudt or not moves) or not cosine >= 1 - angle:
         raise ValueError(
             f"a step in {mode.precision}{', compiled' * mode.compile} must be that of float64 to "
             f"du/dt {dudt:g} and a median cosine of {1 - angle:g} of parameters' gradients; here "
             f"it has {found.dudt:.1e} and {cosine:.4f}; train with --compute.precision float32 "
             "--compute.no-compile"
         )
+
+
+def _differentiates(loss: ObjectiveRule) -> bool:
+    """Whether steps may take a derivative in forward mode, of which a network may have none."""
+    match loss:
+        case SemigroupLoss():
+            return False
+        case MeanFlowLoss():
+            return loss.difference is None
+    return True
 
 
 def _median_cosine(gradient: Tensor, exact: Tensor, net: nn.Module) -> float:

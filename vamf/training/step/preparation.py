@@ -6,6 +6,7 @@ import torch
 
 from vamf.cpus import usable
 from vamf.flow.schedules import BetaSchedule
+from vamf.models.fast.convolutions import undecided
 from vamf.models.fast.fused import TRITON
 from vamf.training.step.memory import FEW, choose_micro_batches
 from vamf.training.step.precision_check import self_test
@@ -13,7 +14,17 @@ from vamf.training.step.trainer import Trainer
 
 MOST = 16
 """Threads that compile; more would wait for each other."""
-SETTINGS = ("model", "times", "loss", "proxy", "head", "guidance", "augment", "compute", "batch")
+SETTINGS = (
+    "model",
+    "times",
+    "loss",
+    "proxy",
+    "reference",
+    "head",
+    "guidance",
+    "augment",
+    "compute",
+)
 """The settings of an experiment on which a step's kernels and their accuracy depend."""
 
 _prepared: set[str] = set()
@@ -49,7 +60,7 @@ def kind_of_step(trainer: Trainer) -> str | None:
     if not (_is_ours(own.model) and _is_ours(own.loss)):
         return None
     settings, without_proxy = own.to_dict(), own.beta == BetaSchedule(value=0.0)
-    given = [trainer.dataset.shape, workers.world, str(workers.device), without_proxy]
+    given = [own.batch, trainer.dataset.shape, workers.world, str(workers.device), without_proxy]
     return json.dumps([*given, *(settings[name] for name in SETTINGS)])
 
 
@@ -65,7 +76,7 @@ def compile_kernels(trainer: Trainer) -> None:
     from vamf.models.fast.kernels.launch import compiling_ahead
 
     threads = min(max(usable() // trainer.workers.world, 1), MOST)
-    with torch.random.fork_rng([device]), compiling_ahead(threads, device):
+    with torch.random.fork_rng([device]), undecided(), compiling_ahead(threads, device):
         _passes(trainer)
 
 
@@ -78,7 +89,7 @@ def _passes(trainer: Trainer) -> None:
     inputs, net = trainer.objective.inputs(trainer.step), trainer.net
     chosen = trainer.experiment.compute.accumulate != "auto"
     parts = trainer.micro_batches if chosen else max(len(inputs.draws.x) // FEW, 1)
-    part = inputs.micro_batch(0, parts)
+    part = inputs.micro_batch(parts - 1, parts)  # if few have r < t, the first may have none
     for moved in trainer.objective.programs():
         for training in (False, True):  # the self-test has no dropout
             net.train(training)

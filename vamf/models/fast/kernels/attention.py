@@ -11,7 +11,7 @@ NUMBERS = 1024
 """Numbers in the rows that one program handles; it handles at least one row."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _softmax(x, out, M, N, scale, BP: tl.constexpr, BC: tl.constexpr):
     row = (tl.program_id(0).to(tl.int64) * BP + tl.arange(0, BP))[:, None]
     c = tl.arange(0, BC)[None, :]
@@ -22,7 +22,7 @@ def _softmax(x, out, M, N, scale, BP: tl.constexpr, BC: tl.constexpr):
     tl.store(out + row * N + c, e / tl.sum(e, 1)[:, None], mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _softmax_tangent(weights, d, out, M, N, scale, BP: tl.constexpr, BC: tl.constexpr):
     row = (tl.program_id(0).to(tl.int64) * BP + tl.arange(0, BP))[:, None]
     c = tl.arange(0, BC)[None, :]

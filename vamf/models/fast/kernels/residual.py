@@ -9,7 +9,7 @@ from vamf.models.fast.kernels.launch import launch
 from vamf.models.fast.kernels.rows import CHANNELS, LAST, NARROW, SUM, WRITE, add_up, rows
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _scaled_sum(
     x,
     y,
@@ -35,7 +35,7 @@ def _scaled_sum(
     tl.store(out + row * ldo + c[None, :], total * half, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _scaled_sum_backward(
     g,
     out,
