@@ -316,7 +316,7 @@ def test_steps_are_timed(arguments, capsys):
 @pytest.mark.parametrize("arguments", commands("clock"), ids=" ".join)
 def test_objectives_are_timed(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(one_clock, "_pace", lambda *_: one_clock.Pace(20.0, 0.1, None))
+    monkeypatch.setattr(one_clock, "_pace", lambda *_: one_clock.Pace(0.0, 20.0, 0.1, None))
     clock.main(arguments)
     assert "tune mnist_120s.py --trials 9 --seeds 3" in capsys.readouterr().out
 

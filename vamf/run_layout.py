@@ -44,6 +44,9 @@ SAMPLES = "samples"
 LANDSCAPE = "landscape"
 """The folder of the measured beta landscapes."""
 
+LAST_LANDSCAPE = "landscape.json"
+"""The estimates of the last landscape, with its step, for when the run is resumed."""
+
 RAY = "ray"
 """The folder of Ray's own files."""
 

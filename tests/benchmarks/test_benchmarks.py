@@ -85,8 +85,61 @@ def test_what_does_not_fit_is_said(monkeypatch, alone):
     assert sum(row.unit == "ms" for row in table.rows.values()) == 9
     assert timed == ([1] * 9 if alone else [9])
     monkeypatch.setattr(step_time, "variants", lambda _: {"a": (TOY, step_time._with_graph)})
-    with pytest.raises(ValueError, match="no step fits into memory at batch 8"):
+    with pytest.raises(ValueError, match="no step can be timed: a: out of memory at batch 8"):
         step_time.steps(Subject(TOY, CPU, 1))
+
+
+@pytest.mark.parametrize("name", ["_whole_batch", "_with_graph"])
+def test_what_replaces_the_objective_takes_the_same_steps(name):
+    """MeanFlow's gradient is the same however it is computed; so is the average, every 2 steps."""
+    experiment = TOY.override({"beta.value": 0.0, "ema_every": 2})
+    own = step_time.trainer_of(experiment, CPU)
+    step = step_time._step(experiment, CPU, getattr(step_time, name))
+    other = step.__self__
+    for _ in range(3):
+        own.train_step(), step()
+        for ours, theirs in ((own.net, other.net), (own.ema, other.ema)):
+            pairs = zip(ours.parameters(), theirs.parameters(), strict=True)
+            for a, b in pairs:
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)  # float32, through Adam
+    assert own.step == other.step == 3
+
+
+@pytest.mark.parametrize("name", ["_whole_batch", "_with_graph"])
+def test_what_replaces_the_objective_is_computed_in_its_precision(name, monkeypatch):
+    experiment, seen = TOY.override({"compute.precision": "bfloat16"}), set()
+    step = step_time._step(experiment, CPU, getattr(step_time, name))
+    linear = torch.nn.functional.linear
+
+    def noted(x, weight, *rest):
+        seen.add(weight.dtype)
+        return linear(x, weight, *rest)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", noted)
+    step()
+    assert torch.bfloat16 in seen and torch.float32 not in seen
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"loss.anchor.weight": 0.1}, {"loss.trace.scale": 1.0}, {"loss.alpha.sharpness": 25.0}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_objectives_with_further_inputs_have_all_variants(changes):
+    experiment = TOY.override(changes)
+    for own, loss in variants(experiment).values():
+        step_time._step(own, CPU, loss)()
+
+
+def test_a_variant_that_is_refused_is_left_out_with_a_note(monkeypatch):
+    def refused(objective, inputs):
+        raise ValueError("it needs labels\nof each sample")
+
+    two = {"own": (TOY, None), "other": (TOY, refused)}
+    monkeypatch.setattr(step_time, "variants", lambda _: two)
+    table = step_time.steps(Subject(TOY, CPU, 1))
+    assert table.notes == ("other: it needs labels",)
+    assert [name for name, row in table.rows.items() if row.unit == "ms"] == ["own"]
 
 
 def test_an_earlier_measurement_is_printed_beside_the_new_one():

@@ -194,6 +194,23 @@ def test_the_papers_scalar_formula_where_the_jacobian_is_large():
     assert (value - low, high - value) == pytest.approx((1.98422 * error,) * 2, rel=1e-5)
 
 
+def test_samples_whose_times_are_clipped_do_not_count_as_interior():
+    """A quarter of the samples has r = t from the start, another one by clipping r to t."""
+
+    def clipped(n, key):
+        draws, half = linear_draws(n, key), n // 2
+        r = torch.cat([draws.t[:half], draws.r[half:]])
+        return Draws(draws.x, draws.e, r, draws.t, n // 4)
+
+    net = Linear(W)
+    probed = ProbeTarget(net, list(net.parameters()), lambda z, t: z @ PROXY.T)
+    found = Landscape(tables(probed, 100, (0.0, 1.0), 64, clipped), (0.0, 1.0), 64, False)
+    assert (found.tables.scalars[:, 0] == 0.5).all()
+    kappa = GAP * float(W.trace()) / 2 - 1
+    value, error = found.estimates()["probe/kappa"]
+    assert abs(value - kappa) < 4.5 * error + 1e-12 and error < 0.05 * abs(kappa + 1)
+
+
 def network(seed=0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 from helpers.pictures import write_images
-from helpers.toy import trainer
+from helpers.toy import Died, dies_at, trainer
 
 from vamf.data.digits import Digits
 from vamf.data.mixtures import Mixture
@@ -15,8 +15,13 @@ from vamf.distributed import Workers
 from vamf.flow.schedules import BetaOfTime
 from vamf.presets import PRESETS
 from vamf.rng import generator
-from vamf.training.landscape_report import describe_landscape
-from vamf.training.loop import Session, train
+from vamf.run_layout import LAST_LANDSCAPE, SUMMARY
+from vamf.training.landscape_report import (
+    describe_landscape,
+    keep_landscape,
+    last_estimates,
+)
+from vamf.training.loop import Session, Summary, train
 from vamf.training.step.trainer import Trainer
 
 TOY = PRESETS["toy"].override(
@@ -85,6 +90,52 @@ def test_a_run_with_probes_logs_the_landscape(tmp_path):
         assert {"beta_star/gradient/mse", "beta_star/conditional/mse_se"} <= set(logged[step])
         assert ("landscape", step) in pictures
         assert (tmp_path / "landscape" / f"step_{step:08d}.json").exists()
+
+
+@pytest.mark.parametrize("death", [None, 19, 20], ids="died at {}".format)
+def test_a_runs_summary_has_its_last_landscape_whichever_step_it_is_of(death, tmp_path):
+    """Step 18 has the last landscape, step 20 the evaluation; it is resumed at 19 or at 20."""
+    logged, measured, changes = {}, [], {"probe.every": 6, "probe.pairs": 2, "checkpoint.every": 19}
+    experiment = TOY.override({**changes, "evaluation.gradient_batches": 3})
+
+    def attempt(report=lambda progress: None):
+        return train(
+            experiment,
+            Session(
+                directory=tmp_path,
+                log=lambda metrics, step: logged.setdefault(step, {}).update(metrics),
+                picture=lambda path, step: measured.append((path.parent.name, step)),
+                report=report,
+            ),
+        )
+
+    if death is not None:
+        with pytest.raises(Died):
+            attempt(dies_at(death))
+    summary = attempt()
+    assert [step for kind, step in measured if kind == "landscape"] == [6, 12, 18]
+    names = [name for name in logged[18] if name.startswith(("beta_star/", "probe/"))]
+    expected = {name: logged[18][name] for name in names if not name.endswith("_se")}
+    expected |= {
+        name: value
+        for name, value in logged[20].items()
+        if name.startswith("eval/") and not name.endswith("_se")
+    }
+    assert "beta_star/gradient/mse" in expected and "beta_star/gradient/mse" not in logged[20]
+    assert {name: found.value for name, found in summary.metrics.items()} == expected
+    error = logged[18]["beta_star/gradient/mse_se"]
+    assert summary.metrics["beta_star/gradient/mse"].error == error
+    assert Summary.load(tmp_path / SUMMARY).metrics == summary.metrics
+
+
+def test_a_last_landscape_of_a_later_step_or_damaged_is_none(tmp_path):
+    assert last_estimates(tmp_path, 9) == {}
+    keep_landscape(trainer(TOY).probe(PLAN), tmp_path, 6)
+    assert last_estimates(tmp_path, 6) == last_estimates(tmp_path, 9) != {}
+    assert last_estimates(tmp_path, 5) == {}
+    for damaged in ("", "[]", '{"step": 6}', '{"step": 6, "estimates": {"a": 1}}'):
+        (tmp_path / LAST_LANDSCAPE).write_text(damaged)
+        assert last_estimates(tmp_path, 6) == {}
 
 
 @pytest.mark.parametrize(

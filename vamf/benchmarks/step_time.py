@@ -3,27 +3,29 @@
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from vamf.benchmarks.timing import Row, Step, Table, process_memory, synchronise, time_steps
 from vamf.data.dataset import ImageSet
 from vamf.distributed import Workers
+from vamf.errors import first_line
 from vamf.experiment import Experiment
 from vamf.flow.derivatives import textbook_derivative
+from vamf.flow.guidance import with_augment_labels
 from vamf.flow.objectives.alpha_flow import AlphaFlowLoss, AlphaSchedule
 from vamf.flow.objectives.meanflow import MeanFlowLoss
 from vamf.flow.objectives.semigroup import SemigroupLoss
 from vamf.flow.objectives.terminal_velocity import BoundaryTime, TerminalVelocityLoss
-from vamf.flow.objectives.terms import Draws, squared_norm
+from vamf.flow.objectives.terms import LossTerms, squared_norm
 from vamf.flow.path import interpolate
 from vamf.flow.schedules import BetaSchedule
 from vamf.models.dit import DiTConfig
 from vamf.models.unet import UNetConfig
-from vamf.training.step.precision import matmul_precision
-from vamf.training.step.trainer import Trainer
+from vamf.training.step.objective import Inputs, Objective
+from vamf.training.step.trainer import Trainer, Wrap
 from vamf.typing import expand_like
 
 WARM_UP = {False: 2, True: 6}
@@ -43,6 +45,9 @@ ALONE = {"cuda"}
 
 TOGETHER = {"cuda": 16}
 """Steps between two synchronisations; one on the CPU, which does not run asynchronously."""
+
+Loss = Callable[[Objective, Inputs], LossTerms]
+"""Computes a step's loss in the place of the objective."""
 
 
 @dataclass(frozen=True)
@@ -72,17 +77,19 @@ class Subject:
         return found["own"]
 
 
-def trainer_of(experiment: Experiment, device: torch.device) -> Trainer:
+def trainer_of(
+    experiment: Experiment, device: torch.device, wrap: Wrap = lambda objective: objective
+) -> Trainer:
     """A trainer as in the training loop, without stages, with images in memory on the device."""
     experiment = replace(experiment, stages=())
     dataset = experiment.data.load("train")
     if isinstance(dataset, ImageSet):
         dataset = dataset.to(device)
-    return Trainer(experiment, dataset, Workers(device=device))
+    return Trainer(experiment, dataset, Workers(device=device), wrap)
 
 
-def variants(experiment: Experiment) -> dict[str, tuple[Experiment, Callable | None]]:
-    """Experiments whose steps differ in their loss, each with a function that replaces it or None.
+def variants(experiment: Experiment) -> dict[str, tuple[Experiment, Loss | None]]:
+    """Experiments whose steps differ in their loss, each with what replaces it or None.
 
     If the experiment is compiled, compiled variants come first, then the same eagerly. Flow
     matching is first in each group, as the others are compared with it. A DDPM has one variant.
@@ -105,7 +112,7 @@ def variants(experiment: Experiment) -> dict[str, tuple[Experiment, Callable | N
             if share != experiment.times.prob_equal
         }
         losses |= _others(plain)
-    found: dict[str, tuple[Experiment, Callable | None]] = {}
+    found: dict[str, tuple[Experiment, Loss | None]] = {}
     if experiment.compute.compile:
         on = {"compute.compile": True}
         found = {f"{name}, compiled": (own.override(on), None) for name, own in losses.items()}
@@ -142,38 +149,47 @@ def _others(plain: Experiment) -> dict[str, Experiment]:
     return found
 
 
-def _step(
-    experiment: Experiment, device: torch.device, loss: Callable[[Trainer, Draws], Tensor] | None
-) -> Step:
-    """A training step, including optimiser and moving average."""
-    trainer = trainer_of(experiment, device)
+class _Replaced(nn.Module):
+    """An objective whose loss is computed by another function."""
+
+    def __init__(self, objective: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.objective, self.loss = objective, loss
+
+    def forward(self, inputs: Inputs) -> LossTerms:
+        assert isinstance(self.objective, Objective)
+        return self.loss(self.objective, inputs)
+
+
+def _step(experiment: Experiment, device: torch.device, loss: Loss | None) -> Step:
+    """A training step, including optimiser and moving average.
+
+    ``loss`` takes the objective's place, in a step that is not compiled.
+    """
     if loss is None:
-        return trainer.train_step
-
-    def step() -> None:
-        draws, _ = trainer.objective.draw(trainer.step)
-        trainer.optimiser.zero_grad()
-        with matmul_precision(experiment.compute):
-            loss(trainer, draws).backward()
-        trainer.optimiser.step()
-        trainer.ema.update_parameters(trainer.net)
-        trainer.step += 1
-
-    return step
+        return trainer_of(experiment, device).train_step
+    return trainer_of(experiment, device, partial(_Replaced, loss=loss)).train_step
 
 
-def _whole_batch(trainer: Trainer, draws: Draws) -> Tensor:
-    objective = trainer.experiment.loss
-    return objective(trainer.net, draws._replace(n_equal=0), beta=0.0, v_hat=trainer.v_hat).loss
+def _whole_batch(objective: Objective, inputs: Inputs) -> LossTerms:
+    """The objective's own loss, as if no sample were known to have r = t."""
+    return objective(inputs._replace(draws=inputs.draws._replace(n_equal=0)))
 
 
-def _with_graph(trainer: Trainer, draws: Draws) -> Tensor:
-    """u and du/dt of the whole batch from one differentiable ``torch.func.jvp``."""
+def _with_graph(objective: Objective, inputs: Inputs) -> LossTerms:
+    """MeanFlow with u and du/dt of the whole batch from one differentiable ``torch.func.jvp``.
+
+    It has the weight of the objective's loss, but none of its other terms.
+    """
+    draws, u = inputs.draws, objective.u
+    if inputs.augment_labels is not None:
+        u = with_augment_labels(u, inputs.augment_labels, times=2)
     z, v_cond = interpolate(draws.x, draws.e, draws.t)
-    u, du_dt = textbook_derivative(trainer.net, z, draws.r, draws.t, v_cond)
-    target = v_cond - expand_like(draws.t - draws.r, z) * du_dt.detach()
-    error = squared_norm(u - target)
-    return (trainer.experiment.loss.weight(error) * error).mean()
+    value, du_dt = textbook_derivative(u, z, draws.r, draws.t, v_cond)
+    correction = expand_like(draws.t - draws.r, z) * du_dt.detach()
+    error = squared_norm(value - (v_cond - correction))
+    loss = (objective.experiment.loss.weight(error) * error).mean()
+    return LossTerms(loss, error.detach(), squared_norm(correction), 0)
 
 
 def warm_up(step: Step, compiled: bool) -> None:
@@ -186,7 +202,8 @@ def steps(subject: Subject) -> Table:
     """Milliseconds of the variants of a step, and the memory of each.
 
     On a CPU, whose speed varies, variants take turns; on a GPU each is timed alone, as it may need
-    all memory.
+    all memory. A variant that is refused or does not fit is left out, with a note. Raises
+    ValueError if there is no other.
     """
     device, alone = subject.device, subject.device.type in ALONE
     held: dict[str, Step] = {}
@@ -199,13 +216,15 @@ def steps(subject: Subject) -> Table:
                 seconds |= _timed(held, subject)
         except torch.OutOfMemoryError:
             notes.append(f"{name}: out of memory at batch {experiment.batch}")
+        except ValueError as refusal:
+            notes.append(f"{name}: {first_line(refusal)}")
         if alone:
             held.clear()
             gc.collect()
             torch.cuda.empty_cache()
     seconds |= _timed(held, subject) if held else {}
     if not seconds:
-        raise ValueError(f"no step fits into memory at batch {subject.experiment.batch}")
+        raise ValueError(f"no step can be timed: {'; '.join(notes)}")
     first = next(iter(seconds.values()))
     rows = {
         name: Row(value=s * 1e3, unit="ms", ratio=s / first, mib=memory[name])
@@ -221,7 +240,7 @@ def _timed(held: dict[str, Step], subject: Subject) -> dict[str, float]:
 
 
 def _ready(
-    experiment: Experiment, loss: Callable | None, device: torch.device
+    experiment: Experiment, loss: Loss | None, device: torch.device
 ) -> tuple[Step, float | None]:
     """A warmed-up step, and its peak MiB of GPU memory, including weights and state."""
     if device.type != "cuda":

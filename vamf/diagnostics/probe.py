@@ -142,7 +142,7 @@ def _residuals(
         moved = None if noise is None else response(z, noise)
     bias = slope if moved is None else slope + moved
     residuals = _Residuals(z, at_zero, slope, bias, noise, moved)
-    interior = torch.full_like(kappa, 1 - n / len(z))
+    interior = (draws.r < draws.t).to(kappa)  # times may be equal behind the first n, too
     empty = torch.zeros_like(kappa)
     exact = [empty] * 3
     if noise is not None and moved is not None and v is not None:

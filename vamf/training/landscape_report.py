@@ -1,6 +1,7 @@
 """A beta landscape as a file, as a picture and as text."""
 
 import json
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from vamf.diagnostics.ratios import CURVATURE_TIMES, gaps
 from vamf.diagnostics.variance import TIMES
 from vamf.files import write_whole
 from vamf.metrics.distances import Measurement
+from vamf.run_layout import LANDSCAPE, LAST_LANDSCAPE, step_name
 from vamf.typing import Estimates
 
 FONT = 17
@@ -29,6 +31,29 @@ def report(landscape: Landscape, out: Path, ratios: Estimates | None = None) -> 
     if ratios is not None:
         parts.append(describe_ratios(ratios))
     return "\n".join([*parts, f"landscape  {picture}, {data}"])
+
+
+def keep_landscape(landscape: Landscape, run: Path, step: int) -> Path:
+    """Saves a landscape, as the last one, in the folder of its run; returns its picture's path."""
+    path = run / LANDSCAPE / f"{step_name(step)}.png"
+    save_landscape(landscape, path.with_suffix(".json"))
+    plot_landscape(landscape, path)
+    write_whole(
+        run / LAST_LANDSCAPE, json.dumps({"step": step, "estimates": landscape.estimates()})
+    )
+    return path
+
+
+def last_estimates(run: Path, step: int) -> Estimates:
+    """The estimates of a run's last landscape; none if it was made after ``step``, or is damaged.
+
+    Also none of a run without landscapes, or of an older version.
+    """
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        last = json.loads((run / LAST_LANDSCAPE).read_text())
+        if last["step"] <= step:
+            return {name: (value, error) for name, (value, error) in last["estimates"].items()}
+    return {}
 
 
 def save_landscape(landscape: Landscape, path: Path, ratios: Estimates | None = None) -> None:

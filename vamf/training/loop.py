@@ -19,14 +19,14 @@ from vamf.distributed import Workers
 from vamf.experiment import Experiment
 from vamf.files import write_whole
 from vamf.metrics.distances import Measurement
-from vamf.run_layout import LANDSCAPE, SAMPLES, SUMMARY, step_name
+from vamf.run_layout import SAMPLES, SUMMARY, step_name
 from vamf.training import replica_consistency
 from vamf.training.checkpoints.async_saver import Saver
 from vamf.training.checkpoints.resume import NoteRecorder, checkpoints, restore
 from vamf.training.elapsed_time import Clock
 from vamf.training.evaluation import Metrics, evaluate, generate_from
 from vamf.training.evaluation_log import add
-from vamf.training.landscape_report import plot_landscape, save_landscape
+from vamf.training.landscape_report import keep_landscape, last_estimates
 from vamf.training.logged_values import logged_values, peak_gib
 from vamf.training.pictures import pictured, save_picture
 from vamf.training.step.memory import make_room, out_of_memory
@@ -110,7 +110,7 @@ class Summary:
     seconds: float
     """Wall-clock seconds of the loop, evaluation included, over all attempts."""
     metrics: Metrics
-    """The last evaluation."""
+    """The last evaluation, and the estimates of the last landscape, if any."""
     stopped: str | None = None
     """Why the run ended before its last step; None if it did not."""
     gpu_seconds: float = 0.0
@@ -157,10 +157,13 @@ def _train(experiment: Experiment, session: Session) -> Summary:
     _agree(trainer)
     if trainer.step < experiment.steps:
         _require_memory(trainer, lambda: _prepare_step(trainer, session))
-    metrics: Metrics = {}
+    metrics = _last_landscape(trainer, session) if resumed else {}
     stopped: str | None = None
     if session.at_rung(trainer.step):  # an earlier attempt died before it reported a decision
-        metrics, stopped = _asked(trainer, session, lambda: _evaluated(trainer))
+        found, stopped = _asked(trainer, session, lambda: _evaluated(trainer))
+        metrics |= found
+    elif trainer.step == experiment.steps:  # the last step was done before the run was resumed
+        metrics |= _evaluated(trainer)
     with Saver(folder, session.workers.described(), session.on_checkpoint) as saver:
         if starts and session.leads:  # so that no later attempt needs the source
             saver.save(experiment, trainer.state_dict(), {})
@@ -172,15 +175,14 @@ def _train(experiment: Experiment, session: Session) -> Summary:
                 _agree(trainer)
             after = partial(_after_step, trainer, session, saver, clock)
             if session.at_rung(trainer.step):
-                metrics, stopped = _asked(trainer, session, after)
+                found, stopped = _asked(trainer, session, after)
+                metrics |= found
             else:
-                metrics = after() or metrics
+                metrics |= after()
             _end_if_asked(trainer, session, saver, clock)
             if session.leads and session.save_requested():
                 _keep(trainer, saver, clock)
                 session.save_done()
-    if not metrics:  # the last step was done before the run was resumed
-        metrics = _evaluated(trainer)
     spent = clock.spent()._asdict()
     summary = Summary(step=trainer.step, metrics=metrics, stopped=stopped, **spent)
     if session.leads:
@@ -319,11 +321,16 @@ def _probe(trainer: Trainer, session: Session, plan: Probe) -> Metrics:
     make_room(trainer)
     landscape = trainer.probe(plan)
     if session.leads:
-        path = session.directory / LANDSCAPE / f"{step_name(trainer.step)}.png"
-        save_landscape(landscape, path.with_suffix(".json"))
-        plot_landscape(landscape, path)
+        path = keep_landscape(landscape, session.directory, trainer.step)
         session.picture(path, trainer.step)
     return {name: Measurement(*estimate) for name, estimate in landscape.estimates().items()}
+
+
+def _last_landscape(trainer: Trainer, session: Session) -> Metrics:
+    """The estimates of the run's last landscape, of an earlier attempt, on all workers."""
+    own = last_estimates(session.directory, trainer.step) if session.leads else {}
+    estimates = json.loads(trainer.workers.gather(json.dumps(own))[0])
+    return {name: Measurement(*estimate) for name, estimate in estimates.items()}
 
 
 def _write(

@@ -235,9 +235,10 @@ def test_the_velocity_head_learns_by_flow_matching_weighted_as_the_loss():
 
 def test_what_is_collected_of_a_step_keeps_no_graph():
     """Or the activations of all steps between two logs would stay in memory."""
-    terms = loss_of(objective(), 2)
-    assert terms.loss.requires_grad and not watched(terms).requires_grad
-    assert watched(terms)[0] == terms.loss
+    own = objective()
+    terms, (draws, _) = loss_of(own, 2), own.draw(2)
+    assert terms.loss.requires_grad and not watched(terms, draws).requires_grad
+    assert watched(terms, draws)[0] == terms.loss
 
 
 GUIDED = {"model.guided": True, "guidance.max_scale": 8.0, "guidance.cfg_kappa": 0.0}

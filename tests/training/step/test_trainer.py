@@ -292,21 +292,28 @@ def test_collect_gives_means_since_the_last_call():
     assert after(1, own).collect()["loss/train"] == pytest.approx(last, rel=1e-6)
 
 
+CLIPPED = {"times.kind": "ClippedLogitNormalTimes", "times.r_mean": 0.5}
+"""Changes by which many of the samples behind ``n_equal`` have r = t, too."""
+
+
+@pytest.mark.parametrize("times", [{}, CLIPPED], ids=["sorted", "clipped"])
 @pytest.mark.parametrize("prob_equal", [0.0, 0.3, 1.0])
-def test_boundary_and_interior_are_means_over_their_own_samples(prob_equal):
+def test_boundary_and_interior_are_means_over_their_own_samples(prob_equal, times):
     """Over all steps and samples at once, however many of each a step holds."""
-    own = trainer(TOY.override({"times.prob_equal": prob_equal}))
-    boundary, interior, corrections = [], [], []
+    own = trainer(TOY.override({**times, "times.prob_equal": prob_equal}))
+    boundary, interior, corrections, clipped = [], [], [], 0
     for step in range(5):
         draws, _ = own.objective.draw(step)
         z, v_cond, correction = path_derivative(
             own.net, draws, own.objective.beta(step, draws.t), own.objective.v_hat
         )
         error = squared_norm(own.net(z, draws.r, draws.t) + correction - v_cond).tolist()
-        boundary += error[: draws.n_equal]
-        interior += error[draws.n_equal :]
+        for one, r, t in zip(error, draws.r.tolist(), draws.t.tolist(), strict=True):
+            (boundary if r == t else interior).append(one)
+        clipped += (draws.r == draws.t).sum().item() - draws.n_equal
         corrections += squared_norm(correction).tolist()
         own.train_step()
+    assert (clipped > 0) == (bool(times) and prob_equal < 1)
     collected = own.collect()
     expected = {"loss/boundary": boundary, "loss/interior": interior, "loss/dudt": corrections}
     for name, values in expected.items():

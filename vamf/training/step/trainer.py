@@ -18,7 +18,7 @@ from vamf.errors import NonFiniteLoss
 from vamf.experiment import Experiment
 from vamf.experiment_settings import Optimiser, require_divisor
 from vamf.flow.objectives.alpha_flow import AlphaFlowLoss
-from vamf.flow.objectives.terms import LossTerms
+from vamf.flow.objectives.terms import Draws, LossTerms
 from vamf.models.layers import with_rows
 from vamf.rng import seed_default, seed_of
 from vamf.training.landscape_probe import probe, probe_ratios
@@ -47,13 +47,17 @@ def learning_rate(optim: Optimiser, step: int, steps: int) -> float:
     return optim.lr * (optim.final + (1 - optim.final) * (1 + math.cos(math.pi * progress)) / 2)
 
 
-def watched(terms: LossTerms) -> Tensor:
-    """A step's statistics, (7,): two means, then sums and counts; does not wait for the device."""
-    n, error = terms.n_equal, terms.squared_error
+def watched(terms: LossTerms, draws: Draws) -> Tensor:
+    """A step's statistics, (7,): two means, then sums and counts; does not wait for the device.
+
+    Besides the first ``n_equal`` samples, a distribution of times may have others with r = t.
+    """
+    error, interior = terms.squared_error, draws.r < draws.t
+    interior[: terms.n_equal] = False
     means = [terms.loss.detach(), error.mean()]
-    sums = [error[:n].sum(), error[n:].sum(), terms.squared_correction.sum()]
-    counts = [error.new_full((), n), error.new_full((), len(error) - n)]
-    return torch.stack([*means, *sums, *counts])
+    sums = [error.masked_fill(mask, 0).sum() for mask in (interior, ~interior)]
+    counts = [mask.sum(dtype=error.dtype) for mask in (~interior, interior)]
+    return torch.stack([*means, *sums, terms.squared_correction.sum(), *counts])
 
 
 def named_metrics(collected: Tensor, numbers: int) -> dict[str, float]:
@@ -192,13 +196,13 @@ class Trainer:
         with wrapped.no_sync() if waits else nullcontext():  # workers average the sums
             terms: LossTerms = wrapped(part)
             terms.loss.backward(torch.full_like(terms.loss, 1 / self.micro_batches))
-        return watched(terms)
+        return watched(terms, part.draws)
 
     def _replayed(self, step: Captured, parts: Sequence[Inputs]) -> list[Tensor]:
         """As ``_passed``, for all micro-batches, by a captured step."""
         found = []
         for part in parts:
-            found.append(watched(step(part)))
+            found.append(watched(step(part), part.draws))
             if self._sum is not None:
                 self._sum.take()
         if self._sum is not None:
