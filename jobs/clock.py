@@ -25,9 +25,10 @@ class Options:
     preset: Annotated[str, tyro.conf.Positional] = "digits"
     """Whose network, data and batch: any preset of jobs.train."""
     seconds: float = 60.0
-    """Seconds of each training, with compilation and without evaluation."""
+    """Seconds of each training's steps, without compiling kernels and without evaluation."""
     set: tuple[str, ...] = ()
-    """Other settings of the preset, as `name=value`; the search needs them, too."""
+    """Other settings of the preset, as `name=value`; the search needs them, too. With
+    `proxy=reference reference=RUN` the distillation of that run's flow is an objective."""
     out: Path | None = None
     """The search space to write; by default PRESET_SECONDSs.py."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"

@@ -57,6 +57,19 @@ def test_first_points_are_taken_as_they_are(space):
         assert point.items() <= settings.items()
 
 
+def test_a_relative_path_in_a_space_is_refused(tmp_path):
+    """A trial would look for it in the folder of its worker."""
+
+    def of(reference):
+        return made(lambda trial: {"proxy": "reference", "reference": reference})
+
+    check(of(str(tmp_path / "flow")), PRESETS["toy"])
+    own = PRESETS["toy"].override({"proxy": "reference", "reference": "runs/flow"})
+    check(made(lambda trial: {"beta.value": 0.5}), own)  # which is located before trials start
+    with pytest.raises(ValueError, match=r"absolute, as trials .*; got reference=runs/flow$"):
+        check(of("runs/flow"), PRESETS["toy"])
+
+
 def test_first_points_take_the_values_of_the_preset_that_is_varied():
     """mnist's own are those of its source: proxy online, P(r = t) = 1/2, learning rate 1e-3."""
     own = {"proxy": "online", "times.prob_equal": 0.5, "optim.lr": 1e-3}

@@ -14,6 +14,8 @@ from vamf.benchmarks import one_clock
 from vamf.benchmarks.one_clock import EVALUATIONS, Clock, Pace, measure
 from vamf.cluster.search import space as spaces
 from vamf.cluster.search.search_config import Sweep
+from vamf.flow.objectives.meanflow import MeanFlowLoss
+from vamf.flow.schedules import BetaSchedule
 from vamf.presets import PRESETS
 from vamf.reproduction.objectives import METHODS
 
@@ -92,6 +94,21 @@ def test_steps_are_timed_on_this_machine() -> None:
     clock = measure(PRESETS["toy"].override({"batch": 16}), CPU, 1000.0)
     assert [*clock.paces] == [*METHODS] and clock.refused == {}
     assert all(pace.step > 0 and pace.gib is None for pace in clock.paces.values())
+
+
+def test_a_reference_is_distilled_beside_the_other_objectives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(one_clock, "_pace", lambda *_: Pace(0.0, 0.0, 0.1, None))
+    flow = PRESETS["digits"].override({"proxy": "reference", "reference": "runs/flow"})
+    clock = measure(flow, CPU, 100.0)
+    assert [*clock.paces] == [*METHODS, "distillation, gamma 1"] and clock.refused == {}
+    own = {name: flow.override(clock.settings(name)) for name in clock.paces}
+    distilled = own.pop("distillation, gamma 1")
+    assert (distilled.proxy, distilled.reference) == ("reference", Path("runs/flow").resolve())
+    assert isinstance(distilled.loss, MeanFlowLoss)
+    assert distilled.loss.gamma == 1 and distilled.beta == BetaSchedule(value=1.0)
+    assert all(other.reference is None for other in own.values())
 
 
 def test_mistakes_are_one_line(

@@ -14,7 +14,7 @@ from vamf.benchmarks.step_time import trainer_of, warm_up
 from vamf.benchmarks.timing import synchronise, timed
 from vamf.errors import first_line
 from vamf.experiment import Experiment
-from vamf.reproduction.objectives import METHODS, changes
+from vamf.reproduction.objectives import changes, methods
 from vamf.training.step.trainer import Trainer
 
 EVALUATIONS = 8
@@ -119,7 +119,7 @@ def measure(experiment: Experiment, device: torch.device, seconds: float) -> Clo
             f"each training must have one objective: stages must be empty; got {experiment.stages}"
         )
     paces, refused = {}, {}
-    for name in METHODS:
+    for name in methods(experiment):
         try:
             own = experiment.override(changes(experiment, name))
         except ValueError as error:

@@ -36,6 +36,15 @@ data."""
 
 BASELINE = next(iter(METHODS))
 
+DISTILLATION: Mapping[str, Any] = {
+    "beta.kind": "BetaSchedule",
+    "beta.value": 1.0,
+    "proxy": "reference",
+    "loss.kind": "MeanFlowLoss",
+    "loss.gamma": 1.0,
+}
+"""Those of the distillation of a trained flow, whose velocity is both tangent and target."""
+
 OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
     **METHODS,
     "flow matching": {
@@ -48,13 +57,23 @@ OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
 """The objectives, and flow matching with 50 evaluations of the network as a control."""
 
 
+def methods(experiment: Experiment) -> Mapping[str, Mapping[str, Any]]:
+    """``METHODS``, and the distillation of the experiment's reference if it has one."""
+    distilled = {"distillation, gamma 1": DISTILLATION} if experiment.reference else {}
+    return {**METHODS, **distilled}
+
+
 def changes(experiment: Experiment, name: str) -> dict[str, Any]:
     """The settings of an objective, with the experiment's weights of samples, if it has no own.
 
     In bfloat16 alpha-Flow takes the derivative below the alpha over which a difference is useful.
+    A reference has an absolute path.
     """
     weight = asdict(experiment.loss.weight)
-    found = {f"loss.weight.{key}": value for key, value in weight.items()} | {**OBJECTIVES[name]}
+    own = {**OBJECTIVES, **methods(experiment)}[name]
+    found = {f"loss.weight.{key}": value for key, value in weight.items()} | {**own}
+    if reference := experiment.reference:
+        found["reference"] = str(reference.absolute()) if own["proxy"] == "reference" else None
     if found["loss.kind"] == "AlphaFlowLoss" and experiment.compute.precision == "bfloat16":
         found["loss.alpha.clamp"] = LEAST
     return found

@@ -172,8 +172,8 @@ def test_measuring_at_rungs_changes_no_weight(tmp_path: Path) -> None:
     assert one["state.pt"]["sha256"] == other["state.pt"]["sha256"]
 
 
-def trial(number: int, **changes: object) -> Trial:
-    return replace(Trial(number=number, settings={}, label=""), **changes)  # type: ignore[arg-type]
+def trial(number: int, **changes: Any) -> Trial:
+    return replace(Trial(number=number, settings={}, label=""), **changes)
 
 
 def test_savings_are_those_of_a_search_with_a_known_answer() -> None:
@@ -181,12 +181,41 @@ def test_savings_are_those_of_a_search_with_a_known_answer() -> None:
     complete = [trial(n, seconds=11.0, seconds_at_rungs=1.0, steps=100) for n in range(2)]
     stopped = [trial(n, seconds=4.0, seconds_at_rungs=1.0, steps=30, stopped="x") for n in (2, 3)]
     failed = trial(4, seconds=3.0, steps=10, error="y")
-    found = savings([*complete, *stopped, failed], 100)
+    found = savings([*complete, *stopped, failed], 1, dict.fromkeys(range(5), 100))
     assert (found.stopped, found.trials, found.steps, found.all_steps) == (2, 4, 140, 400)
     # Without rungs 4 x 10 s; with them 2 x 11 s + 2 x 4 s.
     assert (found.seconds, found.all_seconds) == (10.0, 40.0)
     assert str(found).startswith("2 of 4 trials ended early: 140 of 400 steps not trained, 10 of")
-    assert math.isnan(savings(stopped, 100).seconds)
+
+
+def test_seeds_that_are_added_later_save_nothing() -> None:
+    """Trials of two seeds, 10 s each; the complete ones get six more."""
+    stopped = [trial(n, seconds=5.0, steps=500, stopped="x") for n in (2, 3)]
+    for seeds in (2, 8):
+        spent = {"seconds": 10.0 * seeds, "steps": 1000 * seeds, "seeds": [{}] * seeds}
+        complete = [trial(n, **spent) for n in range(2)]
+        found = savings([*complete, *stopped], 2, dict.fromkeys(range(4), 1000))
+        assert (found.steps, found.all_steps) == (2 * 1500, 4 * 2000)
+        assert (found.seconds, found.all_seconds) == (2 * 15.0, 4 * 20.0)
+
+
+def test_savings_are_of_each_trials_own_steps() -> None:
+    """Two ended half-way, at 10 and 20 ms a step; one has as many steps as a complete one."""
+    steps = {0: 1000, 1: 4000, 2: 4000, 3: 8000}
+    complete = [trial(n, seconds=s, steps=steps[n], seeds=[{}]) for n, s in ((0, 60.0), (1, 48.0))]
+    stopped = [
+        trial(2, seconds=20.0, steps=2000, stopped="x"),
+        trial(3, seconds=80.0, steps=4000, stopped="x"),
+    ]
+    found = savings([*complete, *stopped], 1, steps)
+    assert (found.steps, found.all_steps) == (6000, 17000)
+    assert (found.seconds, found.all_seconds) == (28.0 + 80.0, 60.0 + 2 * 48.0 + 160.0)
+
+
+def test_a_saving_is_negative_if_measuring_took_more() -> None:
+    complete = trial(0, seconds=30.0, seconds_at_rungs=20.0, steps=100, seeds=[{}])
+    stopped = trial(1, seconds=25.0, seconds_at_rungs=20.0, steps=50, stopped="x")
+    assert savings([complete, stopped], 1, {0: 100, 1: 100}).seconds == 10.0 - 25.0 - 20.0
 
 
 TOY = PRESETS["toy"].override(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from vamf.cluster.search.budget import BudgetClock
 from vamf.cluster.search.search_config import Sweep
 from vamf.cluster.search.trials import load_trials
 
@@ -17,7 +18,7 @@ class Extension:
     """Trainings for the baseline and for points on and next to the front: a number, or "auto" for
     more where the verdict is open."""
     hours: float | None = None
-    """Hours that this command may take."""
+    """Hours that this command may take; with added seeds a third of them is kept for those."""
     gpu_hours: float | None = None
     """GPU-hours of all trials, those before included."""
 
@@ -25,7 +26,7 @@ class Extension:
         """The search with these changes.
 
         Raises ValueError for fewer trials or seeds than it has, and for a budget without room for
-        another trial.
+        another trial, or for another seed where seeds are added.
         """
         trials = load_trials(sweep.directory)
         if self.trials is not None and self.trials < len(trials):
@@ -36,11 +37,16 @@ class Extension:
         given = {name: limit for name, limit in limits.items() if limit is not None}
         budget = replace(sweep.budget, **given)
         budget.check(sweep.scaling)
-        budget.require_room(trials)
+        front_seeds = sweep.front_seeds if self.seeds is None else self.seeds
+        clock = BudgetClock(budget, seeds=sweep.seeds)
+        what = "another trial" if front_seeds is None else "another seed"
+        room = clock.exhausted if front_seeds is None else clock.seed_exhausted
+        if (why := room(trials)) is not None:
+            raise ValueError(f"the budget must have room for {what}; got {why}")
         return replace(
             sweep,
             trials=sweep.trials if self.trials is None else self.trials,
-            front_seeds=sweep.front_seeds if self.seeds is None else self.seeds,
+            front_seeds=front_seeds,
             budget=budget,
         )
 

@@ -15,7 +15,7 @@ from vamf.cluster.search.admission import Admission
 from vamf.cluster.search.analysis.mlflow_view import show
 from vamf.cluster.search.analysis.report import publish
 from vamf.cluster.search.analysis.results import Results, gather
-from vamf.cluster.search.budget import Budget, BudgetClock
+from vamf.cluster.search.budget import RESERVE, Budget, BudgetClock
 from vamf.cluster.search.drivers import (
     Driver,
     found_at_work,
@@ -24,7 +24,7 @@ from vamf.cluster.search.drivers import (
     working,
 )
 from vamf.cluster.search.extension import Extension, require_same
-from vamf.cluster.search.extra_seeds import LEVELS, extra_seeds
+from vamf.cluster.search.extra_seeds import LEVELS, admitted, extra_seeds, lacking
 from vamf.cluster.search.halving import Halving
 from vamf.cluster.search.mlflow_outage import send_unsent
 from vamf.cluster.search.saved_search import save, saved
@@ -291,7 +291,8 @@ def _search(space: Space, sweep: Sweep, driver: Driver) -> list[int]:
 
     Returns the numbers of the trials that have no result.
     """
-    clock = BudgetClock(sweep.budget)
+    kept = RESERVE if sweep.front_seeds is not None else 0.0
+    clock = BudgetClock(sweep.budget, seeds=sweep.seeds, reserve=kept)
     left: list[int] | None = None
     while left is None:
         search(space, sweep, clock, driver)
@@ -317,15 +318,22 @@ def _ended(sweep: Sweep, clock: BudgetClock, driver: Driver) -> list[int] | None
 
 
 def _add_seeds(space: Space, sweep: Sweep, clock: BudgetClock) -> None:
-    trials = load_trials(sweep.directory)
-    while wanted := extra_seeds(sweep, trials):
-        if (why := clock.exhausted(trials)) is not None:
-            say(f"the budget has no room for more seeds: {why}")
+    """Trains the points that decide with more seeds, as far as the budget has room.
+
+    A trial of which a seed has no result, and that is complete, gets no more of them now.
+    """
+    wanted, lost = dict[int, int](), set[int]()
+    while True:
+        trials = load_trials(sweep.directory)
+        left = {n: seeds for n, seeds in lacking(wanted, trials).items() if n not in lost}
+        wanted = left or extra_seeds(sweep, trials, lost)
+        if not wanted:
             return
-        add_seeds(space, sweep, clock, wanted)
-        before, trials = trials, load_trials(sweep.directory)
-        if trials == before:  # none could start
+        if not (now := admitted(wanted, trials, clock)):
+            say(f"the budget has no room for more seeds: {clock.seed_exhausted(trials)}")
             return
+        add_seeds(space, sweep, clock, now)
+        lost |= lacking(now, load_trials(sweep.directory)).keys()
 
 
 def _give_up(sweep: Sweep, driver: Driver) -> None:

@@ -110,7 +110,11 @@ def baseline(space: Space, experiment: Experiment) -> dict[str, Any] | None:
 
 @quiet_optuna()
 def check(space: Space, experiment: Experiment, draws: int = 8) -> None:
-    """Raises ValueError if the space suggests what the experiment does not take."""
+    """Raises ValueError if the space suggests what the experiment does not take.
+
+    Nor may it suggest a relative path: trials run in other folders.
+    """
+    placed = experiment.located()
     study = optuna.create_study(
         directions=["minimize"] * len(space.OBJECTIVES),
         sampler=optuna.samplers.RandomSampler(seed=0),
@@ -119,6 +123,12 @@ def check(space: Space, experiment: Experiment, draws: int = 8) -> None:
         study.enqueue_trial(point)
     for _ in range(len(space.POINTS) + draws):
         try:
-            experiment.override(dict(space.space(study.ask())))
+            own = placed.override(dict(space.space(study.ask())))
         except ValueError as error:
             raise ValueError(f"the search space does not fit the experiment: {error}") from error
+        before, after = (serialization.flatten(e.to_dict()) for e in (own, own.located()))
+        if relative := [f"{name}={before[name]}" for name in before if before[name] != after[name]]:
+            raise ValueError(
+                "a search space's paths must be absolute, as trials run in other folders; "
+                f"got {', '.join(relative)}"
+            )

@@ -1,6 +1,6 @@
 """Records trials that could not record their own end, and describes how trials ended."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ BUDGET_ENDED = "the search's hours ended before it started"
 
 
 def postpone(folder: Path, why: BaseException | str) -> None:
-    """Writes why a trial has no result, for the search's process."""
+    """Writes why a trial, or a seed that is added to one, has no result, for the search."""
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / POSTPONED, redacted(str(why)))
 
@@ -35,22 +35,44 @@ def postponed(folder: Path) -> str | None:
     return path.read_text() if path.exists() and not (folder / TRIAL).exists() else None
 
 
+def complete_record(folder: Path, objectives: Sequence[str]) -> Trial | None:
+    """The record of a trial that is complete, None of any other."""
+    if not (folder / TRIAL).exists():
+        return None
+    trial = Trial.load(folder)
+    return trial if checked(trial, objectives).complete else None
+
+
+def keep(folder: Path, trial: Trial, why: str) -> None:
+    """Keeps the record of a complete trial that has lost another seed, with the time of that."""
+    postpone(folder, why)
+    _with_time(folder, trial).save(folder)
+
+
+def _with_time(folder: Path, trial: Trial) -> Trial:
+    return replace(trial, **spent_in(folder.glob("*"))._asdict())
+
+
 def record_failure(sweep: Sweep, config: Mapping[str, Any], raised: Exception | None) -> None:
     """Records as failed a trial that was restarted too often, and ends its MLflow run.
 
-    ``raised`` is the error that it raised last; None if its process died.
+    A trial that is complete keeps its record: only a seed that was added later is lost. ``raised``
+    is the error that it raised last; None if its process died.
     """
     number, settings = config["number"], dict(config["settings"])
     folder, times = trial_folder(sweep.directory, number), sweep.scaling.max_failures
     why = f"its process died more than {times} times" if raised is None else described(raised)
     error = f"{why}; logs in {connect.log_folder()}"
-    delete_rung_records(folder)
     for run_file in folder.glob(f"*/{RUN}"):
         if not (run_file.parent / SUMMARY).exists():  # otherwise the seed was trained to its end
             close_abandoned(run_file, sweep.parent.uri, "FAILED", error)
+    if (kept := complete_record(folder, sweep.objectives)) is not None:
+        keep(folder, kept, error)
+        return
+    delete_rung_records(folder)
     label, baseline = sweep.label_of(settings), sweep.is_baseline(settings)
     record = Trial(number=number, settings=settings, label=label, baseline=baseline, error=error)
-    replace(record, **spent_in(folder.glob("*"))._asdict()).save(folder)
+    _with_time(folder, record).save(folder)
     record_result(sweep, number)
 
 
@@ -69,6 +91,9 @@ def describe(sweep: Sweep, number: int) -> str:
         return f"trial {number}  {trial.label}  failed: {trial.error}"
     if trial.stopped:
         return f"trial {number}  {trial.label}  stopped: {trial.stopped}"
+    if (folder / POSTPONED).exists():
+        why = (folder / POSTPONED).read_text()
+        return f"trial {number}  {trial.label}  got no more seeds: {why}"
     values = "  ".join(
         f"{name.removeprefix('eval/')} {trial.metrics[name]}" for name in sweep.objectives
     )

@@ -10,12 +10,12 @@ from vamf import output
 from vamf.cluster.search.halving import ParetoPruner, seconds_at_rungs
 from vamf.cluster.search.mlflow_outage import send_unsent
 from vamf.cluster.search.search_config import Sweep
-from vamf.cluster.search.trial_end import BUDGET_ENDED, NOT_STARTED, postpone
+from vamf.cluster.search.trial_end import BUDGET_ENDED, NOT_STARTED, complete_record, keep, postpone
 from vamf.cluster.search.trials import Trial, checked, not_finite, over_seeds, trial_folder
 from vamf.cluster.train.tracked_run import Launch, launch
 from vamf.errors import NonFiniteLoss, NonFiniteObjective, RunFailed, StorageUnusable
 from vamf.redact import redacted
-from vamf.run_layout import POSTPONED, SUMMARY, TRIAL, seed_name, trial_name
+from vamf.run_layout import POSTPONED, SUMMARY, seed_name, trial_name
 from vamf.training.elapsed_time import spent_in
 from vamf.training.loop import Summary
 
@@ -34,9 +34,9 @@ def run_trial(
 ) -> None:
     """Trains a point with each of its seeds, in a Ray Tune trial, and reports its objectives.
 
-    It continues an earlier attempt; of a trial that is complete it trains the missing seeds. A
-    trial that waited for resources until the Unix time ``end``, or cannot start because of its
-    surroundings, such as MLflow, writes no record.
+    It continues an earlier attempt; of a trial that is complete it trains the missing seeds, and
+    keeps its record if the workers of one are lost. A trial that waited for resources until the
+    Unix time ``end``, or cannot start because of its surroundings, such as MLflow, writes none.
     """
     from ray import tune
 
@@ -67,8 +67,24 @@ def run_trial(
             raise
         except (NonFiniteLoss, NonFiniteObjective, RunFailed, ValueError) as failure:
             error = redacted(f"seed {experiment.seed + index}: {failure}")
+            if before and isinstance(failure, RunFailed):  # it says nothing about the point
+                keep(folder, Trial.load(folder), error)
+                return
         if error is not None or runs[-1].stopped is not None:
             break
+    ended = _record(sweep, trial, runs, seeds, error)
+    ended.save(folder)
+    send_unsent(sweep)
+    if ended.complete:
+        values = [ended.metrics[name].value for name in sweep.objectives]
+        tune.report({objective_name(index): value for index, value in enumerate(values)})
+
+
+def _record(
+    sweep: Sweep, trial: Trial, runs: Sequence[Summary], seeds: int, error: str | None
+) -> Trial:
+    """The record of a trial of so many seeds, of which these ended."""
+    folder = trial_folder(sweep.directory, trial.number)
     whole = [run.metrics for run in runs if run.stopped is None]
     finished = asdict(trial) | {
         **spent_in(folder.glob("*"))._asdict(),
@@ -77,19 +93,14 @@ def run_trial(
         "error": error,
         "stopped": next((run.stopped for run in runs if run.stopped is not None), None),
         "steps": sum(run.step for run in runs),
-        "seconds_at_rungs": seconds_at_rungs(sweep.location, number),
+        "seconds_at_rungs": seconds_at_rungs(sweep.location, trial.number),
     }
-    ended = checked(Trial(**finished), sweep.objectives)  # a mean of seeds may overflow
-    ended.save(folder)
-    send_unsent(sweep)
-    if ended.complete:
-        values = [ended.metrics[name].value for name in sweep.objectives]
-        tune.report({objective_name(index): value for index, value in enumerate(values)})
+    return checked(Trial(**finished), sweep.objectives)  # a mean of seeds may overflow
 
 
 def _ended_seeds(sweep: Sweep, folder: Path) -> list[Summary]:
     """The runs of a trial that is complete, by seed; none of others."""
-    if not (folder / TRIAL).exists() or not (trial := Trial.load(folder)).complete:
+    if (trial := complete_record(folder, sweep.objectives)) is None:
         return []
     first = sweep.experiment.seed
     names = [seed_name(first + index) for index in range(len(trial.seeds))]

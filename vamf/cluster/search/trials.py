@@ -47,6 +47,10 @@ class Trial:
         """Whether it was trained to its end, and thus has metrics."""
         return self.error is None and self.stopped is None
 
+    def first(self, seeds: int) -> float:
+        """The share of its trainings that are of its first ``seeds`` seeds; 1 if it has no more."""
+        return min(seeds / max(len(self.seeds), 1), 1.0)
+
     def save(self, folder: Path) -> None:
         """Writes its record atomically."""
         make_folder(folder, above=0)

@@ -83,11 +83,13 @@ def _algorithm(space: Space, sweep: Sweep, clock: BudgetClock, driver: Driver) -
 def add_seeds(space: Space, sweep: Sweep, clock: BudgetClock, wanted: Mapping[int, int]) -> None:
     """Trains complete trials with more seeds: ``wanted`` is the number of seeds by trial.
 
-    Their records then hold all seeds. Raises as ``search``.
+    Their records then hold all seeds. No trial starts from when one seed would end after the
+    budget's end. Raises as ``search``.
     """
     from ray import tune
 
-    trials = [trial for trial in load_trials(sweep.directory) if trial.number in wanted]
+    known = load_trials(sweep.directory)
+    trials = [trial for trial in known if trial.number in wanted]
     chosen = [
         {"number": t.number, "settings": t.settings, "seeds": wanted[t.number]} for t in trials
     ]
@@ -95,7 +97,7 @@ def add_seeds(space: Space, sweep: Sweep, clock: BudgetClock, wanted: Mapping[in
     with step_bar(sum(added.values()) * sweep.experiment.steps, scale=True) as bar:
         monitor = SearchMonitor(space, sweep, bar, added)
         points = {DRAWN: tune.grid_search(chosen)}
-        _tuner(sweep, clock.end, monitor, {}, param_space=points).fit()
+        _tuner(sweep, clock.last_start(known), monitor, {}, param_space=points).fit()
 
 
 def _tuner(

@@ -2,7 +2,9 @@
 
 import json
 import re
+import shlex
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,10 +17,14 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
+from jobs import tune
+from vamf.cluster.ray.scaling import Scaling
 from vamf.cluster.search import search_runner
 from vamf.cluster.search.analysis import mlflow_view, report
 from vamf.cluster.search.analysis.mlflow_view import axes, note
 from vamf.cluster.search.analysis.results import Results
+from vamf.cluster.search.budget import Budget
+from vamf.cluster.search.halving import Halving
 from vamf.cluster.search.search_config import Sweep
 from vamf.cluster.search.study import open_study
 from vamf.cluster.search.trials import Trial
@@ -220,6 +226,39 @@ def test_the_command_repeats_the_search(ended: Ended, monkeypatch: pytest.Monkey
     command = mlflow_view.repeat_command(known) or ""
     assert " constant digits --trials 3 --seeds 1 --set " in command
     assert " steps=6" in command and "ema=0.9 " in command and "proxy" not in command
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"budget": Budget(hours=1.5)},
+        {"budget": Budget(gpu_hours=0.25)},
+        {"halving": Halving(rungs=(2, 4))},
+        {"halving": Halving(rungs=(2,), keep=0.25)},
+        {"scaling": Scaling(workers=2, cpus=2.0, placement="SPREAD", max_failures=0)},
+        {"scaling": Scaling(wait=60.0, gpus=0.25)},
+        {"trials": None, "budget": Budget(hours=2.0, gpu_hours=3.0), "front_seeds": "auto"},
+        {"trials": 12, "seeds": 3},
+    ],
+    ids=str,
+)
+def test_the_command_has_every_option_that_was_chosen(ended: Ended, options: dict) -> None:
+    """Which the program that it starts reads again."""
+    known = {"preset": "digits", "space": "constant", "scaling": Scaling()} | options
+    sweep = replace(ended[0], **known)
+    command = mlflow_view.repeat_command(sweep) or ""
+    plan, read, _ = tune.read(shlex.split(command.split(" tune ")[-1].split(".tune ")[-1]))
+    assert (plan.trials, plan.budget, plan.halving) == (sweep.trials, sweep.budget, sweep.halving)
+    assert plan.seeds == ("auto" if sweep.front_seeds == "auto" else sweep.seeds)
+    assert read.scaling == sweep.scaling
+
+
+def test_no_option_of_a_search_is_left_out_of_those_tried_above() -> None:
+    """The kinds of options that a command may have: a new one must be in it, too."""
+    tried = {"trials", "seeds", "budget", "halving", "scaling"}
+    where = {"name", "storage", "tracking", "study", "register", "resume", "dry_run"}
+    experiment = {"experiment", "set", "config"}
+    assert {f.name for f in fields(tune.Options)} == tried | where | experiment
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,15 @@ import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import fields
+from typing import Any, TypeVar
 
 from vamf import commands, presets
+from vamf.cluster.ray.scaling import Scaling
 from vamf.cluster.search.analysis.configurations import leaf, value_text
 from vamf.cluster.search.analysis.results import Results, table
+from vamf.cluster.search.budget import Budget
+from vamf.cluster.search.halving import Halving
 from vamf.cluster.search.search_config import Sweep
 from vamf.cluster.search.trials import load_trials, trial_folder
 from vamf.compat import mlflow as compat
@@ -166,24 +170,46 @@ def _link(sweep: Sweep, trial: int) -> str | None:
 
 
 def repeat_command(sweep: Sweep) -> str | None:
-    """The command that starts the same search anew; None for a preset that is not known here."""
+    """The command that starts the same search anew; None for a preset that is not known here.
+
+    It leaves out where the search is kept: name, storage, study and tracking.
+    """
     try:
         changes = sweep.experiment.differences(presets.preset(sweep.preset))
     except (ValueError, ImportError):
         return None
     seeds = "auto" if sweep.front_seeds == "auto" else sweep.seeds
-    chosen = {
-        "--trials": sweep.trials,
-        "--seeds": seeds,
-        "--hours": sweep.budget.hours,
-        "--gpu-hours": sweep.budget.gpu_hours,
-    }
-    sizes = [word for pair in chosen.items() if pair[1] is not None for word in pair]
-    rungs = ["--halving.rungs", *sweep.halving.rungs] if sweep.halving.rungs else []
+    sizes = [*_option("--trials", sweep.trials), "--seeds", seeds]
+    budget = _options("--", sweep.budget, Budget())
+    halving = _options("--halving.", sweep.halving, Halving())
+    gpus = sweep.scaling.gpus
+    usual = Scaling(gpus=gpus if gpus in (0.0, 1.0) else None)  # what the cluster has by default
+    scaling = _options("--scaling.", sweep.scaling, usual)
     own = sweep.experiment.flatten()
     values = (f"{n}={value_text(own[n], rounded=False)}" for n in changes if n in own)
     settings = ["--set", *map(shlex.quote, values)] if changes else []
-    return commands.shown("tune", sweep.space, sweep.preset, *sizes, *rungs, *settings)
+    given = [*sizes, *budget, *halving, *scaling, *settings]
+    return commands.shown("tune", sweep.space, sweep.preset, *given)
+
+
+Chosen = TypeVar("Chosen", Budget, Halving, Scaling)
+
+
+def _options(prefix: str, chosen: Chosen, default: Chosen) -> list[object]:
+    """The words of the fields that differ from the default."""
+    words: list[object] = []
+    for field in fields(chosen):
+        value = getattr(chosen, field.name)
+        if value != getattr(default, field.name):
+            words += _option(prefix + field.name.replace("_", "-"), value)
+    return words
+
+
+def _option(name: str, value: object) -> list[object]:
+    """The words of an option; none of one that is not given."""
+    if value is None:
+        return []
+    return [name, *(value if isinstance(value, tuple) else (value,))]
 
 
 def _short(name: str) -> str:

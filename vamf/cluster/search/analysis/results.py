@@ -1,6 +1,6 @@
 """Collects a search's trials, their Pareto front and hypervolume, and formats a table."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -91,7 +91,7 @@ def gather(sweep: Sweep) -> Results:
     rows = [[trial.metrics[name].value for name in names] for trial in done]
     values = np.array(rows, dtype=float).reshape(-1, len(names))
     reference = _beyond(values) if done else np.zeros(len(names))
-    full, study = sweep.seeds * sweep.experiment.steps, _study(sweep)
+    study = _study(sweep)
     known = {trial.number: row for trial, row in zip(done, rows, strict=True)}
     return Results(
         objectives=names,
@@ -99,11 +99,17 @@ def gather(sweep: Sweep) -> Results:
         front=frozenset(done[index].number for index in np.flatnonzero(front(values))),
         hypervolume=hypervolume(values, reference) if done else 0.0,
         reference=tuple(float(value) for value in reference),
-        savings=savings(trials, full) if sweep.halving.rungs else None,
+        savings=_savings(sweep, trials) if sweep.halving.rungs else None,
         importances={} if study is None else importances(study, known, names),
         slices=None if study is None else slices(study, done, names),
         rate=rate(sweep),
     )
+
+
+def _savings(sweep: Sweep, trials: Sequence[Trial]) -> Savings:
+    known = [trial for trial in trials if trial.error is None]
+    steps = {trial.number: sweep.experiment.override(trial.settings).steps for trial in known}
+    return savings(known, sweep.seeds, steps)
 
 
 def _study(sweep: Sweep) -> optuna.Study | None:
