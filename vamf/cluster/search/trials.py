@@ -94,12 +94,16 @@ def load_trials(sweep: Path) -> list[Trial]:
 
 
 def over_seeds(runs: list[Metrics]) -> Metrics:
-    """Means over seeds with their standard errors; a single seed keeps its own errors."""
+    """Means over seeds with their standard errors; a single seed keeps its own errors.
+
+    Metrics that a seed lacks are left out.
+    """
     if len(runs) == 1:
         return runs[0]
     import torch
 
-    values = {name: [run[name].value for run in runs] for name in runs[0]}
+    common = [name for name in runs[0] if all(name in run for run in runs)]
+    values = {name: [run[name].value for run in runs] for name in common}
     return {
         name: mean_with_error(torch.tensor(value, dtype=torch.float64))
         for name, value in values.items()

@@ -48,6 +48,7 @@ def test_over_seeds_is_the_mean_with_the_spread_of_seeds() -> None:
     assert mean.value == pytest.approx(3.0)
     assert mean.error == pytest.approx((7 / 3) ** 0.5)  # sqrt(((2^2 + 1 + 3^2) / 2) / 3)
     assert over_seeds(runs[:1]) == runs[0]
+    assert over_seeds([{**runs[0], "b": runs[0]["a"]}, *runs[1:]]) == over_seeds(runs)
 
 
 def test_differences_are_paired_by_seed() -> None:
