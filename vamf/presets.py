@@ -113,12 +113,10 @@ CIFAR10_CONDITIONAL = replace(
     guidance=Guidance(omega=1.0, cfg_kappa=0.0, dropout=0.1),
 )
 
-# What two minutes of one H200 give: 2,500 steps of 128 images take 114 s and reach a distance of
-# 5.61 +- 0.05 (without the stage, 2,400 steps, 5.93), where the recipe of `cifar10` at beta = 1 and
-# the same batches takes 180 s or more for 6.6 (vamf/reproduction/RESULTS.md). Chosen without trying
-# them one by one: no dropout and no transformations but mirroring, as an image is seen six times,
-# and Adam's faster second moment. With a share of r < t as large as in `cifar10` the network was
-# lost after flow matching.
+# What two minutes of one H200 give; this and the next two were measured in
+# vamf/reproduction/RESULTS.md. Chosen without trying them one by one: no dropout, no transformation
+# but mirroring, as an image is seen six times, and Adam's faster second moment. With a share of
+# r < t as large as in `cifar10` the network was lost after flow matching.
 CIFAR10_SHORT = replace(
     CIFAR10_UNCONDITIONAL,
     model=UNetConfig(augmentations=6, dropout=0.0),
@@ -147,18 +145,15 @@ CIFAR10_SHORT = replace(
 )
 
 # The same, told the class of each image, and guided inside the target, so that one evaluation makes
-# a guided sample: 2.70 +- 0.04 after as many steps, which take 145 s, and 4.02 without guidance. Of
-# its scales only 1 and 1.5 were tried (vamf/reproduction/RESULTS.md).
+# a guided sample. Of the scales only 1 and 1.5 were tried.
 CIFAR10_SHORT_CONDITIONAL = replace(
     CIFAR10_SHORT,
     model=UNetConfig(augmentations=6, dropout=0.0, classes=10),
     guidance=Guidance(omega=1.5, cfg_kappa=0.0, dropout=0.1),
 )
 
-# The same for less than twenty-five minutes of one H200: 0.466 +- 0.020 after 20,000 steps, which
-# take 1,209 s of a loop of 1,306 (vamf/reproduction/RESULTS.md). Flow matching takes as many of its
-# steps as a tenth; the moving average is longer, and the guidance scale smaller, as a network that
-# errs less needs less of it. Samples drawn with more of it afterwards had 0.376.
+# The same for less than twenty-five minutes, with the one scale that was tried: its samples were
+# nearer to real ones when the trained network was guided a little more.
 CIFAR10_25MIN = replace(
     CIFAR10_SHORT_CONDITIONAL,
     guidance=Guidance(omega=1.35, cfg_kappa=0.0, dropout=0.1),

@@ -31,8 +31,8 @@ class Pace(NamedTuple):
     """What an objective's steps take."""
 
     compiling: float
-    """Seconds that the first of such steps on this machine take for kernels, outside of training's
-    seconds: a search's trials find them compiled, and before their first step."""
+    """Seconds that the first such steps on this machine take longer, as kernels are compiled. No
+    part of a training's seconds: a trial compiles, if at all, before its first step."""
     first: float
     """Seconds of a training's first steps, in which a graph is recorded, beyond later ones'."""
     step: float
@@ -142,7 +142,7 @@ def _free(device: torch.device) -> None:
 
 
 def _pace(experiment: Experiment, device: torch.device) -> Pace:
-    cold, _ = _begun(experiment, device)  # those after it find what it compiles, so it is no cost
+    cold, _ = _begun(experiment, device)  # compiles, which no later steps do
     _free(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

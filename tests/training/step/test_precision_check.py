@@ -253,8 +253,9 @@ class OnlyBackwards(torch.autograd.Function):
     [
         ROUNDED | {"loss.kind": "SemigroupLoss", "beta.value": 0.0},
         COMPILED | {"loss.difference.epsilon": 0.01},
+        ROUNDED | {"loss.kind": "AlphaFlowLoss", "loss.alpha.value": 0.5},
     ],
-    ids=["semigroup", "difference"],
+    ids=["semigroup", "difference", "alpha"],
 )
 def test_a_network_without_forward_mode_is_tested_where_steps_take_no_derivative(over):
     own = trainer(TOY.override(over))

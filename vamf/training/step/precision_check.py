@@ -12,6 +12,7 @@ from vamf.experiment import Experiment
 from vamf.experiment_settings import Compute
 from vamf.flow.derivatives import textbook_derivative
 from vamf.flow.duals import dual_mode
+from vamf.flow.objectives.alpha_flow import AlphaFlowLoss
 from vamf.flow.objectives.meanflow import MeanFlowLoss, path_derivative, path_pass
 from vamf.flow.objectives.semigroup import SemigroupLoss
 from vamf.flow.objectives.terms import Draws, ObjectiveRule
@@ -212,6 +213,8 @@ def _differentiates(loss: ObjectiveRule) -> bool:
             return False
         case MeanFlowLoss():
             return loss.difference is None
+        case AlphaFlowLoss():
+            return not loss.alpha.value  # a curriculum ends at 0, MeanFlow
     return True
 
 

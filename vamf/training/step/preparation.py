@@ -15,16 +15,9 @@ from vamf.training.step.trainer import Trainer
 MOST = 16
 """Threads that compile; more would wait for each other."""
 SETTINGS = (
-    "model",
-    "times",
-    "loss",
-    "proxy",
-    "reference",
-    "head",
-    "guidance",
-    "augment",
-    "compute",
-)
+    "model", "times", "loss", "proxy", "reference", "head", "guidance", "augment", "compute",
+    "batch",
+)  # fmt: skip
 """The settings of an experiment on which a step's kernels and their accuracy depend."""
 
 _prepared: set[str] = set()
@@ -60,7 +53,7 @@ def kind_of_step(trainer: Trainer) -> str | None:
     if not (_is_ours(own.model) and _is_ours(own.loss)):
         return None
     settings, without_proxy = own.to_dict(), own.beta == BetaSchedule(value=0.0)
-    given = [own.batch, trainer.dataset.shape, workers.world, str(workers.device), without_proxy]
+    given = [trainer.dataset.shape, workers.world, str(workers.device), without_proxy]
     return json.dumps([*given, *(settings[name] for name in SETTINGS)])
 
 
